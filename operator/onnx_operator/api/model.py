@@ -1,0 +1,357 @@
+"""`OnnxModel`: what a product team writes, and what the operator tells about it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from onnx_operator.api.common import (
+    ApiModel,
+    Condition,
+    DecimalString,
+    Digest,
+    DnsLabel,
+    Duration,
+    ExecutionProvider,
+    ObjectName,
+    Resources,
+    Text,
+    cel,
+    schema_extra,
+)
+from onnx_operator.api.rollout import MetricName, Rollout
+
+Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+
+
+class Task(StrEnum):
+    """What the model answers."""
+
+    AUTO = "auto"
+    FEATURE_EXTRACTION = "feature-extraction"
+    SENTENCE_EMBEDDING = "sentence-embedding"
+    TEXT_CLASSIFICATION = "text-classification"
+    TOKEN_CLASSIFICATION = "token-classification"  # noqa: S105  (a task's name, not a password)
+
+
+class Scheme(StrEnum):
+    """Quantisation schemes."""
+
+    NONE = "none"
+    INT8_DYNAMIC = "int8-dynamic"
+
+
+class PersistentVolumeClaimSource(ApiModel):
+    """A checkpoint folder in a claim of the model's own namespace; mounted read-only by the fetch Job."""
+
+    claim_name: ObjectName
+    """Name of the PersistentVolumeClaim."""
+    path: Annotated[
+        str,
+        Field(
+            max_length=512,
+            json_schema_extra=schema_extra(
+                cel(
+                    "!self.startsWith('/') && !self.split('/').exists(p, p == '..')",
+                    "path must be relative to the claim's root and must not contain ..",
+                )
+            ),
+        ),
+    ] = ""
+    """Folder inside the claim that holds config.json and the weights; empty is the claim's root."""
+
+
+class SecretKey(ApiModel):
+    """A key of a Secret in the model's own namespace; mounted by the fetch Job, never read by the operator."""
+
+    name: ObjectName
+    """Name of the Secret."""
+    key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")] = "token"
+    """Key inside the Secret."""
+
+
+class HuggingFaceSource(ApiModel):
+    """A repository on a Hugging Face hub; the class says which hub."""
+
+    repository: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
+    """Owner and name, such as sentence-transformers/all-MiniLM-L6-v2."""
+    revision: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", max_length=200)]
+    """The commit as 40 hexadecimal digits. A branch or tag is taken only where the class allows mutable
+    revisions; it is resolved once and stays pinned until the source or retryToken changes."""
+    token_secret_ref: SecretKey | None = None
+    """Where the access token for a private repository is kept."""
+
+
+class Source(ApiModel):
+    """Where the checkpoint comes from: exactly one of the sources."""
+
+    model_config = {
+        "json_schema_extra": schema_extra(
+            cel(
+                "[has(self.persistentVolumeClaim), has(self.huggingFace)].filter(x, x).size() == 1",
+                "exactly one of persistentVolumeClaim and huggingFace must be set",
+            )
+        )
+    }
+
+    persistent_volume_claim: PersistentVolumeClaimSource | None = None
+    """A folder in a PersistentVolumeClaim of this namespace."""
+    hugging_face: HuggingFaceSource | None = None
+    """A repository on a Hugging Face hub."""
+    digest: Digest | None = None
+    """The digest that the fetched checkpoint must have; the fetch fails on any other."""
+
+
+class Quantization(ApiModel):
+    """How much precision is given up for speed and size."""
+
+    scheme: Scheme = Scheme.NONE
+    """none keeps float32. int8-dynamic stores weights as 8-bit integers and quantises activations while it runs."""
+
+
+class ExecutionProviderRequest(ApiModel):
+    """One execution provider that the model must be validated and served on."""
+
+    name: ExecutionProvider
+    """CPUExecutionProvider or CUDAExecutionProvider; the class says on which nodes each runs."""
+
+
+class Parity(ApiModel):
+    """Bounds on the difference between the ONNX graph and the original; unset means the scheme's default."""
+
+    min_cosine: DecimalString | None = None
+    """Smallest cosine similarity between outputs that still passes, such as "0.999"."""
+    max_absolute: DecimalString | None = None
+    """Largest absolute difference of any output value that still passes, such as "1e-3"."""
+    max_relative: DecimalString | None = None
+    """Largest difference relative to the output's scale that still passes."""
+    min_label_agreement: DecimalString | None = None
+    """For classifiers: smallest share of inputs with the same label that still passes, such as "0.99"."""
+
+
+class Validation(ApiModel):
+    """What must be proved before a revision may see traffic."""
+
+    parity: Parity = Parity()
+    """The ONNX graph against the original checkpoint, over adversarial shapes and real text."""
+
+
+class Batching(ApiModel):
+    """Triton's dynamic batching."""
+
+    max_batch_size: Annotated[int, Field(ge=1, le=1024)] = 32
+    """Most requests that are answered in one run of the graph. Memory grows with it times the length."""
+    max_queue_delay: Annotated[Duration, Field(json_schema_extra=schema_extra(
+        cel("duration(self) <= duration('10s')", "maxQueueDelay must be at most 10s")))] = "500us"
+    """How long a request may wait for others to share its batch."""
+
+
+class Serving(ApiModel):
+    """How the model is served. Changing replicas scales; changing anything else makes a new revision."""
+
+    replicas: Annotated[int, Field(ge=1, le=100)] = 1
+    """Pods per execution provider at full weight."""
+    resources: Resources = Resources()
+    """Resources of each server container; the class's for the execution provider when empty."""
+    batching: Batching = Batching()
+    """How requests are put together."""
+    instances: Annotated[int, Field(ge=1, le=16)] = 1
+    """Copies of the graph inside one pod that run at the same time."""
+    threads: Annotated[int, Field(ge=1, le=64)] = 1
+    """CPU threads of each instance."""
+
+
+class OnnxModelSpec(ApiModel):
+    """The declared model."""
+
+    class_name: ObjectName | None = None
+    """The OnnxModelClass to use; unset means the default class."""
+    source: Source
+    """The checkpoint."""
+    task: Task = Task.AUTO
+    """What the model answers; auto reads it from the checkpoint's own files."""
+    opset: Annotated[int, Field(ge=18, le=23)] = 18
+    """ONNX operator set of the graph; must be known to the serving image."""
+    quantization: Quantization = Quantization()
+    """Precision of the graph."""
+    max_sequence_length: Annotated[int, Field(ge=1, le=131_072)] | None = None
+    """Longest input in tokens that is served; longer ones are answered with an error. Unset means all that the
+    checkpoint allows."""
+    execution_providers: Annotated[
+        list[ExecutionProviderRequest],
+        Field(
+            min_length=1,
+            max_length=2,
+            json_schema_extra=schema_extra(x_kubernetes_list_type="map", x_kubernetes_list_map_keys=["name"]),
+        ),
+    ] = [ExecutionProviderRequest(name=ExecutionProvider.CPU)]
+    """Where the model runs. Each one is validated on its own and served by its own pods."""
+    validation: Validation = Validation()
+    """What must be proved before traffic."""
+    serving: Serving = Serving()
+    """How it is served."""
+    rollout: Rollout = Rollout()
+    """How a new revision takes over."""
+    revision_history_limit: Annotated[int, Field(ge=1, le=50)] = 5
+    """Finished revisions that are kept for history and rollback, besides stable and candidate."""
+
+
+class SourceStatus(ApiModel):
+    """The checkpoint as it was resolved; a ledger that outlives the fetch Job."""
+
+    key: Annotated[str, Field(max_length=64)]
+    """Identifies the declared source and attempt that this digest was resolved for."""
+    digest: Digest
+    """Digest over all files of the checkpoint."""
+    files: Annotated[int, Field(ge=0)] = 0
+    """Number of files."""
+    bytes: Annotated[int, Field(ge=0)] = 0
+    """Total size."""
+    resolved_time: Time
+    """When the fetch finished."""
+
+
+class MetricStatus(ApiModel):
+    """The last judgement of one metric."""
+
+    name: MetricName
+    """The metric."""
+    verdict: Annotated[str, Field(pattern=r"^(Pass|Fail|NoData|ProviderError|Inconclusive)$")]
+    """What the measurement says."""
+    candidate: Annotated[str, Field(max_length=32)] | None = None
+    """The candidate's value as text."""
+    stable: Annotated[str, Field(max_length=32)] | None = None
+    """Stable's value over the same time as text."""
+    candidate_samples: Annotated[int, Field(ge=0)] = 0
+    """Requests behind the candidate's value."""
+    stable_samples: Annotated[int, Field(ge=0)] = 0
+    """Requests behind stable's value."""
+    message: Text = ""
+    """The judgement in a sentence, with value and bound."""
+
+
+class RevisionInUse(ApiModel):
+    """One side of the traffic."""
+
+    revision: ObjectName
+    """Name of the OnnxModelRevision."""
+    number: Annotated[int, Field(ge=1)]
+    """Its number, which is the version Triton reports in every answer."""
+    digest: Digest | None = None
+    """Digest of the artifact that is served; unset until it is published."""
+    weight: Annotated[int, Field(ge=0, le=100)] = 0
+    """Percent of requests it answers, as the gateway has accepted it."""
+    ready_replicas: Annotated[int, Field(ge=0)] = 0
+    """Pods that are ready, over all execution providers."""
+
+
+class StableStatus(RevisionInUse):
+    """The revision that serves."""
+
+
+class CandidateStatus(RevisionInUse):
+    """The revision that is on its way."""
+
+    step: Annotated[int, Field(ge=0)] = 0
+    """Index of the rollout step, counted from 0."""
+    started_time: Time
+    """When this candidate began."""
+    step_started_time: Time | None = None
+    """When the gateway accepted the weight of this step; samples are counted from here."""
+    progress_time: Time | None = None
+    """When this candidate last made progress; the progress deadline counts from here."""
+    verdict: Annotated[str, Field(pattern=r"^(Pass|Fail|NoData|ProviderError|Inconclusive)$")] | None = None
+    """The worst verdict of the last analysis."""
+    verdict_time: Time | None = None
+    """When it was judged."""
+    analysis: Annotated[list[MetricStatus], Field(max_length=8)] = []
+    """Each metric's last judgement."""
+
+
+class FailureStatus(ApiModel):
+    """The last thing that went wrong; kept after recovery, for the post-mortem."""
+
+    stage: Annotated[str, Field(max_length=32)]
+    """Where: Accepted, SourceResolved, Converted, Validated, Published, CandidateAvailable, Rollout."""
+    reason: Annotated[str, Field(max_length=128)]
+    """The documented reason."""
+    message: Text
+    """What happened and the way out."""
+    revision: ObjectName | None = None
+    """The revision it happened to."""
+    exit_code: int | None = None
+    """Exit code of the container that failed."""
+    logs: Annotated[str, Field(max_length=2048)] | None = None
+    """The command that shows the logs of the failed container."""
+    time: Time
+    """When it was first seen."""
+
+
+class HandledTokens(ApiModel):
+    """The tokens that were acted on; a token in spec that differs is a request."""
+
+    promote: Annotated[str, Field(max_length=128)] = ""
+    """Last handled promoteToken."""
+    abort: Annotated[str, Field(max_length=128)] = ""
+    """Last handled abortToken."""
+    retry: Annotated[str, Field(max_length=128)] = ""
+    """Last handled retryToken."""
+
+
+class EndpointStatus(ApiModel):
+    """Where the model answers."""
+
+    host: Annotated[str, Field(max_length=253)]
+    """Host name to send, as HTTP Host header or gRPC authority."""
+    model_name: DnsLabel
+    """Name of the model in Triton's protocol."""
+
+
+class OnnxModelStatus(ApiModel):
+    """What the operator has seen and decided. Written by the operator only."""
+
+    observed_generation: Annotated[int, Field(ge=0)] = 0
+    """The generation of the spec that this status speaks of."""
+    phase: Annotated[str, Field(max_length=32)] = "Pending"
+    """A word for people; programs read the conditions."""
+    conditions: Annotated[
+        list[Condition],
+        Field(
+            max_length=16,
+            json_schema_extra=schema_extra(x_kubernetes_list_type="map", x_kubernetes_list_map_keys=["type"]),
+        ),
+    ] = []
+    """Ready, Reconciling, Stalled and one per stage."""
+    endpoint: EndpointStatus | None = None
+    """Where the model answers."""
+    source: SourceStatus | None = None
+    """The checkpoint as it was resolved."""
+    stable: StableStatus | None = None
+    """The revision that serves."""
+    candidate: CandidateStatus | None = None
+    """The revision that is on its way."""
+    retiring: Annotated[
+        list[RevisionInUse],
+        Field(
+            max_length=8,
+            json_schema_extra=schema_extra(x_kubernetes_list_type="map", x_kubernetes_list_map_keys=["revision"]),
+        ),
+    ] = []
+    """Revisions that were taken out of the traffic and are being drained before they are scaled down."""
+    drain_started_time: Time | None = None
+    """When the gateway accepted that the retiring revisions get no traffic."""
+    last_failure: FailureStatus | None = None
+    """The last thing that went wrong."""
+    handled_tokens: HandledTokens = HandledTokens()
+    """The tokens that were acted on."""
+
+
+class OnnxModel:
+    """Names of the kind."""
+
+    KIND: ClassVar = "OnnxModel"
+    PLURAL: ClassVar = "onnxmodels"
+    SINGULAR: ClassVar = "onnxmodel"
+    SHORT: ClassVar = "om"

@@ -1,0 +1,168 @@
+"""`OnnxModelClass`: what a platform team offers, as a StorageClass does for claims."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, ClassVar, Final
+
+from pydantic import Field
+
+from onnx_operator.api.common import (
+    GROUP,
+    ApiModel,
+    DnsLabel,
+    Duration,
+    ExecutionProvider,
+    Image,
+    ObjectName,
+    Resources,
+    Toleration,
+    cel,
+    schema_extra,
+)
+from onnx_operator.api.rollout import RolloutDefaults
+
+DEFAULT_CLASS_ANNOTATION: Final = f"{GROUP}/is-default-class"
+
+
+class SourceKind(StrEnum):
+    """Sources that a class can allow."""
+
+    PERSISTENT_VOLUME_CLAIM = "persistentVolumeClaim"
+    HUGGING_FACE = "huggingFace"
+
+
+class ArtifactStore(ApiModel):
+    """Where checkpoints under work and published artifacts are kept."""
+
+    claim_name: ObjectName
+    """Name of a PersistentVolumeClaim that must exist in every namespace that uses this class. ReadWriteMany
+    where Jobs and servers run on several nodes."""
+
+
+class Images(ApiModel):
+    """Images that the models of this class use; the operator's own defaults when unset. A change is a new
+    revision of every model of the class, canaried like any other."""
+
+    converter: Image | None = None
+    """Runs fetch, convert, validate and publish."""
+    server: Image | None = None
+    """Triton; 26.07 or later in production, older ones have known critical vulnerabilities."""
+
+
+class HuggingFacePolicy(ApiModel):
+    """Which hub, and how strictly."""
+
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^\s@]+$", max_length=512)] | None = None
+    """Base address of the hub; the public hub when unset. Only the fetch Job ever dials it."""
+    allow_mutable_revisions: bool = False
+    """Whether a branch or tag may be named instead of a 40-digit commit."""
+
+
+class SourcePolicy(ApiModel):
+    """Which sources models of this class may name."""
+
+    allowed: Annotated[
+        list[SourceKind], Field(max_length=2, json_schema_extra=schema_extra(x_kubernetes_list_type="set"))
+    ] = [SourceKind.PERSISTENT_VOLUME_CLAIM, SourceKind.HUGGING_FACE]
+    """The kinds of source."""
+    hugging_face: HuggingFacePolicy = HuggingFacePolicy()
+    """Rules for Hugging Face hubs."""
+
+
+class ProviderPlacement(ApiModel):
+    """On which nodes an execution provider runs, and with what."""
+
+    name: ExecutionProvider
+    """The execution provider."""
+    node_selector: Annotated[
+        dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=63)]], Field(max_length=16)
+    ] = {}
+    """Labels a node must have."""
+    tolerations: Annotated[list[Toleration], Field(max_length=16)] = []
+    """Taints the pods tolerate."""
+    runtime_class_name: ObjectName | None = None
+    """RuntimeClass of the pods, for example nvidia."""
+    resources: Resources = Resources(
+        requests={"cpu": "250m", "memory": "512Mi"}, limits={"memory": "2Gi"}
+    )
+    """Resources of a server container whose model names none, and of validation."""
+
+
+class JobPolicy(ApiModel):
+    """Bounds on the Jobs that convert models."""
+
+    deadline: Annotated[Duration, Field(json_schema_extra=schema_extra(
+        cel("duration(self) >= duration('10s')", "deadline must be at least 10s")))] = "1h"
+    """The longest that one Job may run, retries included."""
+    resources: Resources = Resources(requests={"cpu": "500m", "memory": "2Gi"}, limits={"memory": "6Gi"})
+    """Resources of the fetch, convert and publish containers, and the memory of validation."""
+
+
+class GatewayReference(ApiModel):
+    """The Gateway that the models' routes attach to; its listeners must allow routes from their namespaces."""
+
+    name: ObjectName
+    """Name of the Gateway."""
+    namespace: DnsLabel
+    """Namespace of the Gateway. The one reference across namespaces: written by the platform team, and granted
+    by the Gateway's allowedRoutes."""
+    http_listener: ObjectName = "http"
+    """Listener for HTTP."""
+    grpc_listener: ObjectName = "grpc"
+    """Listener for gRPC."""
+
+
+class Traffic(ApiModel):
+    """How requests reach models."""
+
+    domain: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$", max_length=120)]
+    """A model answers at <model>.<namespace>.<domain>."""
+    gateway: GatewayReference
+    """The Gateway."""
+    drain: Duration = "10s"
+    """How long a revision that was taken out of the traffic keeps running for requests under way."""
+
+
+class Limits(ApiModel):
+    """What a model of this class may ask for at most."""
+
+    max_replicas: Annotated[int, Field(ge=1, le=100)] = 10
+    """Upper bound of serving.replicas."""
+
+
+class OnnxModelClassSpec(ApiModel):
+    """What the platform offers."""
+
+    artifact_store: ArtifactStore
+    """Where artifacts are kept."""
+    traffic: Traffic
+    """How requests reach models."""
+    images: Images = Images()
+    """Images of Jobs and servers."""
+    sources: SourcePolicy = SourcePolicy()
+    """Which sources are allowed."""
+    execution_providers: Annotated[
+        list[ProviderPlacement],
+        Field(
+            min_length=1,
+            max_length=2,
+            json_schema_extra=schema_extra(x_kubernetes_list_type="map", x_kubernetes_list_map_keys=["name"]),
+        ),
+    ] = [ProviderPlacement(name=ExecutionProvider.CPU)]
+    """The execution providers on offer."""
+    jobs: JobPolicy = JobPolicy()
+    """Bounds on Jobs."""
+    rollout: RolloutDefaults = RolloutDefaults()
+    """Rollout of models that say nothing about it."""
+    limits: Limits = Limits()
+    """Upper bounds."""
+
+
+class OnnxModelClass:
+    """Names of the kind."""
+
+    KIND: ClassVar = "OnnxModelClass"
+    PLURAL: ClassVar = "onnxmodelclasses"
+    SINGULAR: ClassVar = "onnxmodelclass"
+    SHORT: ClassVar = "omc"

@@ -1,0 +1,189 @@
+"""`OnnxModelRevision`: one immutable version of a model, written by the operator only."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from onnx_operator.api.common import (
+    ApiModel,
+    DecimalString,
+    Digest,
+    DnsLabel,
+    ExecutionProvider,
+    Image,
+    ObjectName,
+    Resources,
+    Text,
+    Toleration,
+    cel,
+    schema_extra,
+)
+from onnx_operator.api.model import Batching, Parity, Quantization, Source, Task, Time
+
+
+class RevisionProvider(ApiModel):
+    """One execution provider with everything the class and the model say about its pods."""
+
+    name: ExecutionProvider
+    """The execution provider."""
+    node_selector: dict[str, str] = {}
+    """Labels a node must have."""
+    tolerations: list[Toleration] = []
+    """Taints the pods tolerate."""
+    runtime_class_name: ObjectName | None = None
+    """RuntimeClass of the pods."""
+    resources: Resources = Resources()
+    """Resources of the server container."""
+
+
+class OnnxModelRevisionSpec(ApiModel):
+    """Everything that shapes the artifact and the pods, resolved. Immutable."""
+
+    model_config = {
+        "json_schema_extra": schema_extra(cel("self == oldSelf", "a revision is immutable; change the OnnxModel instead"))
+    }
+
+    model_name: DnsLabel
+    """Name of the OnnxModel, and of the model in Triton."""
+    number: Annotated[int, Field(ge=1)]
+    """Counts up for each model; the version that Triton reports."""
+    source: Source
+    """The source as declared."""
+    source_digest: Digest
+    """The source as resolved."""
+    task: Task
+    """What the model answers."""
+    opset: int
+    """ONNX operator set."""
+    quantization: Quantization
+    """Precision of the graph."""
+    max_sequence_length: int | None = None
+    """Longest input in tokens."""
+    parity: Parity
+    """Bounds of the validation."""
+    execution_providers: Annotated[
+        list[RevisionProvider],
+        Field(json_schema_extra=schema_extra(x_kubernetes_list_type="map", x_kubernetes_list_map_keys=["name"])),
+    ]
+    """Execution providers with their placement."""
+    batching: Batching
+    """Triton's dynamic batching."""
+    instances: int
+    """Copies of the graph inside one pod."""
+    threads: int
+    """CPU threads of each instance."""
+    converter_image: Image
+    """Image of the Jobs."""
+    server_image: Image
+    """Image of the server."""
+    artifact_claim_name: ObjectName
+    """Claim that holds the artifact."""
+    artifact_key: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    """Identifies what shapes the artifact; revisions with the same key share one artifact."""
+
+
+class Outcome(StrEnum):
+    """Where a revision stands in its life."""
+
+    PENDING = "Pending"
+    CANDIDATE = "Candidate"
+    STABLE = "Stable"
+    RETIRED = "Retired"
+    SUPERSEDED = "Superseded"
+    FAILED = "Failed"
+    ROLLED_BACK = "RolledBack"
+
+
+class StageStatus(ApiModel):
+    """The result of one Job; a ledger that outlives the Job."""
+
+    name: Annotated[str, Field(max_length=64)]
+    """convert, publish, or validate-<provider>."""
+    outcome: Annotated[str, Field(pattern=r"^(Succeeded|Failed)$")]
+    """How it ended."""
+    reason: Annotated[str, Field(max_length=128)]
+    """The documented reason."""
+    message: Text = ""
+    """What happened, in a sentence."""
+    exit_code: int | None = None
+    """Exit code of the container."""
+    finished_time: Time
+    """When it ended."""
+    seconds: Annotated[int, Field(ge=0)] = 0
+    """How long it took, from the Job's start to its end."""
+
+
+class ParityStatus(ApiModel):
+    """The measured difference between graph and original on one execution provider."""
+
+    provider: ExecutionProvider
+    """Where it was measured."""
+    min_cosine: DecimalString | None = None
+    """Smallest cosine similarity seen."""
+    max_absolute: DecimalString | None = None
+    """Largest absolute difference seen."""
+    max_relative: DecimalString | None = None
+    """Largest relative difference seen."""
+    min_label_agreement: DecimalString | None = None
+    """Smallest label agreement seen."""
+    samples: Annotated[int, Field(ge=0)] = 0
+    """Number of inputs compared."""
+    report_digest: Digest | None = None
+    """Digest of the full report."""
+
+
+class ArtifactStatus(ApiModel):
+    """The published artifact."""
+
+    digest: Digest
+    """Digest of its manifest, which lists every file."""
+    bytes: Annotated[int, Field(ge=0)] = 0
+    """Total size."""
+    report_digest: Digest | None = None
+    """Digest of report.json inside it."""
+
+
+class QuarantineStatus(ApiModel):
+    """Why this revision is not tried again by itself."""
+
+    reason: Annotated[str, Field(max_length=128)]
+    """The documented reason."""
+    message: Text
+    """What happened, and the way out."""
+    time: Time
+    """When."""
+
+
+class OnnxModelRevisionStatus(ApiModel):
+    """What became of the revision. Written by the operator only."""
+
+    outcome: Outcome = Outcome.PENDING
+    """Where it stands in its life."""
+    attempt: Annotated[int, Field(ge=0)] = 0
+    """Counts the retries that a person asked for; part of the Jobs' names."""
+    stages: Annotated[
+        list[StageStatus],
+        Field(
+            max_length=8,
+            json_schema_extra=schema_extra(x_kubernetes_list_type="map", x_kubernetes_list_map_keys=["name"]),
+        ),
+    ] = []
+    """Results of the Jobs."""
+    parity: Annotated[list[ParityStatus], Field(max_length=2)] = []
+    """Measured difference per execution provider."""
+    artifact: ArtifactStatus | None = None
+    """The published artifact."""
+    quarantine: QuarantineStatus | None = None
+    """Set when the revision failed or was rolled back."""
+
+
+class OnnxModelRevision:
+    """Names of the kind."""
+
+    KIND: ClassVar = "OnnxModelRevision"
+    PLURAL: ClassVar = "onnxmodelrevisions"
+    SINGULAR: ClassVar = "onnxmodelrevision"
+    SHORT: ClassVar = "omr"

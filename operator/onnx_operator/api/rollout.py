@@ -1,0 +1,126 @@
+"""How a new revision takes over traffic: steps, analysis and the human's controls."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from onnx_operator.api.common import ApiModel, DecimalString, Duration, Token, cel, schema_extra
+
+
+class MetricName(StrEnum):
+    """The metrics that need no query, because the operator knows how to measure them."""
+
+    ERROR_RATIO = "errorRatio"
+    SLOW_RATIO = "slowRatio"
+    DISAGREEMENT = "disagreement"
+
+
+class Metric(ApiModel):
+    """One comparison of the candidate with stable over the same minutes."""
+
+    model_config = {
+        "json_schema_extra": schema_extra(
+            cel(
+                "self.name != 'slowRatio' || has(self.slowerThan)",
+                "slowRatio needs slowerThan, for example 250ms: the duration above which an answer counts as slow",
+            ),
+            cel("self.name == 'slowRatio' || !has(self.slowerThan)", "slowerThan belongs to slowRatio only"),
+            cel(
+                "has(self.maximum) || has(self.tolerance)",
+                "give maximum (absolute bound) or tolerance (how much worse than stable is fine), or both",
+            ),
+        )
+    }
+
+    name: MetricName
+    """errorRatio: share of requests answered with a server error. slowRatio: share of answers slower than
+    slowerThan. disagreement: share of golden requests that candidate and stable answer differently."""
+    maximum: DecimalString | None = None
+    """The candidate fails above this share, whatever stable does. A number from 0 to 1 as text, such as "0.05"."""
+    tolerance: DecimalString | None = None
+    """The candidate fails when its share is above stable's by more than this, such as "0.01"."""
+    slower_than: Duration | None = None
+    """For slowRatio: an answer that takes longer is slow. Rounded up to the gateway's next histogram bucket."""
+
+
+class Analysis(ApiModel):
+    """What is measured at every step, and how patiently."""
+
+    interval: Annotated[Duration, Field(json_schema_extra=schema_extra(
+        cel("duration(self) >= duration('1s')", "interval must be at least 1s")))] = "10s"
+    """How often the metrics are judged."""
+    minimum_samples: Annotated[int, Field(ge=1, le=1_000_000)] = 50
+    """Requests that the candidate must have answered in a step before the step can pass. Fewer is NoData: it
+    holds the rollout and, at the progress deadline, gives the candidate up."""
+    metrics: Annotated[
+        list[Metric],
+        Field(max_length=8, json_schema_extra=schema_extra(
+            x_kubernetes_list_type="map", x_kubernetes_list_map_keys=["name"])),
+    ] = [
+        Metric(name=MetricName.ERROR_RATIO, maximum="0.05", tolerance="0.01"),
+        Metric(name=MetricName.DISAGREEMENT, maximum="0.02"),
+    ]
+    """The metrics; an empty list promotes by time and readiness alone."""
+
+
+class Step(ApiModel):
+    """One stop on the candidate's way to all of the traffic."""
+
+    weight: Annotated[int, Field(ge=1, le=100)]
+    """Percent of requests that the candidate answers in this step."""
+    duration: Duration = "1m"
+    """How long the step lasts at least; it ends only when the analysis passes."""
+
+
+_DEFAULT_STEPS = (Step(weight=10), Step(weight=50))
+
+Steps = Annotated[
+    list[Step],
+    Field(
+        min_length=1,
+        max_length=16,
+        json_schema_extra=schema_extra(
+            cel("self.map(s, s.weight).isSorted()", "weights of steps must ascend"),
+            x_kubernetes_list_type="atomic",
+        ),
+    ),
+]
+
+ProgressDeadline = Annotated[
+    Duration,
+    Field(json_schema_extra=schema_extra(
+        cel("duration(self) >= duration('10s')", "progressDeadline must be at least 10s"))),
+]
+
+
+class RolloutDefaults(ApiModel):
+    """What a class gives to models that say nothing about their rollout."""
+
+    steps: Steps = list(_DEFAULT_STEPS)
+    """Weights the candidate passes through before it is promoted to 100."""
+    analysis: Analysis = Analysis()
+    """What must hold at every step."""
+    progress_deadline: ProgressDeadline = "15m"
+    """The longest that a candidate may take to become available or to pass one step."""
+
+
+class Rollout(ApiModel):
+    """How a new revision of this model takes over, and the controls for people and pipelines."""
+
+    steps: Steps | None = None
+    """Weights the candidate passes through before it is promoted to 100; the class's when unset."""
+    analysis: Analysis | None = None
+    """What must hold at every step; the class's when unset."""
+    progress_deadline: ProgressDeadline | None = None
+    """The longest that a candidate may take to become available or to pass one step; the class's when unset."""
+    paused: bool = False
+    """Holds the rollout where it is: weights and steps stay, analysis and rollback go on."""
+    promote_token: Token = ""
+    """Any change of this text promotes the candidate at once, without waiting for the remaining steps."""
+    abort_token: Token = ""
+    """Any change of this text takes the candidate out. Wins over promoteToken."""
+    retry_token: Token = ""
+    """Any change of this text lifts the quarantine and tries the revision again, fetching the source anew."""
