@@ -63,7 +63,8 @@ Duration = Annotated[str, Field(pattern=r"^([0-9]+(us|ms|s|m|h))+$", max_length=
 """A span of time such as `500us`, `30s` or `1h30m`."""
 
 DecimalString = Annotated[
-    str, Field(pattern=r"^(0|[1-9][0-9]*)(\.[0-9]+)?([eE]-?[0-9]{1,3})?$", max_length=24, examples=["1e-3", "0.01"])
+    str,
+    Field(pattern=r"^(0|[1-9][0-9]*)(\.[0-9]+)?([eE]-?[0-9]{1,3})?$", max_length=24, examples=["1e-3", "0.01"]),
 ]
 """A non-negative number as text, because floats do not survive every YAML and JSON tool unchanged."""
 
@@ -79,7 +80,12 @@ Quantity = Annotated[
 """An amount as in a Pod, such as `500m`, `2` or `4Gi`."""
 DnsLabel = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", min_length=1, max_length=63)]
 ObjectName = Annotated[
-    str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$", min_length=1, max_length=253)
+    str,
+    Field(
+        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$",
+        min_length=1,
+        max_length=253,
+    ),
 ]
 Token = Annotated[str, Field(max_length=128)]
 Image = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^\S+$")]

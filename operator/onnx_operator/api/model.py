@@ -75,7 +75,9 @@ class SecretKey(ApiModel):
 class HuggingFaceSource(ApiModel):
     """A repository on a Hugging Face hub; the class says which hub."""
 
-    repository: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
+    repository: Annotated[
+        str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)
+    ]
     """Owner and name, such as sentence-transformers/all-MiniLM-L6-v2."""
     revision: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", max_length=200)]
     """The commit as 40 hexadecimal digits. A branch or tag is taken only where the class allows mutable
@@ -143,8 +145,14 @@ class Batching(ApiModel):
 
     max_batch_size: Annotated[int, Field(ge=1, le=1024)] = 32
     """Most requests that are answered in one run of the graph. Memory grows with it times the length."""
-    max_queue_delay: Annotated[Duration, Field(json_schema_extra=schema_extra(
-        cel("duration(self) <= duration('10s')", "maxQueueDelay must be at most 10s")))] = "500us"
+    max_queue_delay: Annotated[
+        Duration,
+        Field(
+            json_schema_extra=schema_extra(
+                cel("duration(self) <= duration('10s')", "maxQueueDelay must be at most 10s")
+            )
+        ),
+    ] = "500us"
     """How long a request may wait for others to share its batch."""
 
 

@@ -42,7 +42,8 @@ class ArtifactStore(ApiModel):
 
 class Images(ApiModel):
     """Images that the models of this class use; the operator's own defaults when unset. A change is a new
-    revision of every model of the class, canaried like any other."""
+    revision of every model of the class, canaried like any other.
+    """
 
     converter: Image | None = None
     """Runs fetch, convert, validate and publish."""
@@ -76,24 +77,27 @@ class ProviderPlacement(ApiModel):
     name: ExecutionProvider
     """The execution provider."""
     node_selector: Annotated[
-        dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=63)]], Field(max_length=16)
+        dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=63)]],
+        Field(max_length=16),
     ] = {}
     """Labels a node must have."""
     tolerations: Annotated[list[Toleration], Field(max_length=16)] = []
     """Taints the pods tolerate."""
     runtime_class_name: ObjectName | None = None
     """RuntimeClass of the pods, for example nvidia."""
-    resources: Resources = Resources(
-        requests={"cpu": "250m", "memory": "512Mi"}, limits={"memory": "2Gi"}
-    )
+    resources: Resources = Resources(requests={"cpu": "250m", "memory": "512Mi"}, limits={"memory": "2Gi"})
     """Resources of a server container whose model names none, and of validation."""
 
 
 class JobPolicy(ApiModel):
     """Bounds on the Jobs that convert models."""
 
-    deadline: Annotated[Duration, Field(json_schema_extra=schema_extra(
-        cel("duration(self) >= duration('10s')", "deadline must be at least 10s")))] = "1h"
+    deadline: Annotated[
+        Duration,
+        Field(
+            json_schema_extra=schema_extra(cel("duration(self) >= duration('10s')", "deadline must be at least 10s"))
+        ),
+    ] = "1h"
     """The longest that one Job may run, retries included."""
     resources: Resources = Resources(requests={"cpu": "500m", "memory": "2Gi"}, limits={"memory": "6Gi"})
     """Resources of the fetch, convert and publish containers, and the memory of validation."""
@@ -116,7 +120,10 @@ class GatewayReference(ApiModel):
 class Traffic(ApiModel):
     """How requests reach models."""
 
-    domain: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$", max_length=120)]
+    domain: Annotated[
+        str,
+        Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$", max_length=120),
+    ]
     """A model answers at <model>.<namespace>.<domain>."""
     gateway: GatewayReference
     """The Gateway."""

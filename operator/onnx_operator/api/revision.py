@@ -43,7 +43,9 @@ class OnnxModelRevisionSpec(ApiModel):
     """Everything that shapes the artifact and the pods, resolved. Immutable."""
 
     model_config = {
-        "json_schema_extra": schema_extra(cel("self == oldSelf", "a revision is immutable; change the OnnxModel instead"))
+        "json_schema_extra": schema_extra(
+            cel("self == oldSelf", "a revision is immutable; change the OnnxModel instead")
+        )
     }
 
     model_name: DnsLabel

@@ -49,16 +49,20 @@ class Metric(ApiModel):
 class Analysis(ApiModel):
     """What is measured at every step, and how patiently."""
 
-    interval: Annotated[Duration, Field(json_schema_extra=schema_extra(
-        cel("duration(self) >= duration('1s')", "interval must be at least 1s")))] = "10s"
+    interval: Annotated[
+        Duration,
+        Field(json_schema_extra=schema_extra(cel("duration(self) >= duration('1s')", "interval must be at least 1s"))),
+    ] = "10s"
     """How often the metrics are judged."""
     minimum_samples: Annotated[int, Field(ge=1, le=1_000_000)] = 50
     """Requests that the candidate must have answered in a step before the step can pass. Fewer is NoData: it
     holds the rollout and, at the progress deadline, gives the candidate up."""
     metrics: Annotated[
         list[Metric],
-        Field(max_length=8, json_schema_extra=schema_extra(
-            x_kubernetes_list_type="map", x_kubernetes_list_map_keys=["name"])),
+        Field(
+            max_length=8,
+            json_schema_extra=schema_extra(x_kubernetes_list_type="map", x_kubernetes_list_map_keys=["name"]),
+        ),
     ] = [
         Metric(name=MetricName.ERROR_RATIO, maximum="0.05", tolerance="0.01"),
         Metric(name=MetricName.DISAGREEMENT, maximum="0.02"),
@@ -91,8 +95,11 @@ Steps = Annotated[
 
 ProgressDeadline = Annotated[
     Duration,
-    Field(json_schema_extra=schema_extra(
-        cel("duration(self) >= duration('10s')", "progressDeadline must be at least 10s"))),
+    Field(
+        json_schema_extra=schema_extra(
+            cel("duration(self) >= duration('10s')", "progressDeadline must be at least 10s")
+        )
+    ),
 ]
 
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import yaml
-from pydantic import BaseModel
 
 from onnx_operator.api.common import GROUP, VERSION, cel
 from onnx_operator.api.model import OnnxModel, OnnxModelSpec, OnnxModelStatus
 from onnx_operator.api.model_class import OnnxModelClass, OnnxModelClassSpec
 from onnx_operator.api.revision import OnnxModelRevision, OnnxModelRevisionSpec, OnnxModelRevisionStatus
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 Names = type[OnnxModel] | type[OnnxModelRevision] | type[OnnxModelClass]
 
@@ -105,7 +107,7 @@ KINDS: Final = (
         "Cluster",
         "What a platform team offers to OnnxModels: allowed sources, artifact store, images, placement of execution "
         "providers, gateway, default rollout and limits. The class annotated "
-        "onnx-operator.io/is-default-class: \"true\" serves models that name none.",
+        'onnx-operator.io/is-default-class: "true" serves models that name none.',
         OnnxModelClassSpec,
         None,
         (),

@@ -1,0 +1,85 @@
+# `make help` lists what there is to do. Everything sets itself up, may be repeated, and survives a run that was killed.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ONEBOX := $(PYTHON) hack/onebox
+DEMO_CLUSTER := demo
+TEST_CLUSTER := e2e
+LOCK := uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+	--custom-compile-command 'make lock'
+
+.PHONY: help
+help: ## Explain every target.
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
+
+## The two commands ---------------------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: venv ## Bring up everything and run the main job before your eyes (KUBECONFIG=… for a cluster of your own).
+	$(BIN)/python -m demo $(if $(KUBECONFIG),--kubeconfig $(KUBECONFIG),--cluster $(DEMO_CLUSTER))
+
+.PHONY: test
+test: ## Run every tier of tests: lint, unit, integration, e2e. What CI runs.
+	@$(PYTHON) tests/run.py
+
+## Parts of them ------------------------------------------------------------------------------------------------
+
+.PHONY: venv
+venv: ## Make .venv from the lock files.
+	@$(PYTHON) hack/environment.py $(VENV)
+
+.PHONY: lint
+lint: venv ## Ruff, mypy, import-linter, and whether the rendered files are current.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PYTHONPATH=operator:converter_image $(BIN)/lint-imports
+
+.PHONY: test-unit
+test-unit: venv ## The pure core, tables and golden files; the converter on small models. Minutes.
+	$(BIN)/pytest tests/unit tests/golden
+
+.PHONY: test-integration
+test-integration: venv ## A real API server, etcd and controller-manager; a real Triton. Minutes.
+	$(BIN)/pytest tests/integration tests/triton
+
+.PHONY: test-e2e
+test-e2e: venv ## The whole product on a one-machine Kubernetes, under traffic.
+	$(BIN)/pytest tests/e2e
+
+.PHONY: crds
+crds: venv ## Render crds/ and the generated reference from the API models.
+	PYTHONPATH=operator $(BIN)/python -m onnx_operator.api.schema crds
+
+.PHONY: format
+format: venv ## Format the code.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: lock
+lock: ## Resolve requirements/*.in to locks with hashes and without addresses.
+	$(LOCK) requirements/operator.in -o requirements/operator.txt
+	$(LOCK) --overrides converter_image/overrides.txt requirements/converter.in -o requirements/converter.txt
+	$(LOCK) --overrides converter_image/overrides.txt requirements/dev.in -o requirements/dev.txt
+
+## The one-machine Kubernetes -----------------------------------------------------------------------------------
+
+.PHONY: cluster
+cluster: ## Bring up Kubernetes on this machine (first time: builds it, about 20 minutes) and print its kubeconfig.
+	$(ONEBOX) up --name $(DEMO_CLUSTER)
+
+.PHONY: cluster-down
+cluster-down: ## Remove it.
+	$(ONEBOX) down --name $(DEMO_CLUSTER)
+
+.PHONY: images
+images: ## Build the project's images and load them into the cluster.
+	$(ONEBOX) load-images --name $(DEMO_CLUSTER)
+
+.PHONY: demo-down
+demo-down: ## Remove what `make demo` made.
+	$(PYTHON) -m demo --down $(if $(KUBECONFIG),--kubeconfig $(KUBECONFIG),--cluster $(DEMO_CLUSTER))

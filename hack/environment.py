@@ -1,0 +1,63 @@
+"""Make the project's virtual environment from the locks; do nothing when it is current.
+
+Standard library only, because it runs before anything is installed. The environment is keyed by the content of
+what shapes it, and made under another name first, so a run that was killed leaves nothing half made in its place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCKS = (ROOT / "requirements" / "dev.txt", ROOT / "requirements" / "uv.txt")
+STANDINS = ROOT / "converter_image" / "cuda_standins.py"
+
+
+def run(*command: str | Path) -> None:
+    subprocess.run([str(part) for part in command], check=True)
+
+
+def key() -> str:
+    digest = hashlib.sha256(sys.version.encode())
+    for file in (*LOCKS, STANDINS, Path(__file__)):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def uv() -> Path:
+    """The pinned uv, in an environment of its own."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    base = Path(os.environ.get("ONNX_OPERATOR_CACHE", cache / "onnx-operator"))
+    home = base / f"uv-{hashlib.sha256(LOCKS[1].read_bytes() + sys.version.encode()).hexdigest()[:12]}"
+    binary = home / "bin" / "uv"
+    if not (home / ".done").exists():
+        shutil.rmtree(home, ignore_errors=True)
+        run(sys.executable, "-m", "venv", home)
+        run(home / "bin" / "pip", "install", "--quiet", "--require-hashes", "-r", LOCKS[1])
+        (home / ".done").touch()
+    return binary
+
+
+def main(target: Path) -> None:
+    stamp = target / ".key"
+    if stamp.exists() and stamp.read_text() == key():
+        return
+    print(f"making {target.name} (about 2 GB; a minute or two) ...", flush=True)
+    shutil.rmtree(target, ignore_errors=True)
+    tool = uv()
+    run(tool, "venv", "--quiet", "--python", sys.executable, target)
+    run(tool, "pip", "sync", "--quiet", "--python", target / "bin" / "python", "--require-hashes", LOCKS[0])
+    site = next((target / "lib").glob("python3.*")) / "site-packages"
+    run(target / "bin" / "python", STANDINS, site)
+    paths = "\n".join(str(ROOT / folder) for folder in ("operator", "converter_image", "tests"))
+    (site / "onnx_operator_checkout.pth").write_text(paths + "\n")
+    stamp.write_text(key())
+
+
+if __name__ == "__main__":
+    main((ROOT / sys.argv[1]).absolute())

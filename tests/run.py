@@ -1,0 +1,87 @@
+"""Run the tiers one after the other and say in the end what passed: what `make test` and CI call.
+
+Standard library only. A tier that fails does not stop the next one, so that one run tells everything; a tier that
+ran no test counts as failed.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TIERS = {
+    "unit": ("tests/unit", "tests/golden"),
+    "integration": ("tests/integration", "tests/triton"),
+    "e2e": ("tests/e2e",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Tests of one tier."""
+
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(self.passed + other.passed, self.failed + other.failed, self.skipped + other.skipped)
+
+
+def counts(report: Path) -> Counts:
+    """The counts of a JUnit report; none when the report was never written."""
+    if not report.exists():
+        return Counts()
+    suites = ET.parse(report).getroot().iter("testsuite")  # noqa: S314  (written by our own pytest)
+    total = Counts()
+    for suite in suites:
+        ran, failed = int(suite.get("tests", 0)), int(suite.get("failures", 0)) + int(suite.get("errors", 0))
+        skipped = int(suite.get("skipped", 0))
+        total += Counts(ran - failed - skipped, failed, skipped)
+    return total
+
+
+def step(name: str, *command: str) -> bool:
+    """Run a command with its output as it comes; True when it succeeded."""
+    print(f"\n=== {name}: {' '.join(command)}", flush=True)
+    started = time.monotonic()
+    code = subprocess.run(command, cwd=ROOT, check=False).returncode
+    print(
+        f"=== {name}: {'ok' if code == 0 else f'exit code {code}'} after {time.monotonic() - started:.0f} s",
+        flush=True,
+    )
+    return code == 0
+
+
+def main(wanted: list[str]) -> int:
+    reports = Path(os.environ.get("TEST_REPORTS") or tempfile.mkdtemp(prefix="onnx-operator-reports-"))
+    broken = [name for name in ("venv", "lint") if not step(name, "make", "--no-print-directory", name)]
+    total = Counts()
+    lines = []
+    for name in wanted or list(TIERS):
+        report = reports / f"{name}.xml"
+        report.unlink(missing_ok=True)
+        ok = step(name, ".venv/bin/pytest", f"--junitxml={report}", "--durations=10", *TIERS[name])
+        tier = counts(report)
+        lines.append(f"{name}: {tier.passed} passed, {tier.failed} failed, {tier.skipped} skipped")
+        if not ok or not tier.passed:
+            broken.append(name)
+        total += tier
+    print("\n" + "\n".join(lines))
+    if broken:
+        print(f"not green: {', '.join(broken)}")
+    # A tier that broke before it could count anything is a failure all the same.
+    failed = max(total.failed, len(broken))
+    print(f"{total.passed} passed, {failed} failed, {total.skipped} skipped")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
