@@ -1,0 +1,350 @@
+"""The verdict on one metric, and what verdicts mean for the rollout."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from datetime import timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnx_operator.api.rollout import Analysis, Metric, MetricName
+from onnx_operator.core.analysis import (
+    Counts,
+    Criterion,
+    Limits,
+    Measurement,
+    Outcome,
+    Ruling,
+    Tally,
+    Verdict,
+    criteria,
+    judge,
+    judge_all,
+    rule,
+    worst,
+)
+
+if TYPE_CHECKING:
+    from onnx_operator.core.analysis import Judgement
+
+ALPHA = 1e-4
+ERRORS = Criterion(MetricName.ERROR_RATIO, 50, maximum=Decimal("0.05"), tolerance=Decimal("0.01"))
+ONLY_MAXIMUM = replace(ERRORS, tolerance=None)
+ONLY_TOLERANCE = replace(ERRORS, maximum=None)
+PAIRS = Criterion(MetricName.DISAGREEMENT, 50, maximum=Decimal("0.02"))
+
+
+def measured(candidate: Counts, stable: Counts | None = None) -> Measurement:
+    return Measurement(MetricName.ERROR_RATIO, Outcome.MEASURED, candidate, stable)
+
+
+def verdict(wanted: Criterion, candidate: Counts, stable: Counts | None = None) -> Verdict:
+    return judge(wanted, measured(candidate, stable), alpha=ALPHA).verdict
+
+
+@pytest.mark.parametrize(
+    ("wanted", "candidate", "stable", "expected"),
+    [
+        pytest.param(ERRORS, Counts(0, 50), Counts(0, 450), Verdict.PASS, id="no errors and just enough samples pass"),
+        pytest.param(ERRORS, Counts(0, 49), Counts(0, 450), Verdict.NO_DATA, id="one sample too few is no data"),
+        pytest.param(ERRORS, Counts(0, 0), Counts(0, 450), Verdict.NO_DATA, id="silence is no data"),
+        pytest.param(ERRORS, Counts(0, 50), Counts(0, 49), Verdict.NO_DATA, id="too little of stable to compare with"),
+        pytest.param(ERRORS, Counts(0, 50), None, Verdict.NO_DATA, id="no stable to compare with"),
+        pytest.param(ERRORS, Counts(1, 1), Counts(0, 450), Verdict.NO_DATA, id="one unlucky error proves nothing"),
+        pytest.param(
+            ERRORS, Counts(1, 50), Counts(0, 450), Verdict.INCONCLUSIVE, id="one error in fifty may be chance"
+        ),
+        pytest.param(ERRORS, Counts(10, 10), Counts(0, 90), Verdict.FAIL, id="a crash fails before the minimum"),
+        pytest.param(ERRORS, Counts(25, 100), Counts(0, 900), Verdict.FAIL, id="a quarter of a hundred is proof"),
+        pytest.param(ERRORS, Counts(45, 1000), Counts(30, 9000), Verdict.FAIL, id="ten times stable's rate is proof"),
+        pytest.param(ERRORS, Counts(13, 1000), Counts(40, 9000), Verdict.PASS, id="worse by less than the tolerance"),
+        pytest.param(
+            ERRORS, Counts(300, 1000), Counts(2700, 9000), Verdict.FAIL, id="as bad as stable, beyond maximum"
+        ),
+        pytest.param(
+            ONLY_TOLERANCE, Counts(300, 1000), Counts(2700, 9000), Verdict.PASS, id="as bad as stable, no maximum"
+        ),
+        pytest.param(ONLY_MAXIMUM, Counts(2, 50), None, Verdict.PASS, id="a maximum needs no stable"),
+        pytest.param(ONLY_MAXIMUM, Counts(3, 50), None, Verdict.INCONCLUSIVE, id="slightly above the maximum"),
+        pytest.param(
+            ERRORS,
+            Counts(0, 1000, disputed=300),
+            Counts(0, 9000, disputed=2700),
+            Verdict.PASS,
+            id="callers' mistakes on both sides are nobody's fault",
+        ),
+        pytest.param(
+            ERRORS,
+            Counts(0, 100, disputed=30),
+            Counts(0, 900, disputed=1),
+            Verdict.FAIL,
+            id="a candidate that refuses what stable accepts",
+        ),
+        pytest.param(
+            ONLY_MAXIMUM, Counts(0, 100, disputed=100), None, Verdict.PASS, id="disputes don't count against a maximum"
+        ),
+        pytest.param(
+            replace(ONLY_MAXIMUM, maximum=Decimal(0)),
+            Counts(1, 10),
+            None,
+            Verdict.FAIL,
+            id="a maximum of zero means none",
+        ),
+        pytest.param(
+            replace(ONLY_MAXIMUM, maximum=Decimal(1)),
+            Counts(60, 60),
+            None,
+            Verdict.PASS,
+            id="a maximum of one is no bound",
+        ),
+    ],
+)
+def test_the_verdict_when(wanted: Criterion, candidate: Counts, stable: Counts | None, expected: Verdict) -> None:
+    assert verdict(wanted, candidate, stable) is expected
+
+
+@pytest.mark.parametrize(
+    ("outcome", "expected"),
+    [(Outcome.NO_DATA, Verdict.NO_DATA), (Outcome.PROVIDER_ERROR, Verdict.PROVIDER_ERROR)],
+)
+def test_what_was_not_measured_is_not_judged_by_leftover_counts(outcome: Outcome, expected: Verdict) -> None:
+    seen = Measurement(MetricName.ERROR_RATIO, outcome, Counts(0, 900), Counts(0, 900), message="connection refused")
+    judged = judge(ERRORS, seen, alpha=ALPHA)
+    assert judged.verdict is expected
+    assert judged.message.endswith("connection refused")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "candidate", "stable", "message"),
+    [
+        pytest.param(
+            ERRORS,
+            Counts(64, 300),
+            Counts(3, 2700),
+            "errorRatio is 21.33% (64 of 300) for the candidate, 0.11% (3 of 2700) for stable: above the maximum of 5%",
+            id="a maximum",
+        ),
+        pytest.param(
+            ONLY_TOLERANCE,
+            Counts(60, 300, disputed=4),
+            Counts(3, 2700),
+            "errorRatio is 20.00% (60 of 300) for the candidate and 4 disputed, 0.11% (3 of 2700) for stable: "
+            "more than the tolerance of 1% above stable",
+            id="a tolerance",
+        ),
+        pytest.param(
+            PAIRS,
+            Counts(80, 80),
+            None,
+            "disagreement is 100.00% (80 of 80) for the candidate: above the maximum of 2%",
+            id="a metric without another side",
+        ),
+    ],
+)
+def test_a_failure_names_metric_values_samples_and_bound(
+    wanted: Criterion, candidate: Counts, stable: Counts | None, message: str
+) -> None:
+    judged = judge(wanted, measured(candidate, stable), alpha=ALPHA)
+    assert (judged.verdict, judged.message) == (Verdict.FAIL, message)
+
+
+def test_what_a_reader_must_know_follows_the_judgement() -> None:
+    seen = replace(measured(Counts(0, 99), Counts(0, 99)), message="slower than 250 ms")
+    assert judge(ERRORS, seen, alpha=ALPHA).message.endswith("; slower than 250 ms")
+
+
+def test_a_criterion_that_nobody_measured_has_no_data() -> None:
+    judged = judge_all((ERRORS, PAIRS), [measured(Counts(0, 99), Counts(0, 99))], steps=2)
+    assert [each.verdict for each in judged] == [Verdict.PASS, Verdict.NO_DATA]
+
+
+def test_more_bounds_and_steps_need_more_proof() -> None:
+    """The promise is for the whole rollout, so the same counts must convince more where there are more looks."""
+    seen = measured(Counts(16, 60))
+
+    def judged(steps: int) -> Judgement:
+        return judge_all((ONLY_MAXIMUM,), [seen], steps=steps)[0]
+
+    assert judged(1).verdict is Verdict.FAIL
+    assert judged(10_000).verdict is Verdict.INCONCLUSIVE
+
+
+def test_the_api_s_analysis_becomes_criteria() -> None:
+    analysis = Analysis(
+        minimum_samples=7,
+        metrics=[
+            Metric(name=MetricName.SLOW_RATIO, maximum="1e-2", slower_than="1m30s"),
+            Metric(name=MetricName.ERROR_RATIO, tolerance="0"),
+        ],
+    )
+    assert criteria(analysis) == (
+        Criterion(MetricName.SLOW_RATIO, 7, maximum=Decimal("0.01"), slower_than=timedelta(seconds=90)),
+        Criterion(MetricName.ERROR_RATIO, 7, tolerance=Decimal(0)),
+    )
+
+
+@pytest.mark.parametrize("impossible", [(-1, 3, 0), (4, 3, 0), (2, 3, 2), (0, 3, -1)])
+def test_counts_that_cannot_be_are_refused(impossible: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="cannot be"):
+        Counts(*impossible)
+
+
+SEVERITY = list(Verdict)
+bounds = st.sampled_from([None, *(Decimal(text) for text in ("0", "1e-3", "0.01", "0.05", "0.5", "1"))])
+
+
+@st.composite
+def some_counts(draw: st.DrawFn, most: int = 3000) -> Counts:
+    total = draw(st.integers(0, most))
+    bad = draw(st.integers(0, total))
+    return Counts(bad, total, draw(st.integers(0, total - bad)))
+
+
+@st.composite
+def some_criterion(draw: st.DrawFn) -> Criterion:
+    maximum, tolerance = draw(bounds), draw(bounds)
+    if maximum is None and tolerance is None:
+        maximum = Decimal("0.05")
+    return Criterion(MetricName.ERROR_RATIO, draw(st.integers(1, 500)), maximum, tolerance)
+
+
+@given(some_criterion(), some_counts(), st.none() | some_counts())
+def test_it_never_passes_without_the_minimum_of_samples(
+    wanted: Criterion, candidate: Counts, stable: Counts | None
+) -> None:
+    if verdict(wanted, candidate, stable) is Verdict.PASS:
+        assert candidate.total >= wanted.minimum_samples
+        assert wanted.tolerance is None or (stable is not None and stable.total >= wanted.minimum_samples)
+
+
+@given(some_criterion(), some_counts(), st.none() | some_counts())
+def test_one_more_bad_answer_never_makes_the_verdict_milder(
+    wanted: Criterion, candidate: Counts, stable: Counts | None
+) -> None:
+    if candidate.bad + candidate.disputed < candidate.total:
+        worse = replace(candidate, bad=candidate.bad + 1)
+        before, after = verdict(wanted, candidate, stable), verdict(wanted, worse, stable)
+        assert SEVERITY.index(after) >= SEVERITY.index(before)
+
+
+@given(some_criterion(), some_counts(), some_counts())
+def test_a_worse_stable_never_makes_the_verdict_harsher(wanted: Criterion, candidate: Counts, stable: Counts) -> None:
+    if stable.bad + stable.disputed < stable.total:
+        worse = replace(stable, bad=stable.bad + 1)
+        before, after = verdict(wanted, candidate, stable), verdict(wanted, candidate, worse)
+        assert SEVERITY.index(after) <= SEVERITY.index(before)
+
+
+@given(some_criterion(), some_counts(), st.none() | some_counts())
+def test_it_never_fails_a_candidate_whose_own_counts_keep_to_the_bounds(
+    wanted: Criterion, candidate: Counts, stable: Counts | None
+) -> None:
+    within_maximum = wanted.maximum is None or candidate.ratio <= float(wanted.maximum)
+    within_tolerance = (
+        wanted.tolerance is None
+        or stable is None
+        or candidate.strict.ratio <= stable.strict.ratio + float(wanted.tolerance)
+    )
+    if within_maximum and within_tolerance:
+        assert verdict(wanted, candidate, stable) in {Verdict.PASS, Verdict.NO_DATA}
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.2])
+def test_looking_all_the_time_does_not_break_the_promise(rate: float) -> None:
+    """A/A streams at the bound, looked at after every 5 requests: at most alpha of them may fail (here far fewer)."""
+    chance = random.Random(20260701)  # noqa: S311  (a seeded simulation)
+    alpha, runs, failed = 0.05, 400, 0
+    for wanted in (replace(ONLY_TOLERANCE, tolerance=Decimal(0)), replace(ONLY_MAXIMUM, maximum=Decimal(str(rate)))):
+        for _ in range(runs):
+            candidate, stable = Counts(0, 0), Counts(0, 0)
+            for _ in range(40):
+                candidate += Counts(sum(chance.random() < rate for _ in range(5)), 5)
+                stable += Counts(sum(chance.random() < rate for _ in range(20)), 20)
+                if judge(wanted, measured(candidate, stable), alpha=alpha).verdict is Verdict.FAIL:
+                    failed += 1
+                    break
+    assert failed <= alpha * runs * 2
+
+
+def test_a_crash_level_regression_fails_within_seconds_of_traffic() -> None:
+    """A quarter of a tenth of 40 requests a second: all of 200 runs fail within a minute, half of them within 15 s."""
+    chance = random.Random(7)  # noqa: S311  (a seeded simulation)
+    seconds = []
+    for _ in range(200):
+        candidate, stable = Counts(0, 0), Counts(0, 0)
+        for second in range(1, 200):
+            candidate += Counts(sum(chance.random() < 0.25 for _ in range(4)), 4)
+            stable += Counts(sum(chance.random() < 0.001 for _ in range(36)), 36)
+            judged = judge_all((ERRORS, PAIRS), [measured(candidate, stable)], steps=3)
+            if judged[0].verdict is Verdict.FAIL:
+                seconds.append(second)
+                break
+    assert len(seconds) == 200
+    assert sorted(seconds)[100] <= 15
+    assert max(seconds) <= 60
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "expected"),
+    [
+        pytest.param([], Verdict.PASS, id="no metrics promote by time and readiness"),
+        pytest.param([Verdict.PASS, Verdict.INCONCLUSIVE], Verdict.INCONCLUSIVE, id="doubt outweighs a pass"),
+        pytest.param([Verdict.INCONCLUSIVE, Verdict.NO_DATA], Verdict.NO_DATA, id="silence outweighs doubt"),
+        pytest.param(
+            [Verdict.NO_DATA, Verdict.PROVIDER_ERROR], Verdict.PROVIDER_ERROR, id="an outage outweighs silence"
+        ),
+        pytest.param(
+            [Verdict.PROVIDER_ERROR, Verdict.FAIL, Verdict.PASS], Verdict.FAIL, id="harm outweighs everything"
+        ),
+    ],
+)
+def test_the_worst_verdict_wins(verdicts: list[Verdict], expected: Verdict) -> None:
+    assert worst(verdicts) is expected
+
+
+def tally(*verdicts: Verdict) -> Tally:
+    seen = Tally()
+    for each in verdicts:
+        seen = seen.add(each)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("seen", "limits", "deadline_passed", "expected"),
+    [
+        pytest.param([Verdict.PASS], Limits(), False, Ruling.ADVANCE, id="a pass lets the step end"),
+        pytest.param([Verdict.PASS], Limits(), True, Ruling.ADVANCE, id="a pass needs no deadline"),
+        pytest.param([Verdict.PASS] * 99 + [Verdict.FAIL], Limits(), False, Ruling.ROLL_BACK, id="one fail is enough"),
+        pytest.param([Verdict.FAIL, Verdict.PASS], Limits(), False, Ruling.ROLL_BACK, id="a fail is not forgotten"),
+        pytest.param([Verdict.NO_DATA] * 99, Limits(), False, Ruling.HOLD, id="silence holds"),
+        pytest.param([Verdict.PROVIDER_ERROR] * 99, Limits(), False, Ruling.HOLD, id="an outage holds"),
+        pytest.param([Verdict.INCONCLUSIVE] * 99, Limits(), False, Ruling.HOLD, id="doubt holds"),
+        pytest.param([Verdict.NO_DATA], Limits(), True, Ruling.GIVE_UP, id="silence at the deadline gives up"),
+        pytest.param([Verdict.PROVIDER_ERROR], Limits(), True, Ruling.GIVE_UP, id="an outage at the deadline gives up"),
+        pytest.param([Verdict.INCONCLUSIVE], Limits(), True, Ruling.GIVE_UP, id="doubt at the deadline gives up"),
+        pytest.param([Verdict.FAIL], Limits(fail=1), False, Ruling.HOLD, id="an allowed fail holds"),
+        pytest.param([Verdict.FAIL] * 2, Limits(fail=1), False, Ruling.ROLL_BACK, id="one fail more than allowed"),
+        pytest.param([Verdict.NO_DATA] * 3, Limits(no_data=2), False, Ruling.GIVE_UP, id="more silence than allowed"),
+        pytest.param(
+            [Verdict.NO_DATA, Verdict.PASS, Verdict.NO_DATA],
+            Limits(no_data=2),
+            False,
+            Ruling.HOLD,
+            id="allowed silence",
+        ),
+    ],
+)
+def test_the_ruling_when(seen: list[Verdict], limits: Limits, deadline_passed: bool, expected: Ruling) -> None:  # noqa: FBT001 - a column of the table
+    assert rule(tally(*seen), limits, seen[-1], deadline_passed=deadline_passed) is expected
+
+
+@given(st.lists(st.sampled_from(Verdict), min_size=1), st.booleans())
+def test_nothing_but_a_pass_ever_advances(seen: list[Verdict], deadline_passed: bool) -> None:  # noqa: FBT001 - drawn
+    if rule(tally(*seen), Limits(), seen[-1], deadline_passed=deadline_passed) is Ruling.ADVANCE:
+        assert seen[-1] is Verdict.PASS
+        assert Verdict.FAIL not in seen
