@@ -48,32 +48,82 @@ def schema_extra(*rules: dict[str, str], **extra: Any) -> dict[str, Any]:
     return keys | ({"x-kubernetes-validations": list(rules)} if rules else {})
 
 
-_DURATION: Final = re.compile(r"([0-9]+)(us|ms|s|m|h)")
-_UNIT: Final = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+# Bounded digits, because a span that no timedelta can hold would be refused by nobody and crash every reader.
+_DURATION: Final = "^([0-9]{1,5}h)?([0-9]{1,7}m)?([0-9]{1,7}s)?([0-9]{1,9}ms)?([0-9]{1,9}us)?$"
+_SECONDS: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6}
+_DECIMAL: Final = "^(0|[1-9][0-9]*)([.][0-9]+)?([eE]-?[0-9]{1,2})?$"
 
 
 def parse_duration(text: str) -> timedelta:
-    """`"1m30s"` as a timedelta; the units are us, ms, s, m and h."""
-    if not re.fullmatch(r"([0-9]+(us|ms|s|m|h))+", text):
+    """`"1m30s"` as a timedelta; the units are h, m, s, ms and us, in this order."""
+    if not text or not re.fullmatch(_DURATION, text):
         raise ValueError(f"{text!r} is not a duration; write for example 500us, 30s, 5m or 1h30m")
-    return timedelta(seconds=sum(int(amount) * _UNIT[unit] for amount, unit in _DURATION.findall(text)))
+    return timedelta(seconds=sum(int(amount) * _SECONDS[unit] for amount, unit in re.findall("([0-9]+)([a-z]+)", text)))
 
 
-Duration = Annotated[str, Field(pattern=r"^([0-9]+(us|ms|s|m|h))+$", max_length=32, examples=["30s", "5m"])]
+def duration_field(*, least: str | None = None, most: str | None = None) -> Any:
+    """The schema of a span of time, refused in words and not only by a pattern."""
+    bounds = [
+        (f" && duration(self) >= duration('{least}')", f", at least {least}") if least else ("", ""),
+        (f" && duration(self) <= duration('{most}')", f", at most {most}") if most else ("", ""),
+    ]
+    rule = f"self.matches('{_DURATION}')" + "".join(rule for rule, _ in bounds)
+    message = "must be a duration such as 500us, 30s or 1h30m" + "".join(words for _, words in bounds)
+    return Field(
+        pattern=_DURATION,
+        min_length=2,
+        max_length=32,
+        examples=["30s", "5m"],
+        json_schema_extra=schema_extra(cel(rule, message)),
+    )
+
+
+Duration = Annotated[str, duration_field()]
 """A span of time such as `500us`, `30s` or `1h30m`."""
 
 DecimalString = Annotated[
     str,
-    Field(pattern=r"^(0|[1-9][0-9]*)(\.[0-9]+)?([eE]-?[0-9]{1,3})?$", max_length=24, examples=["1e-3", "0.01"]),
+    Field(
+        pattern=_DECIMAL,
+        max_length=24,
+        examples=["1e-3", "0.01"],
+        json_schema_extra=schema_extra(
+            cel(f"self.matches('{_DECIMAL}')", 'must be a number as text, such as "1e-3" or "0.01"')
+        ),
+    ),
 ]
 """A non-negative number as text, because floats do not survive every YAML and JSON tool unchanged."""
+
+Share = Annotated[
+    str,
+    Field(
+        pattern=_DECIMAL,
+        max_length=24,
+        examples=["0.05", "0.999"],
+        json_schema_extra=schema_extra(
+            cel(
+                f"self.matches('{_DECIMAL}') && double(self) <= 1.0",
+                'must be a number from 0 to 1 as text, such as "0.05"',
+            )
+        ),
+    ),
+]
+"""A decimal string that is at most 1."""
 
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 Quantity = Annotated[
     str,
     Field(
-        pattern=r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$",
-        json_schema_extra={"x-kubernetes-int-or-string": True},
+        # Narrower than what a Pod takes: nothing negative, and nothing below a thousandth.
+        pattern="^([0-9]+([.][0-9]*)?|[.][0-9]+)(m|k|[MGTPE]|[KMGTPE]i|[eE][0-9]{1,2})?$",
+        max_length=32,
+        json_schema_extra=schema_extra(
+            cel(
+                "isQuantity(string(self)) && !quantity(string(self)).isLessThan(quantity('0'))",
+                "must be an amount such as 500m, 2 or 4Gi",
+            ),
+            x_kubernetes_int_or_string=True,
+        ),
     ),
     BeforeValidator(str),  # YAML's `cpu: 1` arrives as a number
 ]
@@ -104,8 +154,32 @@ class ExecutionProvider(StrEnum):
         return {ExecutionProvider.CPU: "cpu", ExecutionProvider.CUDA: "cuda"}[self]
 
 
+def _resource_names(field: str) -> dict[str, str]:
+    return cel(
+        # A default is validated before the defaults of its own fields are filled in, hence has().
+        f"!has(self.{field}) || self.{field}.all(name, name in ['cpu', 'memory', 'ephemeral-storage']"
+        " || name.startsWith('hugepages-') || name.matches('^[a-z0-9.-]+/[A-Za-z0-9._-]+$'))",
+        "a resource is cpu, memory, ephemeral-storage, hugepages-<size> or <domain>/<name>, such as nvidia.com/gpu",
+        field_path=f".{field}",
+    )
+
+
 class Resources(ApiModel):
     """Compute resources of a container, as in a Pod."""
+
+    model_config = {
+        "json_schema_extra": schema_extra(
+            _resource_names("requests"),
+            _resource_names("limits"),
+            cel(
+                "!has(self.requests) || !has(self.limits) || self.requests.all(name, !(name in self.limits)"
+                " || !isQuantity(string(self.requests[name])) || !isQuantity(string(self.limits[name]))"
+                " || !quantity(string(self.requests[name])).isGreaterThan(quantity(string(self.limits[name]))))",
+                "requests must not be above limits",
+                field_path=".requests",
+            ),
+        )
+    }
 
     requests: Annotated[dict[Annotated[str, Field(max_length=253)], Quantity], Field(max_length=8)] = {}
     """What the scheduler reserves, for example `{cpu: "1", memory: 2Gi}`."""
@@ -115,6 +189,13 @@ class Resources(ApiModel):
 
 class Toleration(ApiModel):
     """A taint that the pods of an execution provider tolerate, as in a Pod."""
+
+    model_config = {
+        "json_schema_extra": schema_extra(
+            cel("self.operator != 'Exists' || !has(self.value)", "value must be unset when operator is Exists"),
+            cel("self.operator == 'Exists' || has(self.key)", "key may be unset only when operator is Exists"),
+        )
+    }
 
     key: Annotated[str, Field(max_length=253)] | None = None
     """The taint's key; empty with operator Exists matches every taint."""

@@ -13,12 +13,13 @@ from onnx_operator.api.common import (
     DecimalString,
     Digest,
     DnsLabel,
-    Duration,
     ExecutionProvider,
     ObjectName,
     Resources,
+    Share,
     Text,
     cel,
+    duration_field,
     schema_extra,
 )
 from onnx_operator.api.rollout import MetricName, Rollout
@@ -52,6 +53,7 @@ class PersistentVolumeClaimSource(ApiModel):
         str,
         Field(
             max_length=512,
+            pattern=r"^[^\x00-\x1f\x7f]*$",
             json_schema_extra=schema_extra(
                 cel(
                     "!self.startsWith('/') && !self.split('/').exists(p, p == '..')",
@@ -76,10 +78,30 @@ class HuggingFaceSource(ApiModel):
     """A repository on a Hugging Face hub; the class says which hub."""
 
     repository: Annotated[
-        str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)
+        str,
+        Field(
+            pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*$",
+            max_length=200,
+            json_schema_extra=schema_extra(
+                cel(
+                    "!self.contains('..') && !self.contains(':') && self.split('/').size() <= 2",
+                    "repository must be <owner>/<name> as on the hub, such as sentence-transformers/all-MiniLM-L6-v2; "
+                    "the hub's address stands in the class",
+                )
+            ),
+        ),
     ]
     """Owner and name, such as sentence-transformers/all-MiniLM-L6-v2."""
-    revision: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", max_length=200)]
+    revision: Annotated[
+        str,
+        Field(
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$",
+            max_length=200,
+            json_schema_extra=schema_extra(
+                cel("!self.contains('..')", "revision must be a commit, branch or tag; it must not contain ..")
+            ),
+        ),
+    ]
     """The commit as 40 hexadecimal digits. A branch or tag is taken only where the class allows mutable
     revisions; it is resolved once and stays pinned until the source or retryToken changes."""
     token_secret_ref: SecretKey | None = None
@@ -123,13 +145,13 @@ class ExecutionProviderRequest(ApiModel):
 class Parity(ApiModel):
     """Bounds on the difference between the ONNX graph and the original; unset means the scheme's default."""
 
-    min_cosine: DecimalString | None = None
+    min_cosine: Share | None = None
     """Smallest cosine similarity between outputs that still passes, such as "0.999"."""
     max_absolute: DecimalString | None = None
     """Largest absolute difference of any output value that still passes, such as "1e-3"."""
     max_relative: DecimalString | None = None
     """Largest difference relative to the output's scale that still passes."""
-    min_label_agreement: DecimalString | None = None
+    min_label_agreement: Share | None = None
     """For classifiers: smallest share of inputs with the same label that still passes, such as "0.99"."""
 
 
@@ -145,14 +167,7 @@ class Batching(ApiModel):
 
     max_batch_size: Annotated[int, Field(ge=1, le=1024)] = 32
     """Most requests that are answered in one run of the graph. Memory grows with it times the length."""
-    max_queue_delay: Annotated[
-        Duration,
-        Field(
-            json_schema_extra=schema_extra(
-                cel("duration(self) <= duration('10s')", "maxQueueDelay must be at most 10s")
-            )
-        ),
-    ] = "500us"
+    max_queue_delay: Annotated[str, duration_field(most="10s")] = "500us"
     """How long a request may wait for others to share its batch."""
 
 

@@ -17,7 +17,7 @@ from onnx_operator.api.common import (
     ObjectName,
     Resources,
     Toleration,
-    cel,
+    duration_field,
     schema_extra,
 )
 from onnx_operator.api.rollout import RolloutDefaults
@@ -92,12 +92,7 @@ class ProviderPlacement(ApiModel):
 class JobPolicy(ApiModel):
     """Bounds on the Jobs that convert models."""
 
-    deadline: Annotated[
-        Duration,
-        Field(
-            json_schema_extra=schema_extra(cel("duration(self) >= duration('10s')", "deadline must be at least 10s"))
-        ),
-    ] = "1h"
+    deadline: Annotated[str, duration_field(least="10s")] = "1h"
     """The longest that one Job may run, retries included."""
     resources: Resources = Resources(requests={"cpu": "500m", "memory": "2Gi"}, limits={"memory": "6Gi"})
     """Resources of the fetch, convert and publish containers, and the memory of validation."""

@@ -9,7 +9,6 @@ from pydantic import Field
 
 from onnx_operator.api.common import (
     ApiModel,
-    DecimalString,
     Digest,
     DnsLabel,
     ExecutionProvider,
@@ -31,7 +30,7 @@ class RevisionProvider(ApiModel):
     """The execution provider."""
     node_selector: dict[str, str] = {}
     """Labels a node must have."""
-    tolerations: list[Toleration] = []
+    tolerations: Annotated[list[Toleration], Field(max_length=16)] = []
     """Taints the pods tolerate."""
     runtime_class_name: ObjectName | None = None
     """RuntimeClass of the pods."""
@@ -68,7 +67,10 @@ class OnnxModelRevisionSpec(ApiModel):
     """Bounds of the validation."""
     execution_providers: Annotated[
         list[RevisionProvider],
-        Field(json_schema_extra=schema_extra(x_kubernetes_list_type="map", x_kubernetes_list_map_keys=["name"])),
+        Field(
+            max_length=2,
+            json_schema_extra=schema_extra(x_kubernetes_list_type="map", x_kubernetes_list_map_keys=["name"]),
+        ),
     ]
     """Execution providers with their placement."""
     batching: Batching
@@ -118,18 +120,23 @@ class StageStatus(ApiModel):
     """How long it took, from the Job's start to its end."""
 
 
+Measured = Annotated[str, Field(max_length=32)]
+"""A number as text. Not bounded like what people write: a measured cosine may be negative or nan, and a status
+that the API server refuses would stop the whole model."""
+
+
 class ParityStatus(ApiModel):
     """The measured difference between graph and original on one execution provider."""
 
     provider: ExecutionProvider
     """Where it was measured."""
-    min_cosine: DecimalString | None = None
+    min_cosine: Measured | None = None
     """Smallest cosine similarity seen."""
-    max_absolute: DecimalString | None = None
+    max_absolute: Measured | None = None
     """Largest absolute difference seen."""
-    max_relative: DecimalString | None = None
+    max_relative: Measured | None = None
     """Largest relative difference seen."""
-    min_label_agreement: DecimalString | None = None
+    min_label_agreement: Measured | None = None
     """Smallest label agreement seen."""
     samples: Annotated[int, Field(ge=0)] = 0
     """Number of inputs compared."""

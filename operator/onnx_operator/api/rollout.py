@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 
-from onnx_operator.api.common import ApiModel, DecimalString, Duration, Token, cel, schema_extra
+from onnx_operator.api.common import ApiModel, Duration, Share, Token, cel, duration_field, schema_extra
 
 
 class MetricName(StrEnum):
@@ -26,8 +26,13 @@ class Metric(ApiModel):
             cel(
                 "self.name != 'slowRatio' || has(self.slowerThan)",
                 "slowRatio needs slowerThan, for example 250ms: the duration above which an answer counts as slow",
+                field_path=".slowerThan",
             ),
-            cel("self.name == 'slowRatio' || !has(self.slowerThan)", "slowerThan belongs to slowRatio only"),
+            cel(
+                "self.name == 'slowRatio' || !has(self.slowerThan)",
+                "slowerThan belongs to slowRatio only",
+                field_path=".slowerThan",
+            ),
             cel(
                 "has(self.maximum) || has(self.tolerance)",
                 "give maximum (absolute bound) or tolerance (how much worse than stable is fine), or both",
@@ -38,21 +43,18 @@ class Metric(ApiModel):
     name: MetricName
     """errorRatio: share of requests answered with a server error. slowRatio: share of answers slower than
     slowerThan. disagreement: share of golden requests that candidate and stable answer differently."""
-    maximum: DecimalString | None = None
+    maximum: Share | None = None
     """The candidate fails above this share, whatever stable does. A number from 0 to 1 as text, such as "0.05"."""
-    tolerance: DecimalString | None = None
+    tolerance: Share | None = None
     """The candidate fails when its share is above stable's by more than this, such as "0.01"."""
-    slower_than: Duration | None = None
+    slower_than: Annotated[str, duration_field(least="1ms")] | None = None
     """For slowRatio: an answer that takes longer is slow. Rounded up to the gateway's next histogram bucket."""
 
 
 class Analysis(ApiModel):
     """What is measured at every step, and how patiently."""
 
-    interval: Annotated[
-        Duration,
-        Field(json_schema_extra=schema_extra(cel("duration(self) >= duration('1s')", "interval must be at least 1s"))),
-    ] = "10s"
+    interval: Annotated[str, duration_field(least="1s")] = "10s"
     """How often the metrics are judged."""
     minimum_samples: Annotated[int, Field(ge=1, le=1_000_000)] = 50
     """Requests that the candidate must have answered in a step before the step can pass. Fewer is NoData: it
@@ -87,24 +89,32 @@ Steps = Annotated[
         min_length=1,
         max_length=16,
         json_schema_extra=schema_extra(
-            cel("self.map(s, s.weight).isSorted()", "weights of steps must ascend"),
+            # isSorted alone lets equal weights pass.
+            cel(
+                "self.map(s, s.weight).isSorted() && self.all(s, self.exists_one(t, t.weight == s.weight))",
+                "weights of steps must ascend, each above the one before",
+            ),
             x_kubernetes_list_type="atomic",
         ),
     ),
 ]
 
-ProgressDeadline = Annotated[
-    Duration,
-    Field(
-        json_schema_extra=schema_extra(
-            cel("duration(self) >= duration('10s')", "progressDeadline must be at least 10s")
-        )
-    ),
-]
+_DEADLINE_ABOVE_STEPS: Final = schema_extra(
+    cel(
+        "!has(self.steps) || !has(self.progressDeadline)"
+        " || self.steps.all(s, duration(s.duration) < duration(self.progressDeadline))",
+        "progressDeadline must be longer than the duration of every step, or no candidate can pass that step",
+        field_path=".progressDeadline",
+    )
+)
+
+ProgressDeadline = Annotated[str, duration_field(least="10s")]
 
 
 class RolloutDefaults(ApiModel):
     """What a class gives to models that say nothing about their rollout."""
+
+    model_config = {"json_schema_extra": _DEADLINE_ABOVE_STEPS}
 
     steps: Steps = list(_DEFAULT_STEPS)
     """Weights the candidate passes through before it is promoted to 100."""
@@ -116,6 +126,8 @@ class RolloutDefaults(ApiModel):
 
 class Rollout(ApiModel):
     """How a new revision of this model takes over, and the controls for people and pipelines."""
+
+    model_config = {"json_schema_extra": _DEADLINE_ABOVE_STEPS}
 
     steps: Steps | None = None
     """Weights the candidate passes through before it is promoted to 100; the class's when unset."""

@@ -65,9 +65,9 @@ KINDS: Final = (
         OnnxModelStatus,
         (
             cel(
-                "self.metadata.name.size() <= 63 && !self.metadata.name.contains('.')",
-                "metadata.name must be a DNS label of at most 63 characters without dots: it becomes part of a host "
-                "name and a label value",
+                "self.metadata.name.matches('^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$')",
+                "metadata.name must begin with a letter and have at most 63 characters a-z, 0-9 and -, no dots: it "
+                "becomes part of a host name, of Services' names and of labels",
             ),
         ),
         (
