@@ -1,0 +1,73 @@
+"""Triton's `onnxruntime` backend in Python, for a Triton that comes without NVIDIA's native one.
+
+It serves the same repositories (model.onnx and a config.pbtxt with `backend: "onnxruntime"`). It is neither faster nor
+more general than the native one: what it cannot honour it refuses at load, in words. It knows nothing of text.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnxruntime
+import triton_python_backend_utils as triton
+from onnx_graph import Graph, GraphError, Question, load_graph
+from serving_contract import ContractError, read_settings
+
+if TYPE_CHECKING:
+    from onnx_graph import Arrays
+
+
+class TritonPythonModel:
+    """One instance of one model, alone in its process. The names of class and methods are Triton's."""
+
+    graph: Graph
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the model, or raise a sentence that Triton logs before it gives up."""
+        folder = Path(args["model_repository"], args["model_version"])
+        try:
+            settings = read_settings(json.loads(args["model_config"]))
+            self.graph = load_graph(
+                folder / settings.model_file,
+                settings,
+                args["model_instance_kind"],
+                int(args["model_instance_device_id"]),
+            )
+        except ContractError as error:
+            raise triton.TritonModelException(f"model '{args['model_name']}': {error}") from error
+        triton.Logger.log_info(
+            f"{args['model_instance_name']}: {folder / settings.model_file} on onnxruntime {onnxruntime.__version__}, "
+            f"{', '.join(self.graph.session.get_providers())}, {settings}"
+        )
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer the requests of one execution, each with its outputs or with an error of its own.
+
+        Triton counts a request in nv_inference_request_failure only where the whole execution raises; an error among
+        the responses counts as success there. So where every request failed, this raises.
+        """
+        answers = self.graph.answer([self._question(request) for request in requests])
+        failures = [answer for answer in answers if isinstance(answer, GraphError)]
+        if failures and len(failures) == len(answers):
+            raise triton.TritonModelException(str(failures[0]))
+        return [_respond(answer) for answer in answers]
+
+    def _question(self, request: Any) -> Question:  # noqa: ANN401 - Triton's type exists only in its process
+        inputs = {spec.name: triton.get_input_tensor_by_name(request, spec.name) for spec in self.graph.settings.inputs}
+        return Question(
+            {name: tensor.as_numpy() for name, tensor in inputs.items()}, tuple(request.requested_output_names())
+        )
+
+
+def _respond(answer: Arrays | ContractError | GraphError) -> Any:  # noqa: ANN401 - as above
+    # What the client can mend is its error (HTTP 400); what the graph could not compute is the model's (HTTP 500), as
+    # in the native backend, so that a model which fails is seen failing.
+    match answer:
+        case ContractError():
+            return triton.InferenceResponse(error=triton.TritonError(str(answer), triton.TritonError.INVALID_ARG))
+        case GraphError():
+            return triton.InferenceResponse(error=triton.TritonError(str(answer), triton.TritonError.INTERNAL))
+        case outputs:
+            return triton.InferenceResponse([triton.Tensor(name, array) for name, array in outputs.items()])
