@@ -222,16 +222,20 @@ class OnnxModelSpec(ApiModel):
 
 
 class SourceStatus(ApiModel):
-    """The checkpoint as it was resolved; a ledger that outlives the fetch Job."""
+    """How the source was resolved; a ledger that outlives the fetch Job."""
 
     key: Annotated[str, Field(max_length=64)]
-    """Identifies the declared source and attempt that this digest was resolved for."""
-    digest: Digest
-    """Digest over all files of the checkpoint."""
+    """Identifies the declared source and attempt that this is the result of."""
+    digest: Digest | None = None
+    """Digest over all files of the checkpoint; unset when the fetch failed."""
     files: Annotated[int, Field(ge=0)] = 0
     """Number of files."""
     bytes: Annotated[int, Field(ge=0)] = 0
     """Total size."""
+    reason: Annotated[str, Field(max_length=128)] = ""
+    """The documented reason it ended with."""
+    message: Text = ""
+    """What happened, in a sentence."""
     resolved_time: Time
     """When the fetch finished."""
 
@@ -277,14 +281,15 @@ class StableStatus(RevisionInUse):
 class CandidateStatus(RevisionInUse):
     """The revision that is on its way."""
 
-    step: Annotated[int, Field(ge=0)] = 0
-    """Index of the rollout step, counted from 0."""
+    step: Annotated[int, Field(ge=0)] | None = None
+    """Index of the rollout step, counted from 0; unset while the candidate has no traffic."""
     started_time: Time
     """When this candidate began."""
     step_started_time: Time | None = None
     """When the gateway accepted the weight of this step; samples are counted from here."""
     progress_time: Time | None = None
-    """When this candidate last made progress; the progress deadline counts from here."""
+    """When this candidate last made progress; the progress deadline counts from here. Unset while it is being
+    converted (Jobs have deadlines of their own) and while the rollout is paused."""
     verdict: Annotated[str, Field(pattern=r"^(Pass|Fail|NoData|ProviderError|Inconclusive)$")] | None = None
     """The worst verdict of the last analysis."""
     verdict_time: Time | None = None

@@ -83,6 +83,9 @@ class OnnxModelRevisionSpec(ApiModel):
     """Image of the Jobs."""
     server_image: Image
     """Image of the server."""
+    operator_image: Image
+    """Image that checks the artifact before the server starts. Pinned here so that an upgrade of the operator
+    restarts no server; not part of the revision's identity."""
     artifact_claim_name: ObjectName
     """Claim that holds the artifact."""
     artifact_key: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
@@ -158,10 +161,16 @@ class ArtifactStatus(ApiModel):
 class QuarantineStatus(ApiModel):
     """Why this revision is not tried again by itself."""
 
+    stage: Annotated[str, Field(max_length=32)]
+    """Where it failed: Converted, Validated, Published, CandidateAvailable or Rollout."""
     reason: Annotated[str, Field(max_length=128)]
     """The documented reason."""
     message: Text
     """What happened, and the way out."""
+    exit_code: int | None = None
+    """Exit code of the container that failed."""
+    logs: Annotated[str, Field(max_length=2048)] | None = None
+    """The command that shows the logs of the failed container."""
     time: Time
     """When."""
 

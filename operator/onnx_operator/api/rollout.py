@@ -37,6 +37,11 @@ class Metric(ApiModel):
                 "has(self.maximum) || has(self.tolerance)",
                 "give maximum (absolute bound) or tolerance (how much worse than stable is fine), or both",
             ),
+            cel(
+                "self.name == 'disagreement' || !has(self.minCosine)",
+                "minCosine belongs to disagreement only",
+                field_path=".minCosine",
+            ),
         )
     }
 
@@ -49,6 +54,9 @@ class Metric(ApiModel):
     """The candidate fails when its share is above stable's by more than this, such as "0.01"."""
     slower_than: Annotated[str, duration_field(least="1ms")] | None = None
     """For slowRatio: an answer that takes longer is slow. Rounded up to the gateway's next histogram bucket."""
+    min_cosine: Share | None = None
+    """For disagreement: smallest cosine at which two vectors still count as the same answer; "0.95" when unset.
+    int8-dynamic is typically around 0.99 of its float32 original."""
 
 
 class Analysis(ApiModel):

@@ -185,7 +185,9 @@ def render(kind: Kind) -> dict[str, Any]:
     }
     version: dict[str, Any] = {"name": VERSION, "served": True, "storage": True}
     if kind.status is not None:
-        properties["status"] = _schema_of(kind.status)
+        # Never without a status: kstatus (`helm upgrade --wait`) calls a custom resource that has none current, so
+        # it would report success before the operator has looked. observedGeneration 0 says "not seen yet".
+        properties["status"] = _schema_of(kind.status) | {"default": {}}
         version["subresources"] = {"status": {}}
     root: dict[str, Any] = {
         "type": "object",
