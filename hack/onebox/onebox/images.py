@@ -1,0 +1,232 @@
+"""Which images there are, under which names, and when one is up to date.
+
+An image's tag is the hash of all that goes into it: the Dockerfile, every file that it copies from the
+repository, its base, its build arguments. Reads files; building is `imagebuild`'s, running is containerd's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from onebox import imagebuild, packages, tools
+from onebox.archive import BlobStore, Image, add_files
+from onebox.console import OneboxError, run, stage
+from onebox.places import HACK, REPOSITORY, onebox_cache
+
+_PREFIX = "localhost/onnx-operator"
+_UNTRACKED = {"__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
+_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_NOBODY = "65532:65532"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """An image that a Dockerfile describes; the build context is always the repository's root."""
+
+    name: str
+    dockerfile: Path
+    tools: tuple[str, ...] = ()  # binaries that it copies from the build context `tools`
+    arguments: dict[str, str] = field(default_factory=dict)
+
+
+#: The project's own images; those whose Dockerfile does not exist yet are passed over.
+PROJECT = (
+    Recipe("operator", REPOSITORY / "operator/Dockerfile"),
+    Recipe("converter", REPOSITORY / "converter_image/Dockerfile"),
+    Recipe("triton", REPOSITORY / "triton_image/Dockerfile"),
+    Recipe("load", REPOSITORY / "tests/load/Dockerfile"),
+)
+#: What the cluster itself needs and cannot do without a file system.
+SYSTEM = (
+    Recipe("kube-proxy", HACK / "images/kube-proxy.Dockerfile", tools=("kube-proxy",)),
+    Recipe("envoy", HACK / "images/envoy.Dockerfile"),
+    Recipe("prometheus", HACK / "images/prometheus.Dockerfile"),
+)
+
+
+def copied_paths(dockerfile: str) -> tuple[str, ...]:
+    """The paths of the build context that a Dockerfile copies, adds or mounts."""
+    joined = re.sub(r"\\\n", " ", dockerfile)
+    found: list[str] = []
+    for line in joined.splitlines():
+        words = line.split()
+        if not words:
+            continue
+        if words[0].upper() in {"COPY", "ADD"} and not any(word.startswith("--from=") for word in words):
+            found += [word for word in words[1:-1] if not word.startswith("--")]
+        for mount in re.findall(r"--mount=(\S+)", line):
+            settings = dict(part.partition("=")[::2] for part in mount.split(","))
+            if settings.get("type", "bind") == "bind" and "from" not in settings and "source" in settings:
+                found.append(settings["source"])
+    return tuple(dict.fromkeys(found))
+
+
+def _files_below(path: Path) -> Iterator[Path]:
+    if path.name in _UNTRACKED or path.suffix == ".pyc":
+        return
+    if path.is_symlink() or not path.is_dir():
+        yield path
+        return
+    for child in sorted(path.iterdir()):
+        yield from _files_below(child)
+
+
+def content_hash(recipe: Recipe, base: str, tools_key: str) -> str:
+    """Twelve hex digits over everything that shapes the image."""
+    described = recipe.dockerfile.read_text()
+    shape = hashlib.sha256(repr((described, base, sorted(recipe.arguments.items()))).encode())
+    if recipe.tools:
+        shape.update(tools_key.encode())
+    for pattern in copied_paths(described):
+        matches = sorted(REPOSITORY.glob(pattern.strip("/"))) if pattern.strip("./") else [REPOSITORY]
+        if not matches:
+            message = f"{recipe.dockerfile}: copies {pattern}, and there is no such path in {REPOSITORY}"
+            raise OneboxError(message)
+        for file in (file for match in matches for file in _files_below(match)):
+            content = str(file.readlink()).encode() if file.is_symlink() else file.read_bytes()
+            name = f"{file.relative_to(REPOSITORY)} {file.lstat().st_mode & stat.S_IXUSR}"
+            shape.update(f"{name} {hashlib.sha256(content).hexdigest()}\n".encode())
+    return shape.hexdigest()[:12]
+
+
+class Catalogue:
+    """The images that are built, remembered by ref and content in the cache."""
+
+    def __init__(self) -> None:
+        """Open the cache's records; they are made when missing."""
+        self._records = onebox_cache() / "images"
+        self._records.mkdir(parents=True, exist_ok=True)
+        self.blobs = BlobStore(onebox_cache() / "blobs")
+
+    def _record(self, ref: str, key: str) -> Path:
+        return self._records / f"{re.sub(r'[^a-z0-9.-]+', '_', ref)}@{key}.json"
+
+    def find(self, ref: str, key: str = "") -> Image | None:
+        """The image, if it and all its blobs are there."""
+        record = self._record(ref, key)
+        if not record.exists():
+            return None
+        known = json.loads(record.read_text())
+        image = Image(known["ref"], known["manifest"], tuple(known["blobs"]))
+        return image if self.blobs.has_all(image.blobs) else None
+
+    def keep(self, image: Image, key: str = "") -> Image:
+        """Remember a built image."""
+        record = self._record(image.ref, key)
+        unfinished = record.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(asdict(image)))
+        unfinished.rename(record)
+        return image
+
+    def blobs_of(self, present: Mapping[str, str]) -> frozenset[str]:
+        """Every blob of those images, digest by ref, that are known here."""
+        known = (json.loads(path.read_text()) for path in self._records.glob("*.json"))
+        return frozenset(
+            blob for image in known if present.get(image["ref"]) == image["manifest"] for blob in image["blobs"]
+        )
+
+    def base(self) -> Image:
+        """The Debian base of all other images."""
+        recipe = (HACK / "images/base.Dockerfile").read_text() + repr(imagebuild.BASE)
+        ref = f"{_PREFIX}/base:{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+        with imagebuild.one_build_at_a_time():
+            return self.find(ref) or self.keep(imagebuild.build_base(ref, self.blobs))
+
+    def from_recipe(self, recipe: Recipe) -> Image:
+        """The image of this recipe as the files are now; built if it is not there."""
+        base = self.base().ref
+        folder = tools.ensure(tuple(tool for tool in tools.ALL if tool.name in recipe.tools))
+        ref = f"{_PREFIX}/{recipe.name}:{content_hash(recipe, base, folder.name)}"
+        with imagebuild.one_build_at_a_time():
+            found = self.find(ref)
+            if found:
+                return found
+            with stage(f"image {recipe.name}"):
+                arguments = {"BASE_IMAGE": base, **recipe.arguments}
+                return self.keep(imagebuild.build(recipe.dockerfile, ref, arguments, folder, self.blobs))
+
+    def from_binary(self, ref: str, binary: Path, key: str, entrypoint: tuple[str, ...], user: str = "") -> Image:
+        """An image that holds one static binary and an empty /tmp, nothing else."""
+        found = self.find(ref, key)
+        if found:
+            return found
+        layer = self.blobs.put_layer(
+            lambda tar: add_files(tar, {f"usr/local/bin/{binary.name}": binary}, folders=("tmp",))
+        )
+        settings = {"Env": [_PATH], "Entrypoint": list(entrypoint), "User": user}
+        config = {"architecture": "amd64", "os": "linux", "config": settings}
+        return self.keep(self.blobs.put_image(ref, config, (layer,)), key)
+
+
+def project_images(catalogue: Catalogue) -> dict[str, Image]:
+    """Every image of the project whose Dockerfile exists, built where needed."""
+    return {
+        recipe.name: catalogue.from_recipe(recipe) for recipe in PROJECT if recipe.dockerfile.exists()
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class SystemImages:
+    """What the cluster is made of; `control_plane` by the short names of kubeadm (etcd, pause…)."""
+
+    control_plane: dict[str, Image]
+    base: Image
+    envoy: Image
+    envoy_gateway: Image
+    local_path_provisioner: Image
+    prometheus: Image
+
+    def all(self) -> tuple[Image, ...]:
+        """Every one of them."""
+        return (
+            *self.control_plane.values(),
+            self.base,
+            self.envoy,
+            self.envoy_gateway,
+            self.local_path_provisioner,
+            self.prometheus,
+        )
+
+
+def control_plane_refs(folder: Path, kubeadm_config: Path) -> dict[str, str]:
+    """The names that kubeadm will ask for, by the last part of the path."""
+    listed = run([folder / "kubeadm", "config", "images", "list", "--config", kubeadm_config]).split()
+    return {ref.rpartition("/")[2].partition(":")[0]: ref for ref in listed}
+
+
+def system_images(catalogue: Catalogue, refs: dict[str, str]) -> SystemImages:
+    """The images of the cluster itself, built where needed; `refs` as `control_plane_refs` gives them."""
+    folder = tools.ensure(tools.ALL)
+    key = folder.name
+
+    def own(name: str) -> Image:
+        ref = f"{_PREFIX}/{name}:{key[:12]}"
+        return catalogue.from_binary(ref, folder / name, key, (name,), _NOBODY)
+
+    recipes = {recipe.name: catalogue.from_recipe(recipe) for recipe in SYSTEM}
+    catatonit = next(path for path in packages.CATATONIT if path.exists())
+    control_plane: dict[str, Image] = {}
+    for name, ref in refs.items():
+        match name:
+            case "pause":
+                image = catalogue.from_binary(ref, catatonit.resolve(), key, ("catatonit", "-P"))
+            case "kube-proxy":
+                built = recipes[name]
+                image = Image(ref, built.manifest, built.blobs)
+            case _:
+                image = catalogue.from_binary(ref, folder / name, key, (name,))
+        control_plane[name] = image
+    return SystemImages(
+        control_plane=control_plane,
+        base=catalogue.base(),
+        envoy=recipes["envoy"],
+        envoy_gateway=own("envoy-gateway"),
+        local_path_provisioner=own("local-path-provisioner"),
+        prometheus=recipes["prometheus"],
+    )
