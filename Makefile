@@ -8,7 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 ONEBOX := $(PYTHON) hack/onebox
 DEMO_CLUSTER := demo
-TEST_CLUSTER := e2e
+DEMO_TARGET = $(if $(KUBECONFIG),--kubeconfig $(KUBECONFIG),--cluster $(DEMO_CLUSTER))
+DEMO_FLAGS ?=
 LOCK := uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
 	--custom-compile-command 'make lock'
 
@@ -20,7 +21,7 @@ help: ## Explain every target.
 
 .PHONY: demo
 demo: venv ## Bring up everything and run the main job before your eyes (KUBECONFIG=… for a cluster of your own).
-	$(BIN)/python -m demo $(if $(KUBECONFIG),--kubeconfig $(KUBECONFIG),--cluster $(DEMO_CLUSTER))
+	$(BIN)/python -m demo $(DEMO_TARGET) $(DEMO_FLAGS)
 
 .PHONY: test
 test: ## Run every tier of tests: lint, unit, integration, e2e. What CI runs.
@@ -45,7 +46,7 @@ test-unit: venv ## The pure core, tables and golden files; the converter on smal
 
 .PHONY: test-integration
 test-integration: venv ## A real API server, etcd and controller-manager; a real Triton. Minutes.
-	$(BIN)/pytest tests/integration tests/triton
+	$(BIN)/pytest tests/integration tests/triton_server
 
 .PHONY: test-e2e
 test-e2e: venv ## The whole product on a one-machine Kubernetes, under traffic.
@@ -64,6 +65,7 @@ format: venv ## Format the code.
 lock: ## Resolve requirements/*.in to locks with hashes and without addresses.
 	$(LOCK) requirements/operator.in -o requirements/operator.txt
 	$(LOCK) --overrides converter_image/overrides.txt requirements/converter.in -o requirements/converter.txt
+	$(LOCK) --no-deps requirements/triton.in -o requirements/triton.txt
 	$(LOCK) --overrides converter_image/overrides.txt requirements/dev.in -o requirements/dev.txt
 
 ## The one-machine Kubernetes -----------------------------------------------------------------------------------
@@ -81,5 +83,5 @@ images: ## Build the project's images and load them into the cluster.
 	$(ONEBOX) load-images --name $(DEMO_CLUSTER)
 
 .PHONY: demo-down
-demo-down: ## Remove what `make demo` made.
-	$(PYTHON) -m demo --down $(if $(KUBECONFIG),--kubeconfig $(KUBECONFIG),--cluster $(DEMO_CLUSTER))
+demo-down: venv ## Remove what `make demo` made.
+	$(BIN)/python -m demo --down $(DEMO_TARGET) $(DEMO_FLAGS)
