@@ -1,0 +1,133 @@
+"""The steady traffic: a pod that sends requests through the gateway and counts what comes back.
+
+The pod tells apart what a model server answered, good or bad, from what was lost on the way; this module only
+starts it, reads its counters and subtracts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from demo import objects, texts
+from demo.kubectl import NotFoundError, UnreachableError
+from demo.site import ROOT, SiteError, gateway_address
+from demo.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from demo.kubectl import Kubectl
+    from demo.model import Model
+    from demo.site import Site
+
+_SCRIPT: Final = ROOT / "tests" / "load" / "load.py"
+_NAME: Final = "load"
+_DIFFERENT_TEXTS: Final = 60
+_SAME: Final = 0.9
+"""The cosine below which an answer is not the one that torch gave: int8 stays far above it."""
+RATE: Final = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What one upstream answered; `slow` and `wrong` answers are among the good ones."""
+
+    good: int = 0
+    errors: int = 0
+    slow: int = 0
+    wrong: int = 0
+
+    def __sub__(self, earlier: Answers) -> Answers:
+        return Answers(
+            self.good - earlier.good,
+            self.errors - earlier.errors,
+            self.slow - earlier.slow,
+            self.wrong - earlier.wrong,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What the load pod has counted since it started, or between two looks.
+
+    `failed` are the requests that no model server answered: those that moving traffic about could lose.
+    """
+
+    sent: int = 0
+    failed: int = 0
+    by_upstream: Mapping[str, Answers] = field(default_factory=dict)
+    failures: tuple[str, ...] = ()
+    longest_gap: float = 0.0
+
+    @classmethod
+    def of(cls, counted: Mapping[str, Any]) -> Self:
+        """The counters as the pod tells them."""
+        upstreams = {
+            name: Answers(answers["ok"], answers["errors"], answers["slow"], answers["wrong"])
+            for name, answers in counted["upstreams"].items()
+        }
+        return cls(counted["sent"], counted["failed"], upstreams, tuple(counted["failures"]), counted["longest_gap"])
+
+    def __sub__(self, earlier: Counters) -> Counters:
+        return Counters(
+            sent=self.sent - earlier.sent,
+            failed=self.failed - earlier.failed,
+            by_upstream={
+                name: answers - earlier.by_upstream.get(name, Answers()) for name, answers in self.by_upstream.items()
+            },
+            failures=self.failures[len(earlier.failures) :],
+            longest_gap=self.longest_gap,
+        )
+
+    def of_revision(self, revision: str) -> Answers:
+        """What the servers of one revision answered."""
+        return self.by_upstream.get(f"{revision}-cpu", Answers())
+
+    @property
+    def errors(self) -> int:
+        """Requests that a model server itself answered with an error."""
+        return sum(answers.errors for answers in self.by_upstream.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A load pod that runs."""
+
+    kubectl: Kubectl
+
+    @classmethod
+    def start(cls, site: Site, kubectl: Kubectl, model: Model) -> Self:
+        """Start the pod on a model that serves, and wait until it sends."""
+        if model.status.endpoint is None:
+            raise SiteError(f"OnnxModel {model.name} tells no endpoint: it does not serve yet")
+        cls.stop(kubectl)
+        gateway = gateway_address(site)
+        files = {"load.py": _SCRIPT.read_text(), "requests.json": texts.as_json(_DIFFERENT_TEXTS)}
+        arguments = (
+            f"--http={gateway}:{site.gateway.http_port}",
+            f"--grpc={gateway}:{site.gateway.grpc_port}",
+            f"--host={model.status.endpoint.host}",
+            f"--model={model.status.endpoint.model_name}",
+            f"--rate={RATE}",
+            f"--min-cosine={_SAME}",
+        )
+        kubectl.apply(objects.load_pod(_NAME, image=site.images["operator"], files=files, arguments=arguments))
+        load = cls(kubectl)
+        until("the load pod to send requests", load._has_begun, seconds=60)
+        return load
+
+    @classmethod
+    def stop(cls, kubectl: Kubectl) -> None:
+        """Stop the traffic; none running is fine."""
+        kubectl.delete("pod", _NAME)
+
+    def counters(self) -> Counters:
+        """What was counted since the start."""
+        return Counters.of(self.kubectl.through(f"pods/{_NAME}", 8080, "counters"))
+
+    def _has_begun(self) -> bool:
+        try:
+            return self.counters().sent > 0
+        except (NotFoundError, UnreachableError):
+            return False

@@ -1,0 +1,70 @@
+"""What came of it all, in two tables and a few commands. Reads what the operator wrote down; measures nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from demo.kubectl import Manifest
+    from demo.load import Counters
+    from demo.scenario import Played
+
+_STAGES = ("convert", "validate-cpu", "publish")
+
+
+def acts_table(acts: Iterable[Played], revisions: Iterable[Manifest]) -> Table:
+    """One line for each act: how it ended, why, and how long its parts took."""
+    by_name = {revision["metadata"]["name"]: revision for revision in revisions}
+    table = Table("act", "ended", "why", *_STAGES, "total", title="What happened")
+    for played in acts:
+        stages = stage_seconds(by_name.get(played.revision))
+        why = played.message or played.reason
+        table.add_row(played.act.key, played.ending.value, escape(why), *stages, f"{played.seconds:.0f} s")
+    return table
+
+
+def traffic_table(acts: Iterable[Played]) -> Table:
+    """One line for each act: the requests in it, and what the version it is about answered."""
+    table = Table(
+        "act", "sent", "failed", "this version answered", "with an error", "slowly", "wrongly", title="Traffic"
+    )
+    for played in acts:
+        answers = played.traffic.of_revision(played.revision)
+        counts = (answers.good + answers.errors, answers.errors, answers.slow, answers.wrong)
+        numbers = (played.traffic.sent, played.traffic.failed, *counts)
+        table.add_row(played.act.key, *(f"{number:,}" for number in numbers))
+    return table
+
+
+def stage_seconds(revision: Manifest | None) -> tuple[str, ...]:
+    """How long the Jobs of a revision took; a dash for those it did not need."""
+    stages = revision.get("status", {}).get("stages", []) if revision else []
+    took = {stage["name"]: stage.get("seconds", 0) for stage in stages}
+    return tuple(f"{took[name]} s" if name in took else "-" for name in _STAGES)
+
+
+def traffic_lines(traffic: Counters) -> tuple[str, ...]:
+    """The requests of the whole run, in words."""
+    return (
+        f"{traffic.sent:,} requests sent",
+        f"{traffic.failed} failed on the way (0 expected)",
+        f"{traffic.errors} answered with an error by a bad candidate before it was taken back",
+        *(f"failed: {failure}" for failure in traffic.failures),
+    )
+
+
+def next_commands(command: str, namespace: str, model: str) -> tuple[str, ...]:
+    """What a reader may want to try now."""
+    kubectl = f"{command} -n {namespace}"
+    return (
+        f"{kubectl} get onnxmodels,onnxmodelrevisions",
+        f"{kubectl} describe onnxmodel {model}",
+        f"{kubectl} get events --sort-by=.lastTimestamp",
+        f"{kubectl} explain onnxmodel.spec.rollout",
+        f'{kubectl} patch onnxmodel {model} --type=merge -p \'{{"spec":{{"rollout":{{"retryToken":"again"}}}}}}\'',
+    )

@@ -1,0 +1,177 @@
+"""Things that break in the middle of a rollout, while traffic runs: the operator, the API server, Prometheus.
+
+The model flips between two good versions whose artifacts exist already, so every test is a canary of its own.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from demo import installation
+from demo.load import Load
+from demo.scenario import ACTS, Ending
+from demo.site import EXAMPLES, ROOT
+from demo.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from demo.kubectl import Kubectl, Manifest
+    from demo.model import Model
+    from demo.scenario import Stage
+    from demo.site import Site
+
+LEASE_SECONDS = 20
+"""The longest that a rollout may be without an operator, by the design."""
+OUTAGE_SECONDS = 120
+RESUME_SECONDS = 30
+ACT = {act.key: act for act in ACTS}
+
+
+@pytest.fixture(scope="module")
+def serving(cluster: Site, stage: Stage) -> Iterator[Stage]:
+    """Both good versions made, the second one stable, and traffic on it."""
+    for key in ("v1", "v2"):
+        assert stage.play(ACT[key]).ending is Ending.PROMOTED
+        if stage.load is None:
+            stage.load = Load.start(cluster, stage.kubectl, stage.model())
+    yield stage
+    Load.stop(stage.kubectl)
+    stage.load = None
+
+
+def begin_canary(stage: Stage, key: str) -> Model:
+    """Apply a version and wait until it has some of the traffic."""
+    stage.kubectl.apply_file(EXAMPLES / ACT[key].file)
+
+    def on_its_way() -> Model | None:
+        model = stage.model()
+        return model if model.is_seen and model.candidate_weight else None
+
+    return until(f"{key} to get traffic", on_its_way, seconds=180)
+
+
+def finish(stage: Stage, *, seconds: float = 240) -> Model:
+    """Wait until the rollout rests."""
+
+    def rests() -> Model | None:
+        model = stage.model()
+        return model if model.is_promoted or model.is_given_up else None
+
+    return until("the rollout to rest", rests, seconds=seconds)
+
+
+def owned(kubectl: Kubectl, kinds: str) -> dict[str, Manifest]:
+    """Everything of these kinds that the operator made, by kind and name."""
+    found = kubectl.list(kinds, selector="app.kubernetes.io/managed-by=onnx-operator")
+    return {f"{item['kind']}/{item['metadata']['name']}": item for item in found}
+
+
+def holder(cluster: Site) -> str:
+    lease = cluster.kubectl.within(installation.OPERATOR_NAMESPACE).get("lease", "onnx-operator")
+    return str(lease["spec"].get("holderIdentity", "")) if lease else ""
+
+
+def test_a_good_old_version_comes_back_without_a_second_conversion(serving: Stage) -> None:
+    jobs = owned(serving.kubectl, "jobs")
+    begin_canary(serving, "v1")
+    promoted = finish(serving)
+
+    assert promoted.is_promoted, promoted.message("Ready")
+    assert set(owned(serving.kubectl, "jobs")) <= set(jobs), "a Job ran for an artifact that is there"
+
+
+def test_when_the_active_operator_is_killed_the_other_one_finishes_the_rollout(cluster: Site, serving: Stage) -> None:
+    jobs = owned(serving.kubectl, "jobs")
+    begin_canary(serving, "v2")
+    active = holder(cluster)
+    kill_operator(cluster, active)
+    died = time.monotonic()
+    until("another operator to take over", lambda: holder(cluster) not in {"", active}, seconds=60, every=0.2)
+    took = time.monotonic() - died
+    end = finish(serving)
+
+    assert took <= LEASE_SECONDS
+    assert end.is_promoted, end.message("Ready")
+    assert set(owned(serving.kubectl, "jobs")) <= set(jobs), "a second Job"
+    assert_no_orphans(serving)
+
+
+def kill_operator(cluster: Site, identity: str) -> None:
+    """SIGKILL to the first process of the pod that holds the lease, from outside of its container."""
+    inside = cluster.kubectl.within(installation.OPERATOR_NAMESPACE)
+    pod = next(pod for pod in inside.list("pods") if identity.startswith(pod["metadata"]["name"]))
+    inside.run("delete", "pod", pod["metadata"]["name"], "--grace-period=0", "--force")
+
+
+def assert_no_orphans(stage: Stage) -> None:
+    """Every server belongs to a revision that exists, and only stable's runs."""
+    stable = stage.model().status.stable
+    assert stable is not None
+    revisions = {revision["metadata"]["name"] for revision in stage.kubectl.list("onnxmodelrevisions")}
+    for name, deployment in owned(stage.kubectl, "deployments").items():
+        revision = deployment["metadata"]["labels"]["onnx-operator.io/revision"]
+        assert revision in revisions, f"{name} belongs to no revision"
+        assert revision == stable.revision or not deployment["spec"]["replicas"], f"{name} still runs"
+
+
+def test_while_the_api_server_is_away_traffic_goes_on_and_after_it_the_rollout_does(
+    cluster: Site, serving: Stage
+) -> None:
+    assert serving.load is not None
+    before = begin_canary(serving, "v1")
+    onebox("stop-apiserver")
+    stopped = time.monotonic()
+    try:
+        until("two minutes of outage", lambda: time.monotonic() - stopped > OUTAGE_SECONDS, seconds=OUTAGE_SECONDS + 5)
+    finally:
+        onebox("start-apiserver")
+    until(
+        "the rollout to go on",
+        lambda: progress(serving.model()) != progress(before),
+        seconds=RESUME_SECONDS,
+    )
+    end = finish(serving)
+
+    assert end.is_promoted, end.message("Ready")
+    traffic = serving.counters()
+    assert traffic.failed == 0, traffic.failures
+    assert traffic.longest_gap < OUTAGE_SECONDS / 10, "traffic stopped with the API server"
+
+
+def progress(model: Model) -> tuple[object, ...]:
+    """What changes when the operator works on a rollout."""
+    candidate = model.status.candidate
+    return (candidate and candidate.step, candidate and candidate.verdict_time, model.is_at_rest)
+
+
+def onebox(command: str) -> None:
+    subprocess.run([sys.executable, ROOT / "hack" / "onebox", command, "--name", "e2e"], check=True)
+
+
+def test_without_prometheus_a_candidate_is_held_and_then_given_up_never_promoted(cluster: Site, serving: Stage) -> None:
+    monitoring = cluster.kubectl.within("monitoring")
+    begin_canary(serving, "v2")
+    monitoring.run("scale", "deployment/prometheus", "--replicas=0")
+    try:
+        held = until("the analysis to miss Prometheus", lambda: missed(serving.model()), seconds=60)
+        end = finish(serving, seconds=300)
+    finally:
+        monitoring.run("scale", "deployment/prometheus", "--replicas=1")
+
+    assert held.status.candidate is not None
+    assert end.is_given_up
+    assert end.reason("Stalled") == "AnalysisDeadlineExceeded"
+    assert "Prometheus" in end.message("Stalled")
+    traffic = serving.counters()
+    assert traffic.failed == 0, traffic.failures
+
+
+def missed(model: Model) -> Model | None:
+    candidate = model.status.candidate
+    return model if candidate and candidate.verdict == "ProviderError" else None
