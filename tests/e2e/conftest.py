@@ -13,7 +13,8 @@ import pytest
 from rich.console import Console
 
 from demo import checkpoints, diagnosis, installation, site
-from demo.scenario import Stage
+from demo.load import Load
+from demo.scenario import ACTS, Stage
 from demo.screen import PlainScreen
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 CLUSTER = "e2e"
 INDEX = 1
 NAMESPACE = "models"
+ACT = {act.key: act for act in ACTS}
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +55,28 @@ def models(cluster: Site) -> Kubectl:
 def stage(models: Kubectl) -> Stage:
     """Where the acts of the demo are played; what it tells stands in the output of a test that fails."""
     return Stage(models, PlainScreen(Console(width=200)))
+
+
+@pytest.fixture(scope="module")
+def serving(cluster: Site, stage: Stage) -> Iterator[Stage]:
+    """The model of the demo with its two good versions made, the second one stable, and traffic on it."""
+    if stage.kubectl.get("onnxmodel", stage.name) is None:
+        assert stage.play(ACT["v1"]).is_as_expected
+    stage.play(ACT["v2"])
+    if stage.load is None:
+        stage.load = Load.start(cluster, stage.kubectl, stage.model())
+    yield stage
+    Load.stop(stage.kubectl)
+    stage.load = None
+
+
+#: The story comes first: what follows finds its model and need not convert it again.
+_ORDER = ("test_story", "test_disturbances", "test_rights", "test_truth", "test_bad_checkpoints", "test_deletion")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the files of this tier; tests within a file keep their order."""
+    items.sort(key=lambda item: _ORDER.index(item.path.stem) if item.path.stem in _ORDER else len(_ORDER))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -5,23 +5,22 @@ The model flips between two good versions whose artifacts exist already, so ever
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytest
-
 from demo import installation
-from demo.load import Load
-from demo.scenario import ACTS, Ending
-from demo.site import EXAMPLES, ROOT
+from demo.scenario import ACTS
+from demo.site import ROOT
 from demo.waiting import until
+from tests.e2e.rollouts import begin_canary, finish, owned
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from demo.kubectl import Kubectl, Manifest
     from demo.model import Model
     from demo.scenario import Stage
     from demo.site import Site
@@ -33,45 +32,6 @@ RESUME_SECONDS = 30
 ACT = {act.key: act for act in ACTS}
 
 
-@pytest.fixture(scope="module")
-def serving(cluster: Site, stage: Stage) -> Iterator[Stage]:
-    """Both good versions made, the second one stable, and traffic on it."""
-    for key in ("v1", "v2"):
-        assert stage.play(ACT[key]).ending is Ending.PROMOTED
-        if stage.load is None:
-            stage.load = Load.start(cluster, stage.kubectl, stage.model())
-    yield stage
-    Load.stop(stage.kubectl)
-    stage.load = None
-
-
-def begin_canary(stage: Stage, key: str) -> Model:
-    """Apply a version and wait until it has some of the traffic."""
-    stage.kubectl.apply_file(EXAMPLES / ACT[key].file)
-
-    def on_its_way() -> Model | None:
-        model = stage.model()
-        return model if model.is_seen and model.candidate_weight else None
-
-    return until(f"{key} to get traffic", on_its_way, seconds=180)
-
-
-def finish(stage: Stage, *, seconds: float = 240) -> Model:
-    """Wait until the rollout rests."""
-
-    def rests() -> Model | None:
-        model = stage.model()
-        return model if model.is_promoted or model.is_given_up else None
-
-    return until("the rollout to rest", rests, seconds=seconds)
-
-
-def owned(kubectl: Kubectl, kinds: str) -> dict[str, Manifest]:
-    """Everything of these kinds that the operator made, by kind and name."""
-    found = kubectl.list(kinds, selector="app.kubernetes.io/managed-by=onnx-operator")
-    return {f"{item['kind']}/{item['metadata']['name']}": item for item in found}
-
-
 def holder(cluster: Site) -> str:
     lease = cluster.kubectl.within(installation.OPERATOR_NAMESPACE).get("lease", "onnx-operator")
     return str(lease["spec"].get("holderIdentity", "")) if lease else ""
@@ -79,7 +39,7 @@ def holder(cluster: Site) -> str:
 
 def test_a_good_old_version_comes_back_without_a_second_conversion(serving: Stage) -> None:
     jobs = owned(serving.kubectl, "jobs")
-    begin_canary(serving, "v1")
+    begin_canary(serving, ACT["v1"])
     promoted = finish(serving)
 
     assert promoted.is_promoted, promoted.message("Ready")
@@ -88,7 +48,7 @@ def test_a_good_old_version_comes_back_without_a_second_conversion(serving: Stag
 
 def test_when_the_active_operator_is_killed_the_other_one_finishes_the_rollout(cluster: Site, serving: Stage) -> None:
     jobs = owned(serving.kubectl, "jobs")
-    begin_canary(serving, "v2")
+    begin_canary(serving, ACT["v2"])
     active = holder(cluster)
     kill_operator(cluster, active)
     died = time.monotonic()
@@ -103,10 +63,21 @@ def test_when_the_active_operator_is_killed_the_other_one_finishes_the_rollout(c
 
 
 def kill_operator(cluster: Site, identity: str) -> None:
-    """SIGKILL to the first process of the pod that holds the lease, from outside of its container."""
-    inside = cluster.kubectl.within(installation.OPERATOR_NAMESPACE)
-    pod = next(pod for pod in inside.list("pods") if identity.startswith(pod["metadata"]["name"]))
-    inside.run("delete", "pod", pod["metadata"]["name"], "--grace-period=0", "--force")
+    """SIGKILL, from outside of the container, to every process of the pod that holds the lease."""
+    pods = cluster.kubectl.within(installation.OPERATOR_NAMESPACE).list("pods")
+    pod = next(pod for pod in pods if identity.startswith(pod["metadata"]["name"]))
+    # The kubelet writes the UID with dashes or, under systemd's slices, with underscores.
+    uid = pod["metadata"]["uid"].replace("-", "[-_]")
+    killed = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            belongs = re.search(uid, (process / "cgroup").read_text())
+            if belongs and "onnx_operator" in (process / "cmdline").read_text():
+                os.kill(int(process.name), signal.SIGKILL)
+                killed += 1
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended by itself meanwhile
+    assert killed, f"no process of {pod['metadata']['name']} was found"
 
 
 def assert_no_orphans(stage: Stage) -> None:
@@ -124,7 +95,7 @@ def test_while_the_api_server_is_away_traffic_goes_on_and_after_it_the_rollout_d
     cluster: Site, serving: Stage
 ) -> None:
     assert serving.load is not None
-    before = begin_canary(serving, "v1")
+    before = begin_canary(serving, ACT["v1"])
     onebox("stop-apiserver")
     stopped = time.monotonic()
     try:
@@ -156,7 +127,7 @@ def onebox(command: str) -> None:
 
 def test_without_prometheus_a_candidate_is_held_and_then_given_up_never_promoted(cluster: Site, serving: Stage) -> None:
     monitoring = cluster.kubectl.within("monitoring")
-    begin_canary(serving, "v2")
+    begin_canary(serving, ACT["v2"])
     monitoring.run("scale", "deployment/prometheus", "--replicas=0")
     try:
         held = until("the analysis to miss Prometheus", lambda: missed(serving.model()), seconds=60)
@@ -166,8 +137,8 @@ def test_without_prometheus_a_candidate_is_held_and_then_given_up_never_promoted
 
     assert held.status.candidate is not None
     assert end.is_given_up
-    assert end.reason("Stalled") == "AnalysisDeadlineExceeded"
-    assert "Prometheus" in end.message("Stalled")
+    assert end.reason("Stalled") == "RolledBack"
+    assert end.reason("Promoted") == "AnalysisProviderError"
     traffic = serving.counters()
     assert traffic.failed == 0, traffic.failures
 

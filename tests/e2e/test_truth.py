@@ -1,0 +1,91 @@
+"""Tools that wait for a model are told the truth: kubectl wait, and helm's --wait, which asks the kstatus library."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from demo import installation
+from demo.kubectl import KubectlError
+from demo.scenario import ACTS
+from demo.site import EXAMPLES, SiteError
+from tests.e2e.rollouts import begin_canary, finish
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from demo.scenario import Stage
+    from demo.site import Site
+
+ACT = {act.key: act for act in ACTS}
+
+
+def wait_ready(stage: Stage, seconds: int) -> None:
+    stage.kubectl.run(
+        "wait", "--for=condition=Ready", f"onnxmodel/{stage.name}", f"--timeout={seconds}s", timeout=seconds + 10
+    )
+
+
+def test_kubectl_wait_returns_when_the_new_version_has_all_traffic_and_not_before(serving: Stage) -> None:
+    wait_ready(serving, 5)
+    begin_canary(serving, ACT["v1"])
+    with pytest.raises(KubectlError, match="timed out"):
+        wait_ready(serving, 2)
+
+    wait_ready(serving, 240)
+
+    stable = serving.model().status.stable
+    assert stable is not None
+    assert stable.weight == 100
+    assert finish(serving).is_promoted
+
+
+def chart_of(act: str, folder: Path) -> Path:
+    """A chart that holds a version of the model, as a team would keep it in Git."""
+    manifest = yaml.safe_load((EXAMPLES / ACT[act].file).read_text())
+    (folder / "templates").mkdir(parents=True)
+    (folder / "Chart.yaml").write_text(yaml.safe_dump({"apiVersion": "v2", "name": "team", "version": "0.1.0"}))
+    (folder / "templates" / "model.yaml").write_text(json.dumps(manifest))
+    return folder
+
+
+def upgrade(cluster: Site, stage: Stage, chart: Path) -> None:
+    flags = ("--install", "--take-ownership", "--wait", "--timeout=5m", f"--namespace={stage.kubectl.namespace}")
+    installation.helm(cluster, "upgrade", "team", str(chart), *flags)
+
+
+def test_helm_upgrade_wait_succeeds_with_a_good_version_once_it_is_promoted(
+    cluster: Site, serving: Stage, tmp_path: Path
+) -> None:
+    upgrade(cluster, serving, chart_of("v2", tmp_path / "good"))
+
+    model = serving.model()
+    assert model.holds("Ready"), model.message("Ready")
+    assert model.status.stable is not None
+    assert model.status.stable.weight == 100
+
+
+def test_helm_upgrade_wait_fails_with_a_version_that_is_taken_back(
+    cluster: Site, serving: Stage, tmp_path: Path
+) -> None:
+    before = serving.model().status.stable
+
+    with pytest.raises(SiteError, match=r"(?i)failed|stalled"):
+        upgrade(cluster, serving, chart_of("v4", tmp_path / "bad"))
+
+    after = finish(serving)
+    assert after.is_given_up
+    assert after.status.stable is not None
+    assert before is not None
+    assert after.status.stable.revision == before.revision
+
+
+def test_the_operator_itself_is_ready_when_helm_says_so(cluster: Site) -> None:
+    installation.install(cluster)
+
+    found = cluster.kubectl.within(installation.OPERATOR_NAMESPACE).get("deployment", "onnx-operator")
+    assert found is not None
+    assert found["status"]["readyReplicas"] == found["spec"]["replicas"] == 2
