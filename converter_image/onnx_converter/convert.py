@@ -1,0 +1,164 @@
+"""The step that makes a graph for each execution provider.
+
+No network, no credentials; the checkpoint is taken for hostile. Refuses a checkpoint that is not the one that was
+fetched, and leaves nothing under a final name until all graphs are there.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from onnx_converter import export, graph, load, quantize
+from onnx_converter.conversion import FILE, Conversion, Graph, Signature, tools
+from onnx_converter.digest import sha256_of, tree_digest
+from onnx_converter.fetch import check_folder, sync_tree
+from onnx_converter.heads import OUTPUTS, wrap
+from onnx_converter.reasons import DIGEST_MISMATCH, StepFailedError
+from onnx_converter.spec import ConversionSpec, Provider, Scheme
+
+if TYPE_CHECKING:
+    from onnx_converter.load import Checkpoint
+    from onnx_converter.progress import Progress
+
+_TOKENIZER_FILES: Final = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "sentence_bert_config.json",
+    "config.json",
+)
+_PARTIAL: Final = ".partial-"
+
+
+@dataclass(frozen=True, slots=True)
+class Convert:
+    """What to convert and where to."""
+
+    checkpoint: Path
+    source_digest: str
+    spec: ConversionSpec
+    output: Path
+
+
+def run(convert: Convert, progress: Progress) -> dict[str, Any]:
+    graph.refuse_opset(convert.spec.opset)
+    for provider in convert.spec.providers:
+        quantize.refuse_without_kernels(convert.spec.scheme, provider)
+    verify_checkpoint(convert.checkpoint, convert.source_digest)
+    progress.tell("CheckpointVerified", percent=10)
+    done = _earlier(convert)
+    if done is None:
+        done = _convert(convert, progress)
+    else:
+        progress.tell("EarlierResultReused", percent=100)
+    return {
+        "architecture": done.architecture,
+        "task": str(done.task),
+        "maxSequenceLength": done.max_sequence_length,
+        "graphs": {str(name): made.model_dump(mode="json", by_alias=True) for name, made in done.graphs.items()},
+        "inputs": [item.model_dump(mode="json", by_alias=True) for item in done.inputs],
+        "outputs": [item.model_dump(mode="json", by_alias=True) for item in done.outputs],
+    }
+
+
+def verify_checkpoint(folder: Path, digest: str) -> None:
+    if (found := tree_digest(check_folder(folder))) != digest:
+        raise StepFailedError(
+            DIGEST_MISMATCH,
+            f"the checkpoint has digest {found}, not {digest}: the work volume was changed; fetch again",
+        )
+
+
+def _earlier(convert: Convert) -> Conversion | None:
+    """A complete result of the same inputs by the same tools."""
+    if not (convert.output / FILE).is_file():
+        return None
+    try:
+        found = Conversion.read(convert.output)
+    except StepFailedError:
+        return None
+    same = (found.source_digest, found.spec, found.tools) == (convert.source_digest, convert.spec, tools())
+    return found if same else None
+
+
+def _convert(convert: Convert, progress: Progress) -> Conversion:
+    convert.output.mkdir(parents=True, exist_ok=True)
+    for path in convert.output.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=convert.output))
+    try:
+        done = _fill(convert, partial, progress)
+        done.write(partial)
+        sync_tree(partial)
+        # conversion.json last: without it the folder is no result.
+        for path in sorted(partial.iterdir(), key=lambda path: path.name == FILE):
+            path.rename(convert.output / path.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return done
+
+
+def _fill(convert: Convert, folder: Path, progress: Progress) -> Conversion:
+    spec = convert.spec
+    checkpoint = load.load(convert.checkpoint, spec.task, spec.max_sequence_length)
+    progress.tell("CheckpointLoaded", percent=30, architecture=checkpoint.architecture, task=str(checkpoint.task))
+    wrapper = wrap(checkpoint, convert.checkpoint)
+    model = export.export(checkpoint, wrapper, spec.opset)
+    progress.tell("GraphExported", percent=60)
+    exported = folder / "exported" / graph.MODEL
+    exported.parent.mkdir()
+    export.save(model, exported)
+    del model, wrapper
+    facts: dict[Provider, graph.GraphFacts] = {}
+    for number, provider in enumerate(spec.providers):
+        target = folder / provider / graph.MODEL
+        if spec.scheme is Scheme.INT8_DYNAMIC:
+            target.parent.mkdir()
+            quantize.int8_dynamic(exported, target)
+        else:
+            shutil.copytree(exported.parent, target.parent)
+        facts[provider] = graph.inspect(target, checkpoint.inputs, [OUTPUTS[checkpoint.task]])
+        progress.tell(
+            "GraphWritten",
+            percent=60 + 35 * (number + 1) // len(spec.providers),
+            provider=str(provider),
+            bytes=facts[provider].bytes,
+        )
+    shutil.rmtree(exported.parent)
+    _pack_tokenizer(checkpoint, convert.checkpoint, folder / "tokenizer")
+    first = facts[spec.providers[0]]
+    return Conversion(
+        source_digest=convert.source_digest,
+        spec=spec,
+        tools=tools(),
+        architecture=checkpoint.architecture,
+        task=checkpoint.task,
+        max_sequence_length=checkpoint.max_sequence_length,
+        inputs=tuple(Signature(**item.value()) for item in first.inputs),
+        outputs=tuple(Signature(**item.value()) for item in first.outputs),
+        graphs={name: Graph(**found.brief()) for name, found in facts.items()},
+        files={
+            path.relative_to(folder).as_posix(): sha256_of(path) for path in sorted(folder.rglob("*")) if path.is_file()
+        },
+    )
+
+
+def _pack_tokenizer(checkpoint: Checkpoint, source: Path, target: Path) -> None:
+    """The checkpoint's own files as they are, and tokenizer.json where it has none."""
+    target.mkdir()
+    for name in _TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+    backend = getattr(checkpoint.tokenizer, "backend_tokenizer", None)
+    if not (target / "tokenizer.json").is_file() and backend is not None:
+        backend.save(str(target / "tokenizer.json"))

@@ -1,0 +1,111 @@
+"""From a torch module to an ONNX graph with a dynamic batch and a dynamic length.
+
+Refuses to hand on a graph whose bytes depend on where it was made: the exporter writes stack traces with absolute
+paths into node metadata, and those are taken out.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from typing import TYPE_CHECKING, Final
+
+import onnx_ir
+import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+from onnx_converter.heads import OUTPUTS
+from onnx_converter.reasons import EXPORT_FAILED, StepFailedError, gist
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from onnx_converter.heads import Wrapper
+    from onnx_converter.load import Checkpoint
+
+BATCH: Final = "batch"
+SEQUENCE: Final = "sequence"
+#: Protobuf ends at 2 GiB; beside the weights there is room for the graph itself.
+_INLINE_LIMIT: Final = 1_900_000_000
+
+
+def sample_of(checkpoint: Checkpoint) -> tuple[torch.Tensor, ...]:
+    """Two texts of different length: with a mask of ones alone the exporter may drop the mask from the graph."""
+    length = min(7, checkpoint.max_sequence_length)
+    padding = checkpoint.tokenizer.pad_token_id
+    ids = torch.arange(2 * length).reshape(2, length) % (int(checkpoint.model.config.vocab_size) - 1)
+    ids += ids >= padding
+    mask = torch.ones_like(ids)
+    mask[1, length // 2 + 1 :] = 0
+    ids = torch.where(mask.bool(), ids, padding)
+    named = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+    return tuple(named[name] for name in checkpoint.inputs)
+
+
+def export(checkpoint: Checkpoint, wrapper: Wrapper, opset: int) -> onnx_ir.Model:
+    """The graph in memory, its weights still those of the module."""
+    dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            # Deprecations inside torch and a remark about training mode that eval() has settled.
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                wrapper,
+                sample_of(checkpoint),
+                dynamo=True,
+                # The wrapper takes one variadic argument, so the shapes of all tensors are one tuple.
+                dynamic_shapes=(tuple(dynamic for _ in checkpoint.inputs),),
+                opset_version=opset,
+                input_names=list(checkpoint.inputs),
+                output_names=[OUTPUTS[checkpoint.task]],
+                verbose=False,
+            )
+    except Exception as error:
+        raise StepFailedError(
+            EXPORT_FAILED,
+            f"torch's exporter gives up on {checkpoint.architecture} at opset {opset}: {gist(error)}",
+        ) from error
+    if program is None:
+        raise StepFailedError(
+            EXPORT_FAILED, f"torch's exporter returned nothing for {checkpoint.architecture} at opset {opset}"
+        )
+    model = program.model
+    ClearMetadataAndDocStringPass()(model)
+    model.metadata_props.clear()
+    _name_axes(model)
+    return model
+
+
+def _name_axes(model: onnx_ir.Model) -> None:
+    """The exporter counts its symbols; readers of the graph want to know which is which."""
+    shape = model.graph.inputs[0].shape
+    names = [dim.value for dim in shape.dims if isinstance(dim, onnx_ir.SymbolicDim)] if shape is not None else []
+    if len(names) != 2 or None in names:  # noqa: PLR2004
+        raise StepFailedError(
+            EXPORT_FAILED, f"the exported graph froze an axis of {model.graph.inputs[0].name}: {shape}"
+        )
+    words = dict(zip((str(name) for name in names), (BATCH, SEQUENCE), strict=True))
+    pattern = re.compile(rf"\b({'|'.join(map(re.escape, words))})\b")
+    for value in _values(model):
+        if value.shape is None:
+            continue
+        dims = [
+            onnx_ir.SymbolicDim(pattern.sub(lambda match: words[match[1]], dim.value))
+            if isinstance(dim, onnx_ir.SymbolicDim) and dim.value is not None
+            else dim
+            for dim in value.shape.dims
+        ]
+        value.shape = onnx_ir.Shape(dims)
+
+
+def _values(model: onnx_ir.Model) -> list[onnx_ir.Value]:
+    return [*model.graph.inputs, *(output for node in model.graph for output in node.outputs)]
+
+
+def save(model: onnx_ir.Model, path: Path) -> None:
+    """One file, or beyond protobuf's limit one file and its weights beside it."""
+    weights = sum(
+        value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None
+    )
+    external = f"{path.name}.data" if weights > _INLINE_LIMIT else None
+    onnx_ir.save(model, path, external_data=external)

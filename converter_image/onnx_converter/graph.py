@@ -1,0 +1,166 @@
+"""What a finished graph must look like, whatever made it, before anything is computed with it.
+
+Refuses a graph that lacks an input or output of the task, has another one, froze the batch or the length, has weights
+outside its folder, or needs a newer runtime than the one that will serve it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Final
+
+import onnx
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+from onnx_converter.digest import sha256_of
+from onnx_converter.reasons import GRAPH_REFUSED, SPEC_IMPOSSIBLE, StepFailedError, gist
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: Domains whose operators onnxruntime itself brings: no other library will be there where the graph is served.
+_DOMAINS: Final = frozenset({"", "ai.onnx", "com.microsoft", "ai.onnx.ml"})
+_DATATYPES: Final = {onnx.TensorProto.INT64: "INT64", onnx.TensorProto.INT32: "INT32", onnx.TensorProto.FLOAT: "FP32"}
+MODEL: Final = "model.onnx"
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """The newest graph that the serving image reads."""
+
+    name: str
+    opset: int
+    ir_version: int
+
+
+#: The floor of production is NVIDIA's Triton 26.07; the oldest onnxruntime this project serves on is 1.23.
+SERVING_RUNTIME: Final = Runtime("onnxruntime 1.23", opset=23, ir_version=11)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """An input or output as Triton and a client see it; -1 is dynamic."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+    def value(self) -> dict[str, Any]:
+        return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
+
+
+@dataclass(frozen=True, slots=True)
+class GraphFacts:
+    """What is told of a graph."""
+
+    digest: str
+    bytes: int
+    opset: int
+    ir_version: int
+    nodes: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def brief(self) -> dict[str, Any]:
+        return {
+            "digest": self.digest,
+            "bytes": self.bytes,
+            "opset": self.opset,
+            "irVersion": self.ir_version,
+            "nodes": self.nodes,
+        }
+
+
+def refuse_opset(opset: int, runtime: Runtime = SERVING_RUNTIME) -> None:
+    if opset > runtime.opset:
+        raise StepFailedError(
+            SPEC_IMPOSSIBLE,
+            f"opset {opset} exceeds {runtime.opset}, the newest that {runtime.name} serves: lower opset",
+        )
+
+
+def inspect(
+    path: Path, inputs: Sequence[str], outputs: Sequence[str], runtime: Runtime = SERVING_RUNTIME
+) -> GraphFacts:
+    """The facts of a graph that is as it must be."""
+    try:
+        model = onnx.load(path, load_external_data=False)
+        onnx.checker.check_model(model)
+    except Exception as error:
+        raise StepFailedError(GRAPH_REFUSED, f"{path.name} is no valid ONNX graph: {gist(error)}") from error
+    opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
+    if opset > runtime.opset or model.ir_version > runtime.ir_version:
+        raise StepFailedError(
+            GRAPH_REFUSED,
+            (
+                f"{path.name} has opset {opset} and IR version {model.ir_version}, "
+                f"{runtime.name} reads up to {runtime.opset} and {runtime.ir_version}: lower opset"
+            ),
+        )
+    _refuse_foreign(model, path)
+    found_inputs, found_outputs = tuple(map(_spec_of, model.graph.input)), tuple(map(_spec_of, model.graph.output))
+    _refuse_signature(path, "input", inputs, found_inputs)
+    _refuse_signature(path, "output", outputs, found_outputs)
+    for spec in found_inputs:
+        if spec.shape != (-1, -1):
+            raise StepFailedError(
+                GRAPH_REFUSED,
+                f"{path.name} froze an axis of input {spec.name}: shape {list(spec.shape)}, it must be dynamic",
+            )
+    for spec in found_outputs:
+        if spec.shape[:1] != (-1,):
+            raise StepFailedError(
+                GRAPH_REFUSED, f"{path.name} froze the batch of output {spec.name}: shape {list(spec.shape)}"
+            )
+    size = sum(file.stat().st_size for file in [path, *_data_files(model, path)])
+    return GraphFacts(
+        "sha256:" + sha256_of(path), size, opset, model.ir_version, len(model.graph.node), found_inputs, found_outputs
+    )
+
+
+def _refuse_foreign(model: onnx.ModelProto, path: Path) -> None:
+    for node in model.graph.node:
+        if node.domain not in _DOMAINS:
+            raise StepFailedError(
+                GRAPH_REFUSED,
+                f"{path.name}: node {node.name} needs operator {node.domain}::{node.op_type}, which no runtime brings",
+            )
+    for name in {info.location for info in _external(model)}:
+        file = path.parent / name
+        if len(PurePosixPath(name).parts) != 1 or name in ("..", ".") or file.is_symlink() or not file.is_file():
+            raise StepFailedError(GRAPH_REFUSED, f"{path.name} keeps weights in {name!r}, which is no file beside it")
+    for info in _external(model):
+        offset, length = info.offset or 0, info.length or 0
+        if offset < 0 or length < 0 or offset + length > (path.parent / info.location).stat().st_size:
+            raise StepFailedError(
+                GRAPH_REFUSED, f"{path.name} names {length} bytes at {offset} of {info.location}, which are not there"
+            )
+
+
+def _external(model: onnx.ModelProto) -> list[ExternalDataInfo]:
+    return [ExternalDataInfo(tensor) for tensor in model.graph.initializer if uses_external_data(tensor)]
+
+
+def _data_files(model: onnx.ModelProto, path: Path) -> list[Path]:
+    return [path.parent / name for name in sorted({info.location for info in _external(model)})]
+
+
+def _spec_of(value: onnx.ValueInfoProto) -> TensorSpec:
+    tensor = value.type.tensor_type
+    shape = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim)
+    return TensorSpec(value.name, _DATATYPES.get(tensor.elem_type, f"type {tensor.elem_type}"), shape)
+
+
+def _refuse_signature(path: Path, role: str, wanted: Sequence[str], found: Sequence[TensorSpec]) -> None:
+    names = [spec.name for spec in found]
+    if sorted(names) != sorted(wanted):
+        raise StepFailedError(
+            GRAPH_REFUSED, f"{path.name} has {role}s {', '.join(names) or 'none'}, the task needs {', '.join(wanted)}"
+        )
+    datatype = "INT64" if role == "input" else "FP32"
+    for spec in found:
+        if spec.datatype != datatype:
+            raise StepFailedError(
+                GRAPH_REFUSED, f"{path.name}: {role} {spec.name} has datatype {spec.datatype}, not {datatype}"
+            )

@@ -1,0 +1,313 @@
+"""The torch original of a checkpoint, and its tokenizer.
+
+transformers builds the module, but reads no weights and chooses no class: the class follows from model_type and the
+task in the tables below, its configuration is made of declared fields only, and the tensors come through safetensors
+after weights.py has checked them. So nothing a checkpoint writes into its files selects code. Refuses every
+architecture that is not in the tables, and tensors that are missing, left over or of another shape.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from onnx_converter import policy
+from onnx_converter.reasons import (
+    ARCHITECTURE_UNSUPPORTED,
+    CHECKPOINT_INCOMPLETE,
+    CONFIG_INVALID,
+    SPEC_IMPOSSIBLE,
+    TOKENIZER_MISMATCH,
+    WEIGHTS_MISMATCH,
+    StepFailedError,
+    gist,
+)
+from onnx_converter.spec import Task
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What this converter must know of a model type beyond what transformers tells."""
+
+    config: type[PreTrainedConfig]
+    encoder: type[PreTrainedModel]
+    sequence: type[PreTrainedModel]
+    token: type[PreTrainedModel]
+    has_pooler: bool
+    #: RoBERTa and its like begin to count positions after the padding id.
+    offsets_positions: bool
+
+
+ARCHITECTURES: Final[dict[str, Architecture]] = {
+    "bert": Architecture(
+        transformers.BertConfig,
+        transformers.BertModel,
+        transformers.BertForSequenceClassification,
+        transformers.BertForTokenClassification,
+        has_pooler=True,
+        offsets_positions=False,
+    ),
+    "distilbert": Architecture(
+        transformers.DistilBertConfig,
+        transformers.DistilBertModel,
+        transformers.DistilBertForSequenceClassification,
+        transformers.DistilBertForTokenClassification,
+        has_pooler=False,
+        offsets_positions=False,
+    ),
+    "electra": Architecture(
+        transformers.ElectraConfig,
+        transformers.ElectraModel,
+        transformers.ElectraForSequenceClassification,
+        transformers.ElectraForTokenClassification,
+        has_pooler=False,
+        offsets_positions=False,
+    ),
+    "mpnet": Architecture(
+        transformers.MPNetConfig,
+        transformers.MPNetModel,
+        transformers.MPNetForSequenceClassification,
+        transformers.MPNetForTokenClassification,
+        has_pooler=True,
+        offsets_positions=True,
+    ),
+    "roberta": Architecture(
+        transformers.RobertaConfig,
+        transformers.RobertaModel,
+        transformers.RobertaForSequenceClassification,
+        transformers.RobertaForTokenClassification,
+        has_pooler=True,
+        offsets_positions=True,
+    ),
+    "xlm-roberta": Architecture(
+        transformers.XLMRobertaConfig,
+        transformers.XLMRobertaModel,
+        transformers.XLMRobertaForSequenceClassification,
+        transformers.XLMRobertaForTokenClassification,
+        has_pooler=True,
+        offsets_positions=True,
+    ),
+}
+#: Keys of config.json that are no field of the configuration class and change nothing in an encoder's answer.
+_HARMLESS_LEFTOVERS: Final = re.compile(
+    r"(.*\.)?(pooler|lm_head|cls|vocab_(transform|layer_norm|projector)|discriminator_predictions|generator_\w+)\..*"
+    r"|(.*\.)?(position_ids|token_type_ids)"
+)
+#: What a tokenizer can give, in the order of the graph's inputs.
+INPUTS: Final = ("input_ids", "attention_mask", "token_type_ids")
+_HEADS: Final = {
+    "ForSequenceClassification": Task.TEXT_CLASSIFICATION,
+    "ForTokenClassification": Task.TOKEN_CLASSIFICATION,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint in memory: the bare transformers model of the task, in fp32 and with eager attention."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    architecture: str
+    task: Task
+    #: The names of the graph's inputs, in order.
+    inputs: tuple[str, ...]
+    #: The longest text in tokens.
+    max_sequence_length: int
+
+
+def load(folder: Path, task: Task, max_sequence_length: int | None) -> Checkpoint:
+    # Its remarks on left-over tensors are judged below, in words of ours.
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    value = policy.read_object(folder, policy.CONFIG)
+    architecture = _architecture_of(value)
+    resolved = resolve_task(folder, value, task)
+    config = _config_of(architecture, value)
+    model = _model_of(folder, architecture, config, resolved)
+    capacity = _shorten(model, architecture, max_sequence_length)
+    tokenizer = _tokenizer_of(folder, config)
+    inputs = tuple(name for name in INPUTS if name in _accepted(model, tokenizer))
+    return Checkpoint(model, tokenizer, str(value["model_type"]), resolved, inputs, capacity)
+
+
+def _architecture_of(value: dict[str, Any]) -> Architecture:
+    kind = value.get("model_type")
+    architecture = ARCHITECTURES.get(kind) if isinstance(kind, str) else None
+    if architecture is None:
+        raise StepFailedError(
+            ARCHITECTURE_UNSUPPORTED,
+            f"{policy.CONFIG}: model_type {kind!r} has no tested route, there are {', '.join(ARCHITECTURES)}",
+        )
+    if (positions := value.get("position_embedding_type", "absolute")) != "absolute":
+        raise StepFailedError(
+            ARCHITECTURE_UNSUPPORTED,
+            f"{policy.CONFIG}: position_embedding_type {positions!r} is not supported, absolute is",
+        )
+    if value.get("quantization_config"):
+        raise StepFailedError(
+            ARCHITECTURE_UNSUPPORTED,
+            f"{policy.CONFIG}: quantization_config: the weights are quantised already; give the unquantised checkpoint",
+        )
+    if value.get("is_decoder") or value.get("add_cross_attention") or value.get("is_encoder_decoder"):
+        raise StepFailedError(
+            ARCHITECTURE_UNSUPPORTED, f"{policy.CONFIG}: this is a decoder; only encoders are supported"
+        )
+    return architecture
+
+
+def resolve_task(folder: Path, value: dict[str, Any], task: Task) -> Task:
+    """What `auto` means for this checkpoint, or an error where it cannot do what is asked."""
+    name = (value.get("architectures") or [""])[0]
+    head = next((found for suffix, found in _HEADS.items() if isinstance(name, str) and name.endswith(suffix)), None)
+    is_sentence = (folder / policy.MODULES).is_file()
+    if task is Task.AUTO:
+        return Task.SENTENCE_EMBEDDING if is_sentence else head or Task.FEATURE_EXTRACTION
+    if task is Task.SENTENCE_EMBEDDING and not is_sentence:
+        raise StepFailedError(
+            SPEC_IMPOSSIBLE,
+            f"task {task} needs the checkpoint's {policy.MODULES}, which is missing: use feature-extraction",
+        )
+    if task in _HEADS.values() and task is not head:
+        raise StepFailedError(
+            SPEC_IMPOSSIBLE,
+            f"task {task} does not fit architectures {name!r} in {policy.CONFIG}: use auto or feature-extraction",
+        )
+    return task
+
+
+def _config_of(architecture: Architecture, value: dict[str, Any]) -> PreTrainedConfig:
+    declared = {field.name for field in dataclasses.fields(architecture.config)}
+    kept = {key: inner for key, inner in value.items() if key in declared and key not in ("dtype", "architectures")}
+    if isinstance(kept.get("id2label"), dict):
+        kept["num_labels"] = len(kept["id2label"])
+    elif isinstance(value.get("num_labels"), int):
+        kept["num_labels"] = value["num_labels"]
+    try:
+        config = architecture.config(**kept)
+    except Exception as error:
+        raise StepFailedError(CONFIG_INVALID, f"{policy.CONFIG} is impossible: {gist(error)}") from error
+    config.use_cache = False
+    return config
+
+
+def _model_of(folder: Path, architecture: Architecture, config: PreTrainedConfig, task: Task) -> PreTrainedModel:
+    options: dict[str, Any] = {}
+    match task:
+        case Task.TEXT_CLASSIFICATION:
+            kind = architecture.sequence
+        case Task.TOKEN_CLASSIFICATION:
+            kind = architecture.token
+        case _:
+            kind = architecture.encoder
+            # An untrained pooler would be made up where the checkpoint has none, and no task here reads it.
+            options = {"add_pooling_layer": False} if architecture.has_pooler else {}
+    tensors: dict[str, torch.Tensor] = {}
+    for shard in policy.shards_of(folder, frozenset(policy.list_folder(folder))):
+        tensors |= load_file(folder / shard)
+    try:
+        model, found = kind.from_pretrained(
+            None,
+            config=config,
+            state_dict=tensors,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
+        )
+    except Exception as error:
+        raise StepFailedError(
+            CONFIG_INVALID, f"{policy.CONFIG} describes no {kind.__name__} that can be built: {gist(error)}"
+        ) from error
+    _refuse_misfits(found, kind.__name__)
+    model.eval()
+    model.requires_grad_(requires_grad=False)
+    return model
+
+
+def _refuse_misfits(found: dict[str, Any], kind: str) -> None:
+    if missing := sorted(found["missing_keys"]):
+        raise StepFailedError(
+            WEIGHTS_MISMATCH,
+            f"the weights lack {missing[0]} ({len(missing)} tensors) that {kind} needs: save the whole model",
+        )
+    if mismatched := sorted(str(key) for key in found["mismatched_keys"]):
+        raise StepFailedError(
+            WEIGHTS_MISMATCH,
+            f"the weights hold {mismatched[0]} in another shape than {policy.CONFIG} says: they are of two models",
+        )
+    if left := sorted(key for key in found["unexpected_keys"] if not _HARMLESS_LEFTOVERS.fullmatch(key)):
+        raise StepFailedError(
+            WEIGHTS_MISMATCH,
+            f"the weights hold {left[0]} ({len(left)} tensors) for which {kind} has no place: model_type does not fit",
+        )
+
+
+def _shorten(model: PreTrainedModel, architecture: Architecture, wanted: int | None) -> int:
+    """Cuts the position table, so that a longer text is an error of the served graph and never cut silently."""
+    embeddings = model.base_model.embeddings
+    table = embeddings.position_embeddings
+    offset = int(table.padding_idx) + 1 if architecture.offsets_positions else 0
+    capacity = int(table.num_embeddings) - offset
+    if wanted is None or wanted == capacity:
+        return capacity
+    if wanted > capacity:
+        raise StepFailedError(
+            SPEC_IMPOSSIBLE,
+            f"maxSequenceLength {wanted} exceeds the {capacity} positions of the checkpoint: use at most {capacity}",
+        )
+    table.weight = torch.nn.Parameter(table.weight[: wanted + offset].clone(), requires_grad=False)
+    table.num_embeddings = wanted + offset
+    for name in ("position_ids", "token_type_ids"):
+        if (buffer := getattr(embeddings, name, None)) is not None:
+            setattr(embeddings, name, buffer[:, : wanted + offset].clone())
+    return wanted
+
+
+def _tokenizer_of(folder: Path, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
+    if not any(
+        (folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
+    ):
+        raise StepFailedError(
+            CHECKPOINT_INCOMPLETE,
+            "the checkpoint has neither tokenizer.json nor a vocabulary: save the tokenizer beside the model",
+        )
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, config=config, local_files_only=True, trust_remote_code=False, use_fast=True
+        )
+    except Exception as error:
+        raise StepFailedError(TOKENIZER_MISMATCH, f"the tokenizer cannot be loaded: {gist(error)}") from error
+    rows = config.vocab_size
+    if (largest := max(tokenizer.get_vocab().values(), default=-1)) >= rows:
+        raise StepFailedError(
+            TOKENIZER_MISMATCH,
+            f"the tokenizer gives ids up to {largest}, the model has {rows} rows: they are of two checkpoints",
+        )
+    if largest < 0 or tokenizer.pad_token_id is None:
+        raise StepFailedError(
+            TOKENIZER_MISMATCH, "the tokenizer has no vocabulary or no pad_token: save the tokenizer beside the model"
+        )
+    padding = getattr(config, "pad_token_id", None)
+    if padding is not None and tokenizer.pad_token_id != padding:
+        raise StepFailedError(
+            TOKENIZER_MISMATCH,
+            f"the tokenizer pads with id {tokenizer.pad_token_id}, {policy.CONFIG} says pad_token_id {padding}",
+        )
+    return tokenizer
+
+
+def _accepted(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
+    return frozenset(tokenizer.model_input_names) & frozenset(inspect.signature(model.forward).parameters)

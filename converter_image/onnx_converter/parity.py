@@ -1,0 +1,162 @@
+"""Whether a graph still answers like the torch original: the gate.
+
+Every judgement is made on numbers in float64. Vectors that belong to padding are ignored, since no client reads them
+and no two kernels agree on them, and are counted; but a graph that is not finite there fails like anywhere else.
+Fails closed: nothing measured, a NaN on either side, another shape, a number that only touches its bound.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from onnx_converter.heads import CLASSIFIERS, PER_TOKEN
+from onnx_converter.reasons import PARITY_FAILED, StepFailedError
+from onnx_converter.spec import Scheme, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    from onnx_converter.samples import Sample
+    from onnx_converter.spec import Parity
+
+#: Below this length a vector has no direction worth comparing.
+_NO_DIRECTION: Final = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """Bounds; None is not judged."""
+
+    min_cosine: float | None
+    max_absolute: float | None
+    max_relative: float | None
+    min_label_agreement: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What one sample showed."""
+
+    sample: str
+    is_text: bool
+    vectors: int
+    ignored: int
+    min_cosine: float
+    max_absolute: float
+    max_relative: float
+    labels: int
+    labels_agreeing: int
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """The worst over all samples."""
+
+    samples: int
+    vectors: int
+    ignored: int
+    min_cosine: float
+    max_absolute: float
+    max_relative: float
+    label_agreement: float | None
+
+
+_DEFAULTS: Final[dict[Scheme, tuple[Tolerance, Tolerance]]] = {
+    # Embeddings, classifiers. A classifier's few logits have no direction: its labels and their distance count.
+    Scheme.NONE: (Tolerance(0.99999, 1e-3, 1e-3, None), Tolerance(None, 1e-3, 1e-3, 0.999)),
+    Scheme.INT8_DYNAMIC: (Tolerance(0.85, None, None, None), Tolerance(None, None, 0.5, 0.9)),
+}
+
+
+def tolerance_of(parity: Parity, scheme: Scheme, task: Task) -> Tolerance:
+    """The user's bounds, and those of the scheme where the user gave none."""
+    default = _DEFAULTS[scheme][task in CLASSIFIERS]
+    return Tolerance(
+        default.min_cosine if parity.min_cosine is None else parity.min_cosine,
+        default.max_absolute if parity.max_absolute is None else parity.max_absolute,
+        default.max_relative if parity.max_relative is None else parity.max_relative,
+        default.min_label_agreement if parity.min_label_agreement is None else parity.min_label_agreement,
+    )
+
+
+def measure(task: Task, sample: Sample, truth: NDArray[np.float32], answer: NDArray[np.float32]) -> Measurement:
+    if truth.shape != answer.shape:
+        raise StepFailedError(
+            PARITY_FAILED,
+            f"on {sample.name} the graph answers with shape {answer.shape}, the original with {truth.shape}",
+        )
+    for whose, values in (("original", truth), ("graph", answer)):
+        if not np.isfinite(values).all():
+            raise StepFailedError(PARITY_FAILED, f"on {sample.name} the {whose} answers with NaN or infinity")
+    judged = sample.mask if task in PER_TOKEN else sample.mask.any(axis=1)
+    wanted, found = truth[judged].astype(np.float64), answer[judged].astype(np.float64)
+    if not wanted.size:
+        return Measurement(sample.name, sample.is_text, 0, judged.size, 1.0, 0.0, 0.0, 0, 0)
+    difference = np.abs(wanted - found).max(axis=-1)
+    labels = len(wanted) if task in CLASSIFIERS else 0
+    return Measurement(
+        sample=sample.name,
+        is_text=sample.is_text,
+        vectors=len(wanted),
+        ignored=int(judged.size - judged.sum()),
+        min_cosine=float(_cosines(wanted, found).min()),
+        max_absolute=float(difference.max()),
+        max_relative=float((difference / np.maximum(np.abs(wanted).max(axis=-1), np.finfo(np.float32).tiny)).max()),
+        labels=labels,
+        labels_agreeing=int((wanted.argmax(axis=-1) == found.argmax(axis=-1)).sum()) if labels else 0,
+    )
+
+
+def _cosines(wanted: NDArray[np.float64], found: NDArray[np.float64]) -> NDArray[np.float64]:
+    lengths = np.linalg.norm(wanted, axis=-1), np.linalg.norm(found, axis=-1)
+    directed = (lengths[0] > _NO_DIRECTION) & (lengths[1] > _NO_DIRECTION)
+    both_empty = (lengths[0] <= _NO_DIRECTION) & (lengths[1] <= _NO_DIRECTION)
+    products = (wanted * found).sum(axis=-1) / np.where(directed, lengths[0] * lengths[1], 1.0)
+    return np.where(directed, products, np.where(both_empty, 1.0, 0.0))
+
+
+def total(measurements: Iterable[Measurement]) -> Total:
+    listed = list(measurements)
+    vectors = sum(item.vectors for item in listed)
+    if not vectors:
+        raise StepFailedError(PARITY_FAILED, "nothing was compared: the sample set is empty")
+    labels = sum(item.labels for item in listed)
+    return Total(
+        samples=len(listed),
+        vectors=vectors,
+        ignored=sum(item.ignored for item in listed),
+        min_cosine=min(item.min_cosine for item in listed),
+        max_absolute=max(item.max_absolute for item in listed),
+        max_relative=max(item.max_relative for item in listed),
+        label_agreement=sum(item.labels_agreeing for item in listed) / labels if labels else None,
+    )
+
+
+def violations(measured: Total, tolerance: Tolerance) -> Sequence[str]:
+    """Every bound that is not kept, in words. A number must lie inside its bound: touching it is not enough."""
+    found = [
+        _violation("minCosine", measured.min_cosine, tolerance.min_cosine, is_floor=True),
+        _violation("maxAbsolute", measured.max_absolute, tolerance.max_absolute, is_floor=False),
+        _violation("maxRelative", measured.max_relative, tolerance.max_relative, is_floor=False),
+    ]
+    agreement, wanted = measured.label_agreement, tolerance.min_label_agreement
+    # A share of 1 can be reached and not exceeded, so this bound may be touched.
+    if agreement is not None and wanted is not None and not agreement >= wanted:
+        found.append(f"minLabelAgreement is {agreement:.4f}, below the tolerance {wanted}")
+    return [text for text in found if text]
+
+
+def _violation(name: str, value: float, bound: float | None, *, is_floor: bool) -> str:
+    if bound is None:
+        return ""
+    # Written so that NaN, which compares false with everything, is a violation.
+    kept = value > bound if is_floor else value < bound
+    if kept and math.isfinite(value):
+        return ""
+    return f"{name} is {value:.6g}, {'not above' if is_floor else 'not below'} the tolerance {bound:g}"

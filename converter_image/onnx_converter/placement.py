@@ -1,0 +1,86 @@
+"""onnxruntime sessions, and proof of where their nodes ran.
+
+onnxruntime falls back to the CPU without a word when a provider cannot be loaded or has no kernel. Refuses a session
+without the provider that was asked for, and one whose heavy nodes ran elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import onnxruntime
+
+from onnx_converter.limits import threads
+from onnx_converter.reasons import GRAPH_REFUSED, PLACEMENT_FAILED, StepFailedError, gist
+from onnx_converter.spec import Provider
+
+if TYPE_CHECKING:
+    from onnx_converter.samples import Sample
+
+#: Where an encoder spends its time; the rest, shapes above all, may run on the CPU beside an accelerator.
+_HEAVY: Final = frozenset(
+    {"MatMul", "Gemm", "FusedMatMul", "FusedGemm", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"}
+    | {
+        "Attention",
+        "MultiHeadAttention",
+        "Softmax",
+        "LayerNormalization",
+        "SkipLayerNormalization",
+        "Gelu",
+        "BiasGelu",
+        "Erf",
+    }
+)
+
+
+def session(path: Path, provider: Provider, profile: Path | None = None) -> onnxruntime.InferenceSession:
+    """A session whose first provider is the one asked for."""
+    if provider not in onnxruntime.get_available_providers():
+        raise StepFailedError(
+            PLACEMENT_FAILED, f"this image's onnxruntime has no {provider}: use the image flavour that has it"
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads()
+    options.log_severity_level = 3
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
+    providers = [str(provider)] if provider is Provider.CPU else [str(provider), str(Provider.CPU)]
+    try:
+        made = onnxruntime.InferenceSession(path, options, providers=providers)
+    except Exception as error:
+        raise StepFailedError(GRAPH_REFUSED, f"onnxruntime cannot load {path.name}: {gist(error)}") from error
+    if made.get_providers()[0] != provider:
+        raise StepFailedError(
+            PLACEMENT_FAILED,
+            f"{provider} could not be started on this node, onnxruntime fell back to {made.get_providers()[0]}",
+        )
+    return made
+
+
+def prove(path: Path, provider: Provider, sample: Sample) -> dict[str, int]:
+    """Nodes by the provider they ran on, from onnxruntime's own profile of one request."""
+    with tempfile.TemporaryDirectory() as folder:
+        profiled = session(path, provider, Path(folder, "profile"))
+        profiled.run(None, sample.tensors)
+        events: list[dict[str, Any]] = json.loads(Path(profiled.end_profiling()).read_text())
+    nodes = {
+        event["args"]["node_index"]: (event["args"]["op_name"], event["args"]["provider"], event["name"])
+        for event in events
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
+    }
+    if not nodes:
+        raise StepFailedError(
+            PLACEMENT_FAILED, f"the profile of {path.name} names no node: its placement cannot be proved"
+        )
+    for operator, where, name in nodes.values():
+        if operator in _HEAVY and where != provider:
+            raise StepFailedError(
+                PLACEMENT_FAILED,
+                f"node {name.removesuffix('_kernel_time')} ({operator}) ran on {where}, not on {provider}",
+            )
+    return dict(sorted(Counter(where for _, where, _ in nodes.values()).items()))

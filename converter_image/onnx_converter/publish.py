@@ -1,0 +1,129 @@
+"""The step that packs one immutable artifact, named by the digest of its manifest.
+
+Refuses to publish what no report of this very graph says has passed, and never writes into an artifact that is there.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from onnx_converter import artifact, graph, package
+from onnx_converter.conversion import Conversion
+from onnx_converter.digest import canonical_json, digest_of_bytes, hex_of, sha256_of
+from onnx_converter.fetch import sync, sync_tree
+from onnx_converter.reasons import ARTIFACT_CORRUPT, PARITY_FAILED, StepFailedError
+from onnx_converter.report import GOLDEN, PAGE, REPORT, VALIDATION_PREFIX
+from onnx_converter.report_html import page
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from onnx_converter.progress import Progress
+    from onnx_converter.spec import ConversionSpec, Lineage, Provider, Serving
+
+_INCOMING: Final = ".incoming-"
+SCHEMA: Final = "onnx-operator.io/reports/v1alpha1"
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """What to publish and where to."""
+
+    work: Path
+    store: Path
+    spec: ConversionSpec
+    serving: Serving
+    lineage: Lineage
+
+
+def run(publish: Publish, progress: Progress) -> dict[str, Any]:
+    conversion = Conversion.read(publish.work / "graph")
+    if conversion.spec != publish.spec:
+        raise StepFailedError(ARTIFACT_CORRUPT, "--spec is not the one the graph was converted with: convert again")
+    reports = {provider: _report_of(publish.work, provider, conversion) for provider in conversion.graphs}
+    publish.store.mkdir(parents=True, exist_ok=True)
+    for path in publish.store.glob(f"{_INCOMING}*"):
+        shutil.rmtree(path, ignore_errors=True)
+    incoming = Path(tempfile.mkdtemp(prefix=_INCOMING, dir=publish.store))
+    try:
+        lineage = _lineage_of(conversion, publish)
+        _fill(incoming, publish, conversion, reports, lineage)
+        manifest = artifact.describe(incoming, lineage)
+        data = artifact.dump(manifest)
+        (incoming / artifact.MANIFEST).write_bytes(data)
+        digest = digest_of_bytes(data)
+        _settle(incoming, publish.store / hex_of(digest), digest)
+    finally:
+        shutil.rmtree(incoming, ignore_errors=True)
+    progress.tell("ArtifactPublished", percent=100, digest=digest, bytes=manifest.size)
+    report_digest = next("sha256:" + entry.sha256 for entry in manifest.files if entry.path == REPORT)
+    return {"digest": digest, "bytes": manifest.size, "files": len(manifest.files), "reportDigest": report_digest}
+
+
+def _report_of(work: Path, provider: Provider, conversion: Conversion) -> dict[str, Any]:
+    """A report that says Passed, and says it of this graph."""
+    path = work / f"{VALIDATION_PREFIX}{provider}" / REPORT
+    try:
+        report: dict[str, Any] = json.loads(path.read_bytes())
+        verdict, judged = report["verdict"], report["graphDigest"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StepFailedError(
+            PARITY_FAILED, f"{path.parent.name}/{REPORT} is missing or cannot be read: validate on {provider} first"
+        ) from error
+    if verdict != "Passed" or judged != conversion.graphs[provider].digest:
+        raise StepFailedError(
+            PARITY_FAILED,
+            f"{path.parent.name}/{REPORT} says {verdict} of graph {judged}: validate this graph on {provider} first",
+        )
+    return report
+
+
+def _lineage_of(conversion: Conversion, publish: Publish) -> Mapping[str, Any]:
+    return {
+        "source": {"digest": conversion.source_digest},
+        "conversion": conversion.model_dump(mode="json", by_alias=True, exclude={"files"}),
+        "serving": publish.serving.model_dump(mode="json", by_alias=True),
+        "operator": publish.lineage.value(),
+    }
+
+
+def _fill(
+    folder: Path,
+    publish: Publish,
+    conversion: Conversion,
+    reports: Mapping[Provider, Mapping[str, Any]],
+    lineage: Mapping[str, Any],
+) -> None:
+    work = publish.work
+    for provider in conversion.graphs:
+        model = folder / "triton" / provider / "model"
+        shutil.copytree(work / "graph" / provider, model / "1")
+        (model / "config.pbtxt").write_text(package.config_of(conversion, publish.serving, provider))
+        if sha256_of(model / "1" / graph.MODEL) != conversion.graphs[provider].digest.removeprefix("sha256:"):
+            raise StepFailedError(
+                ARTIFACT_CORRUPT, f"graph/{provider}/{graph.MODEL} changed while it was copied: convert again"
+            )
+    shutil.copytree(work / "graph" / "tokenizer", folder / "tokenizer")
+    first = publish.spec.providers[0]
+    shutil.copyfile(work / f"{VALIDATION_PREFIX}{first}" / GOLDEN, folder / GOLDEN)
+    combined = {str(name): report for name, report in reports.items()}
+    (folder / REPORT).write_bytes(canonical_json({"schema": SCHEMA, "verdict": "Passed", "reports": combined}))
+    (folder / PAGE).write_text(page(combined, lineage), encoding="utf-8")
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o444)
+    folder.chmod(0o755)
+
+
+def _settle(incoming: Path, final: Path, digest: str) -> None:
+    if final.is_dir():
+        # The same input gave the same artifact before; it must still be that one.
+        artifact.verify(final, digest)
+        return
+    sync_tree(incoming)
+    incoming.rename(final)
+    sync(final.parent)

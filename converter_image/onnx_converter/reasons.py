@@ -1,0 +1,128 @@
+"""Every way a step can end: name, exit code, and when it surfaces.
+
+The operator imports this table to write a Job's podFailurePolicy and to explain a condition, so it is standard
+library only. It refuses two reasons with one exit code: the code alone must tell why a container stopped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One way to end, as it stands in a condition."""
+
+    name: str
+    exit_code: int
+    surfaces: str
+
+    @property
+    def is_transient(self) -> bool:
+        return self.exit_code in TRANSIENT_CODES
+
+
+PERMANENT_CODES: Final = range(10, 30)
+TRANSIENT_CODES: Final = range(30, 40)
+
+# Success, one for each step.
+FETCHED: Final = Reason("Fetched", 0, "surfaces when the checkpoint lies in the work volume under its digest")
+CONVERTED: Final = Reason("Converted", 0, "surfaces when a graph was written for each execution provider")
+VALIDATED: Final = Reason("Validated", 0, "surfaces when a graph stayed within tolerance of the torch original")
+PUBLISHED: Final = Reason("Published", 0, "surfaces when the artifact lies in the store under its digest")
+ASSEMBLED: Final = Reason(
+    "Assembled", 0, "surfaces when the artifact's digests hold and the model repository is laid out"
+)
+
+# Mistakes of the program or of whoever called it.
+CRASHED: Final = Reason("Crashed", 1, "surfaces when the converter met an error it has no name for: a bug to report")
+USAGE: Final = Reason(
+    "UsageError", 2, "surfaces when a flag is missing or its JSON does not fit; the message names the field"
+)
+
+# Bad input: the same again gives the same again, so never retried.
+SOURCE_NOT_FOUND: Final = Reason(
+    "SourceNotFound", 10, "surfaces when the path, repository or revision of the source does not exist"
+)
+SOURCE_UNAUTHORIZED: Final = Reason(
+    "SourceUnauthorized", 11, "surfaces when the hub answers 401 or 403, or the repository is gated"
+)
+LINK_REFUSED: Final = Reason(
+    "LinkRefused", 12, "surfaces when the source holds a symbolic link, a device, a socket or a pipe"
+)
+SOURCE_ESCAPES: Final = Reason(
+    "SourceEscapes", 13, "surfaces when a path, a shard's name or a redirect leads out of the source"
+)
+PICKLE_REFUSED: Final = Reason(
+    "PickleRefused", 14, "surfaces when weights come only as pickle or another format that can run code"
+)
+REMOTE_CODE_REFUSED: Final = Reason(
+    "RemoteCodeRefused", 15, "surfaces when the checkpoint asks for code of its own to be loaded"
+)
+DIGEST_MISMATCH: Final = Reason(
+    "DigestMismatch", 16, "surfaces when the bytes differ from the digest that was asked for or announced"
+)
+CHECKPOINT_INCOMPLETE: Final = Reason(
+    "CheckpointIncomplete", 17, "surfaces when config.json, the weights, a shard or the tokenizer is missing"
+)
+CONFIG_INVALID: Final = Reason(
+    "ConfigInvalid", 18, "surfaces when a JSON file of the checkpoint cannot be read or a value in it is impossible"
+)
+WEIGHTS_CORRUPT: Final = Reason(
+    "WeightsCorrupt", 19, "surfaces when a safetensors file is truncated or its header does not describe it"
+)
+WEIGHTS_NOT_FINITE: Final = Reason("WeightsNotFinite", 20, "surfaces when a weight is NaN or infinite")
+WEIGHTS_MISMATCH: Final = Reason(
+    "WeightsMismatch", 21, "surfaces when tensors are missing, left over or of another shape than config.json says"
+)
+ARCHITECTURE_UNSUPPORTED: Final = Reason(
+    "ArchitectureUnsupported", 22, "surfaces when this converter has no tested route for the model type or module"
+)
+TOKENIZER_MISMATCH: Final = Reason(
+    "TokenizerMismatch", 23, "surfaces when the tokenizer cannot be loaded or gives ids that the model has no row for"
+)
+SPEC_IMPOSSIBLE: Final = Reason(
+    "SpecImpossible", 24, "surfaces when a legal spec asks for what this checkpoint, provider or runtime cannot do"
+)
+EXPORT_FAILED: Final = Reason("ExportFailed", 25, "surfaces when torch's exporter or the quantizer gives up")
+GRAPH_REFUSED: Final = Reason(
+    "GraphRefused", 26, "surfaces when a graph cannot be loaded or lacks an input, an output or a dynamic axis"
+)
+PARITY_FAILED: Final = Reason(
+    "ParityFailed", 27, "surfaces when the graph's answers are not within tolerance of the torch original's"
+)
+PLACEMENT_FAILED: Final = Reason(
+    "PlacementFailed", 28, "surfaces when nodes did not run on the execution provider that was asked for"
+)
+ARTIFACT_CORRUPT: Final = Reason(
+    "ArtifactCorrupt", 29, "surfaces when a file is missing, extra, changed or a link against the manifest"
+)
+
+# The world was not ready: the same again may work, so retried.
+SOURCE_UNREACHABLE: Final = Reason(
+    "SourceUnreachable", 30, "surfaces when the hub does not answer, answers 5xx or 429, or breaks off"
+)
+DISK_FULL: Final = Reason("DiskFull", 31, "surfaces when a volume has no room left")
+OUT_OF_MEMORY: Final = Reason(
+    "OutOfMemory", 32, "surfaces when an allocation failed before the kernel ended the process"
+)
+STORAGE_FAILED: Final = Reason("StorageFailed", 33, "surfaces when a volume answers with an input or output error")
+INTERRUPTED: Final = Reason("Interrupted", 34, "surfaces when the container was told to stop before it was done")
+
+ALL: Final[tuple[Reason, ...]] = tuple(value for value in list(globals().values()) if isinstance(value, Reason))
+BY_NAME: Final[dict[str, Reason]] = {reason.name: reason for reason in ALL}
+
+
+def gist(error: BaseException) -> str:
+    """The first line of what a library said, short enough for a condition."""
+    return next((line.strip()[:300] for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+class StepFailedError(Exception):
+    """A step ends here; the message is one sentence that names the file or field and the way out."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message

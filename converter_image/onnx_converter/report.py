@@ -1,0 +1,72 @@
+"""What validation found, as plain data: the report that lies beside the artifact.
+
+Standard library only, so that whoever shows a report needs nothing else. Holds no time and no host name: the same
+graph judged again on the same kind of machine gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SCHEMA: Final = "onnx-operator.io/report/v1alpha1"
+REPORT: Final = "report.json"
+PAGE: Final = "report.html"
+GOLDEN: Final = "golden.json"
+#: Followed by the provider: the folder of one validation beside the graphs.
+VALIDATION_PREFIX: Final = "validation-"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One sample of the parity table."""
+
+    sample: str
+    vectors: int
+    ignored: int
+    min_cosine: str
+    max_absolute: str
+    max_relative: str
+    label_agreement: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The verdict on one graph on one execution provider."""
+
+    verdict: str
+    reason: str
+    message: str
+    provider: str
+    graph_digest: str
+    parity: Mapping[str, str | None]
+    tolerance: Mapping[str, str | None]
+    samples: int
+    vectors: int
+    ignored: int
+    placement: Mapping[str, int]
+    conversion: Mapping[str, Any]
+    rows: tuple[Row, ...]
+
+    def value(self) -> dict[str, Any]:
+        return {"schema": SCHEMA, **{_camel(key): inner for key, inner in asdict(self).items() if key != "rows"}} | {
+            "rows": [{_camel(key): inner for key, inner in asdict(row).items()} for row in self.rows]
+        }
+
+
+def _camel(name: str) -> str:
+    head, *tail = name.split("_")
+    return head + "".join(part.capitalize() for part in tail)
+
+
+def number(value: float | None) -> str | None:
+    """A measured number as a string: the API has no floats, and digits beyond the fifth are noise."""
+    return None if value is None else f"{value:.5g}"
+
+
+def cosine(value: float) -> str:
+    """A cosine near 1 says little in five digits; never rounded up to a bound it does not keep."""
+    return f"{int(value * 1e7) / 1e7:.7f}"

@@ -1,0 +1,162 @@
+"""The parameters of the steps, as they arrive in flags.
+
+Refuses unknown fields, numbers out of bounds and two sources at once, and says which field it was.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.alias_generators import to_camel
+
+from onnx_converter.reasons import SOURCE_ESCAPES, USAGE, StepFailedError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+_REPOSITORY: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?$"
+_REVISION: Final = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,254}$"
+
+
+class Task(StrEnum):
+    """What the graph is for; decides its output."""
+
+    AUTO = "auto"
+    FEATURE_EXTRACTION = "feature-extraction"
+    SENTENCE_EMBEDDING = "sentence-embedding"
+    TEXT_CLASSIFICATION = "text-classification"
+    TOKEN_CLASSIFICATION = "token-classification"  # noqa: S105  no secret
+
+
+class Scheme(StrEnum):
+    """How the weights are quantised."""
+
+    NONE = "none"
+    INT8_DYNAMIC = "int8-dynamic"
+
+
+class Provider(StrEnum):
+    """An execution provider, by onnxruntime's name for it."""
+
+    CPU = "CPUExecutionProvider"
+    CUDA = "CUDAExecutionProvider"
+
+
+class Parameters(BaseModel):
+    """What all parameters share: camelCase on the wire, frozen, nothing unknown."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
+
+
+class ClaimSource(Parameters):
+    """A folder on a volume of the user's."""
+
+    claim_name: str
+    path: str = ""
+
+    @field_validator("path")
+    @classmethod
+    def _stay_inside(cls, path: str) -> str:
+        if path.startswith("/") or ".." in PurePosixPath(path).parts or "\0" in path:
+            raise StepFailedError(
+                SOURCE_ESCAPES,
+                f"source.persistentVolumeClaim.path {path!r} leads out of the volume: use a path relative to its root",
+            )
+        return path
+
+
+class HubSource(Parameters):
+    """A repository of a hub that speaks Hugging Face's protocol."""
+
+    repository: Annotated[str, Field(pattern=_REPOSITORY)]
+    revision: Annotated[str, Field(pattern=_REVISION)]
+
+
+class Source(Parameters):
+    """Where the checkpoint comes from: exactly one."""
+
+    persistent_volume_claim: ClaimSource | None = None
+    hugging_face: HubSource | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.persistent_volume_claim is None) == (self.hugging_face is None):
+            raise ValueError("give exactly one of persistentVolumeClaim, huggingFace")
+        return self
+
+
+class ConversionSpec(Parameters):
+    """What shapes the graph."""
+
+    task: Task = Task.AUTO
+    opset: Annotated[int, Field(ge=17, le=23)] = 18
+    scheme: Scheme = Scheme.NONE
+    max_sequence_length: Annotated[int, Field(ge=1, le=65536)] | None = None
+    providers: Annotated[tuple[Provider, ...], Field(min_length=1)] = (Provider.CPU,)
+
+    @field_validator("providers")
+    @classmethod
+    def _no_repeats(cls, providers: tuple[Provider, ...]) -> tuple[Provider, ...]:
+        if len(set(providers)) != len(providers):
+            raise ValueError("an execution provider is listed twice")
+        return providers
+
+
+def _number(value: object) -> object:
+    """Tolerances are strings in the OnnxModel, since its schema has no floats."""
+    return float(value) if isinstance(value, str) else value
+
+
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+
+
+class Parity(Parameters):
+    """Tolerances as the user gave them; what is absent follows from the scheme and the task."""
+
+    min_cosine: Annotated[Number, Field(gt=0, lt=1)] | None = None
+    max_absolute: Annotated[Number, Field(gt=0)] | None = None
+    max_relative: Annotated[Number, Field(gt=0)] | None = None
+    min_label_agreement: Annotated[Number, Field(gt=0, le=1)] | None = None
+
+
+class Serving(Parameters):
+    """What config.pbtxt needs to know of the pods."""
+
+    max_batch_size: Annotated[int, Field(ge=1, le=1024)] = 32
+    max_queue_delay_microseconds: Annotated[int, Field(ge=0, le=1_000_000)] = 2000
+    instances: Annotated[int, Field(ge=1, le=64)] = 1
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
+
+
+class Lineage(BaseModel):
+    """What the operator knows of the artifact's origin: any JSON object, kept as it is."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    def value(self) -> Mapping[str, Any]:
+        return dict(self.__pydantic_extra__ or {})
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def parse(kind: type[Model], flag: str, text: str) -> Model:
+    """The value of a JSON flag; an error names the flag and the field."""
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the value"
+        raise StepFailedError(USAGE, f"{flag}: {place}: {first['msg']}") from error
+
+
+def provider_of(text: str) -> Provider:
+    try:
+        return Provider(text)
+    except ValueError as error:
+        raise StepFailedError(USAGE, f"--provider {text!r} is none of {', '.join(Provider)}") from error

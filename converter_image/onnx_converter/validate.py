@@ -1,0 +1,177 @@
+"""The step that proves with numbers that a graph still behaves like the original.
+
+The truth is the torch module in fp32 with eager attention, loaded anew from the checkpoint; the graph runs in
+onnxruntime on the execution provider it is meant for. Fails closed, and leaves a report either way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from onnx_converter import graph, parity, report, samples
+from onnx_converter.contest import Candidate, Original
+from onnx_converter.conversion import Conversion
+from onnx_converter.convert import verify_checkpoint
+from onnx_converter.digest import canonical_json, sha256_of
+from onnx_converter.reasons import ARTIFACT_CORRUPT, PARITY_FAILED, SPEC_IMPOSSIBLE, VALIDATED, Reason, StepFailedError
+from onnx_converter.report import GOLDEN, PAGE, REPORT
+from onnx_converter.report_html import page
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from onnx_converter.progress import Progress
+    from onnx_converter.spec import ConversionSpec, Parity, Provider
+
+
+@dataclass(frozen=True, slots=True)
+class Validate:
+    """What to judge, against what, and how strictly."""
+
+    checkpoint: Path
+    graph: Path
+    provider: Provider
+    spec: ConversionSpec
+    parity: Parity
+    output: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """Everything measured, and how it ends."""
+
+    measurements: tuple[parity.Measurement, ...]
+    total: parity.Total | None
+    placement: dict[str, int]
+    reason: Reason
+    message: str
+
+
+def run(validate: Validate, progress: Progress) -> dict[str, Any]:
+    validate.output.mkdir(parents=True, exist_ok=True)
+    for name in (REPORT, PAGE, GOLDEN):
+        (validate.output / name).unlink(missing_ok=True)
+    conversion = Conversion.read(validate.graph)
+    _refuse_other_spec(conversion, validate)
+    verify_checkpoint(validate.checkpoint, conversion.source_digest)
+    original = Original.load(validate.checkpoint, conversion.task, validate.spec.max_sequence_length)
+    path = validate.graph / validate.provider / graph.MODEL
+    graph.inspect(path, original.checkpoint.inputs, [original.output])
+    candidate = Candidate.load(path, validate.provider)
+    progress.tell("CheckpointLoaded", percent=10, architecture=conversion.architecture, task=str(conversion.task))
+    tolerance = parity.tolerance_of(validate.parity, validate.spec.scheme, conversion.task)
+    judgement = judge(original, candidate, tolerance, progress)
+    found = _report_of(judgement, tolerance, conversion, validate.provider)
+    (validate.output / REPORT).write_bytes(canonical_json(found.value()))
+    html = page({str(validate.provider): found.value()}, {"conversion": found.conversion})
+    (validate.output / PAGE).write_text(html, encoding="utf-8")
+    if judgement.reason is not VALIDATED:
+        raise StepFailedError(judgement.reason, judgement.message)
+    (validate.output / GOLDEN).write_bytes(canonical_json(_golden(original, candidate)))
+    return {
+        "provider": str(validate.provider),
+        "parity": dict(found.parity),
+        "tolerance": dict(found.tolerance),
+        "samples": found.samples,
+        "placement": dict(found.placement),
+        "reportDigest": "sha256:" + sha256_of(validate.output / REPORT),
+    }
+
+
+def _refuse_other_spec(conversion: Conversion, validate: Validate) -> None:
+    if validate.provider not in conversion.graphs:
+        made = ", ".join(conversion.graphs)
+        raise StepFailedError(SPEC_IMPOSSIBLE, f"--provider {validate.provider}: the conversion made graphs for {made}")
+    if conversion.spec != validate.spec:
+        raise StepFailedError(ARTIFACT_CORRUPT, "--spec is not the one the graph was converted with: convert again")
+
+
+def judge(original: Original, candidate: Candidate, tolerance: parity.Tolerance, progress: Progress) -> Judgement:
+    """Measures sample by sample until one shows that the graph is broken."""
+    task = original.checkpoint.task
+    asked = samples.all_samples(original.checkpoint)
+    measurements: list[parity.Measurement] = []
+    placed: dict[str, int] = {}
+    try:
+        for number, sample in enumerate(asked):
+            truth, answer = original.answer(sample), candidate.answer(original.output, sample)
+            measurements.append(parity.measure(task, sample, truth, answer))
+            progress.tell("SampleCompared", percent=10 + 85 * (number + 1) // len(asked), sample=sample.name)
+        measured = parity.total(measurements)
+        placed = candidate.placement(asked[-1])
+    except StepFailedError as error:
+        return Judgement(tuple(measurements), None, placed, error.reason, error.message)
+    if violated := parity.violations(measured, tolerance):
+        message = (
+            f"the graph on {candidate.provider} is not like the original: {'; '.join(violated)}; "
+            "choose another scheme or tolerance"
+        )
+        return Judgement(tuple(measurements), measured, placed, PARITY_FAILED, message)
+    message = (
+        f"{measured.vectors} vectors of {measured.samples} samples agree with the original on {candidate.provider}"
+    )
+    return Judgement(tuple(measurements), measured, placed, VALIDATED, message)
+
+
+def _report_of(
+    judgement: Judgement, tolerance: parity.Tolerance, conversion: Conversion, provider: Provider
+) -> report.Report:
+    measured = judgement.total
+    return report.Report(
+        verdict="Passed" if judgement.reason is VALIDATED else "Failed",
+        reason=judgement.reason.name,
+        message=judgement.message,
+        provider=str(provider),
+        graph_digest=conversion.graphs[provider].digest,
+        parity={
+            "minCosine": report.cosine(measured.min_cosine) if measured else None,
+            "maxAbsolute": report.number(measured.max_absolute) if measured else None,
+            "maxRelative": report.number(measured.max_relative) if measured else None,
+            "minLabelAgreement": report.number(measured.label_agreement) if measured else None,
+        },
+        tolerance={
+            "minCosine": report.number(tolerance.min_cosine),
+            "maxAbsolute": report.number(tolerance.max_absolute),
+            "maxRelative": report.number(tolerance.max_relative),
+            "minLabelAgreement": report.number(tolerance.min_label_agreement),
+        },
+        samples=len(judgement.measurements),
+        vectors=sum(item.vectors for item in judgement.measurements),
+        ignored=sum(item.ignored for item in judgement.measurements),
+        placement=judgement.placement,
+        conversion=conversion.model_dump(mode="json", by_alias=True, exclude={"files"}),
+        rows=tuple(map(_row_of, judgement.measurements)),
+    )
+
+
+def _row_of(measured: parity.Measurement) -> report.Row:
+    return report.Row(
+        sample=measured.sample,
+        vectors=measured.vectors,
+        ignored=measured.ignored,
+        min_cosine=report.cosine(measured.min_cosine),
+        max_absolute=report.number(measured.max_absolute) or "",
+        max_relative=report.number(measured.max_relative) or "",
+        label_agreement=report.number(measured.labels_agreeing / measured.labels) if measured.labels else None,
+    )
+
+
+def _golden(original: Original, candidate: Candidate) -> list[dict[str, Any]]:
+    """Requests with the answers of this very graph: what a server of the artifact must answer too."""
+    return [
+        {
+            "name": sample.name,
+            "inputs": {name: _tensor("INT64", tensor) for name, tensor in sample.tensors.items()},
+            "outputs": {original.output: _tensor("FP32", candidate.answer(original.output, sample))},
+        }
+        for sample in samples.golden_requests(original.checkpoint)
+    ]
+
+
+def _tensor(datatype: str, values: NDArray[Any]) -> dict[str, Any]:
+    # A float32 is written in the few digits that bring it back, not in those of the float64 it would become.
+    data = [float(str(value)) for value in values.ravel()] if datatype == "FP32" else values.ravel().tolist()
+    return {"datatype": datatype, "shape": list(values.shape), "data": data}
