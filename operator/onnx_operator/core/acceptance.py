@@ -1,0 +1,168 @@
+"""Whether the class allows what a spec asks for, and what follows where the spec says nothing.
+
+Judges declarations only, never the state of the cluster: the same spec and class give the same answer for ever.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from onnx_operator.api.common import parse_duration
+from onnx_operator.api.model_class import SourceKind
+from onnx_operator.core import reasons
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from datetime import timedelta
+
+    from onnx_operator.api.model import OnnxModelSpec
+    from onnx_operator.api.model_class import OnnxModelClassSpec
+    from onnx_operator.api.rollout import Analysis, Step
+    from onnx_operator.core.observation import ClassSeen, ModelSeen
+
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a new revision takes over, with the class's word where the model has none."""
+
+    steps: tuple[Step, ...]
+    analysis: Analysis
+    progress_deadline: timedelta
+    is_paused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A spec that may be acted on, with its class."""
+
+    spec: OnnxModelSpec
+    class_name: str
+    class_spec: OnnxModelClassSpec
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A spec that may not be acted on, and the way out."""
+
+    reason: str
+    message: str
+    #: None where there is no class to speak of: then nothing at all may be touched.
+    class_spec: OnnxModelClassSpec | None = None
+
+
+def accept(model: ModelSeen, classes: tuple[ClassSeen, ...]) -> Offer | Refusal:
+    """The model with its class, or why not."""
+    if model.spec is None:
+        return Refusal(reasons.INVALID_SPEC, model.problem)
+    chosen = choose_class(model.spec.class_name, classes)
+    if isinstance(chosen, Refusal):
+        return chosen
+    if chosen.spec is None:
+        return Refusal(reasons.CLASS_INVALID, f"OnnxModelClass {chosen.name} cannot be used: {chosen.problem}")
+    offer = Offer(model.spec, chosen.name, chosen.spec, plan_of(model.spec, chosen.spec))
+    for check in _CHECKS:
+        if (refusal := check(offer)) is not None:
+            return replace(refusal, class_spec=chosen.spec)
+    return offer
+
+
+def choose_class(name: str | None, classes: tuple[ClassSeen, ...]) -> ClassSeen | Refusal:
+    """The named class, else the default one; of several defaults the newest, as with StorageClass."""
+    if name is not None:
+        found = next((one for one in classes if one.name == name), None)
+        return found or Refusal(
+            reasons.CLASS_NOT_FOUND,
+            f"spec.className names OnnxModelClass {name}, which does not exist; there is {_listed(classes)}",
+        )
+    defaults = sorted((one for one in classes if one.is_default), key=lambda one: (one.created, one.name))
+    if not defaults:
+        return Refusal(
+            reasons.CLASS_NOT_FOUND,
+            "spec.className is unset and no OnnxModelClass is the default; name one, or annotate one with "
+            f'onnx-operator.io/is-default-class: "true"; there is {_listed(classes)}',
+        )
+    return defaults[-1]
+
+
+def plan_of(spec: OnnxModelSpec, class_spec: OnnxModelClassSpec) -> Plan:
+    rollout, fallback = spec.rollout, class_spec.rollout
+    return Plan(
+        steps=tuple(rollout.steps or fallback.steps),
+        analysis=rollout.analysis or fallback.analysis,
+        progress_deadline=parse_duration(rollout.progress_deadline or fallback.progress_deadline),
+        is_paused=rollout.paused,
+    )
+
+
+def _source_is_not_allowed(offer: Offer) -> Refusal | None:
+    source = offer.spec.source
+    kind = SourceKind.PERSISTENT_VOLUME_CLAIM if source.persistent_volume_claim else SourceKind.HUGGING_FACE
+    if kind in offer.class_spec.sources.allowed:
+        return None
+    message = f"spec.source.{kind} is not allowed by OnnxModelClass {offer.class_name}"
+    return Refusal(reasons.SOURCE_NOT_ALLOWED, message)
+
+
+def _revision_is_mutable(offer: Offer) -> Refusal | None:
+    hub = offer.spec.source.hugging_face
+    if hub is None or offer.class_spec.sources.hugging_face.allow_mutable_revisions or _COMMIT.fullmatch(hub.revision):
+        return None
+    message = (
+        f"spec.source.huggingFace.revision is {hub.revision!r}, a branch or tag; OnnxModelClass {offer.class_name} "
+        "wants the commit as 40 hexadecimal digits"
+    )
+    return Refusal(reasons.MUTABLE_REVISION, message)
+
+
+def _provider_is_not_offered(offer: Offer) -> Refusal | None:
+    offered = {one.name for one in offer.class_spec.execution_providers}
+    missing = [one.name for one in offer.spec.execution_providers if one.name not in offered]
+    if not missing:
+        return None
+    message = (
+        f"spec.executionProviders names {', '.join(missing)}, which OnnxModelClass {offer.class_name} does not offer; "
+        f"it offers {', '.join(sorted(offered))}"
+    )
+    return Refusal(reasons.PROVIDER_NOT_OFFERED, message)
+
+
+def _replicas_are_too_many(offer: Offer) -> Refusal | None:
+    limit = offer.class_spec.limits.max_replicas
+    if offer.spec.serving.replicas <= limit:
+        return None
+    message = (
+        f"spec.serving.replicas is {offer.spec.serving.replicas}, above the limit of {limit} of OnnxModelClass "
+        f"{offer.class_name}"
+    )
+    return Refusal(reasons.REPLICAS_ABOVE_LIMIT, message)
+
+
+def _step_is_too_long(offer: Offer) -> Refusal | None:
+    plan = offer.plan
+    for index, step in enumerate(plan.steps):
+        if parse_duration(step.duration) >= plan.progress_deadline:
+            message = (
+                f"rollout step {index} lasts {step.duration}, not less than the progress deadline of "
+                f"{plan.progress_deadline}, so no candidate could pass it; change rollout.steps or "
+                f"rollout.progressDeadline (what the model leaves unset comes from OnnxModelClass {offer.class_name})"
+            )
+            return Refusal(reasons.STEP_ABOVE_DEADLINE, message)
+    return None
+
+
+_CHECKS: Final[tuple[Callable[[Offer], Refusal | None], ...]] = (
+    _source_is_not_allowed,
+    _revision_is_mutable,
+    _provider_is_not_offered,
+    _replicas_are_too_many,
+    _step_is_too_long,
+)
+
+
+def _listed(classes: Iterable[ClassSeen]) -> str:
+    return ", ".join(sorted(one.name for one in classes)) or "none"

@@ -1,0 +1,242 @@
+"""From an observation to a decision: pure, and the whole of the operator's judgement.
+
+Everything that is decided rests on the observation and on `now`; asking twice gives the same answer, and a process
+that takes over in the middle decides as the one before it would have.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, assert_never
+
+from onnx_operator.core.actions import (
+    Delete,
+    WantConvert,
+    WantFetch,
+    WantJobsPolicy,
+    WantProber,
+    WantPublish,
+    WantRevision,
+    WantRoutes,
+    WantServers,
+    WantValidate,
+)
+from onnx_operator.core.conditions import ConditionType, Finding
+from onnx_operator.core.jobs import JobFailed, JobSucceeded
+from onnx_operator.core.ladder import Passage, Standing, climb, needs_prober
+from onnx_operator.core.ledger import Ended, MoveModel, MoveRevision, change, outcome_of, promote_token
+from onnx_operator.core.moves import first_move
+from onnx_operator.core.names import Component, fetch_job_name
+from onnx_operator.core.observation import ObjectName
+from onnx_operator.core.tell import tell
+from onnx_operator.core.view import look
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from datetime import datetime
+
+    from onnx_operator.api.model import OnnxModelStatus
+    from onnx_operator.api.revision import OnnxModelRevisionStatus
+    from onnx_operator.core.actions import Action, Want
+    from onnx_operator.core.ledger import Move
+    from onnx_operator.core.observation import Child, Observation, RevisionSeen
+    from onnx_operator.core.view import View
+
+#: After a ledger changed there is always something to do.
+_AT_ONCE: Final = 0.0
+_SERVING_KINDS: Final = frozenset({"Deployment", "Service", "PodDisruptionBudget"})
+DEFAULT_MIN_COSINE: Final = "0.95"
+
+
+@dataclass(frozen=True, slots=True)
+class RevisionReport:
+    """A revision's status as it shall be written."""
+
+    name: str
+    resource_version: str
+    status: OnnxModelRevisionStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do now and why; no actions and nothing to report means *wait*."""
+
+    view: View
+    standing: Standing
+    move: Move | None
+    actions: tuple[Action, ...]
+    #: Only those that change.
+    revisions: tuple[RevisionReport, ...]
+    #: Seconds until the next look that no event will cause; None for none.
+    look_again: float | None
+
+    @property
+    def ended(self) -> Ended | None:
+        return self.move.ended if self.move is not None else None
+
+    def status(self, obstacle: Finding | None = None) -> OnnxModelStatus:
+        """The model's status as it shall be written."""
+        return tell(self.view, self.standing, _ledger(self.view, self.move), obstacle)
+
+
+def decide(seen: Observation, now: datetime) -> Decision:
+    """What this observation calls for. A ledger changes or the world does, never both in one look."""
+    view = look(seen, now)
+    standing = climb(view)
+    move = first_move(view) or standing.move or _note_an_idle_promotion(view, standing)
+    actions = () if move is not None or view.class_spec is None else tuple(_needs(view, standing))
+    return Decision(
+        view=view,
+        standing=standing,
+        move=move,
+        actions=actions,
+        revisions=tuple(_reports(view, move)),
+        look_again=_AT_ONCE if move is not None else _seconds_to(view, standing),
+    )
+
+
+def _note_an_idle_promotion(view: View, standing: Standing) -> MoveModel | None:
+    """A promoteToken that finds nothing to promote is spent; it must not hit a later candidate."""
+    spec = view.seen.model.spec
+    if standing.passage is Passage.WAITING or spec is None:
+        return None
+    if spec.rollout.promote_token == view.ledger.handled_tokens.promote:
+        return None
+    tokens = view.ledger.handled_tokens.model_copy(update={"promote": promote_token(view)})
+    return change(view, handled_tokens=tokens)
+
+
+# ---- what must exist, and what must not
+
+
+def _needs(view: View, standing: Standing) -> Iterator[Action]:
+    wants = [*_wanted(view, standing)]
+    yield from wants
+    yield from _unwanted(view, wants)
+
+
+def _wanted(view: View, standing: Standing) -> Iterator[Want]:
+    if view.offer is not None:
+        yield WantJobsPolicy(view.seen.model)
+    yield from standing.wants
+    for revision in _serving(view):
+        for provider, state in view.servers(revision).items():
+            replicas = view.replicas or (state.replicas if state is not None else 1)
+            yield WantServers(view.seen.model, revision, provider, replicas)
+    split = view.split
+    if split is not None and view.class_spec is not None and view.seen.has_gateway_api:
+        yield WantRoutes(view.seen.model, view.class_spec, split)
+    if (prober := _prober(view)) is not None:
+        yield prober
+
+
+def _serving(view: View) -> Iterator[RevisionSeen]:
+    """The revisions whose servers must run: those with traffic, those on their way in, those on their way out."""
+    if view.stable is not None and view.stable.status.artifact is not None:
+        yield view.stable
+    candidate = view.candidate
+    if candidate is not None and candidate.status.artifact is not None and not _has_to_wait(view, candidate):
+        yield candidate
+    for revision in view.retiring:
+        if revision.status.artifact is not None:
+            yield revision
+
+
+def _has_to_wait(view: View, candidate: RevisionSeen) -> bool:
+    """One leaves before the next comes: never more than two generations of servers at a time."""
+    return bool(view.ledger.retiring) and not view.has_servers(candidate.name)
+
+
+def _prober(view: View) -> WantProber | None:
+    stable, candidate = view.stable, view.candidate
+    if stable is None or candidate is None or view.class_spec is None or view.plan is None:
+        return None
+    if view.seen.gateway is None or not needs_prober(view) or not view.is_routed(candidate):
+        return None
+    cosine = next((metric.min_cosine for metric in view.plan.analysis.metrics if metric.min_cosine), None)
+    return WantProber(
+        view.seen.model, view.class_spec, stable, candidate, view.seen.gateway, cosine or DEFAULT_MIN_COSINE
+    )
+
+
+def _unwanted(view: View, wants: Iterable[Want]) -> Iterator[Delete]:
+    wanted = {name for want in wants for name in want.objects}
+    for child in view.seen.children:
+        if child.object_name in wanted or child.is_deleting:
+            continue
+        if child.kind in _SERVING_KINDS or (child.kind == "Job" and _is_pointless(view, child)):
+            yield Delete(child.object_name, child.uid)
+    yield from _history(view)
+
+
+def _is_pointless(view: View, job: Child) -> bool:
+    """Jobs nobody waits for end here; those that ended stay for their logs until their time to live is over."""
+    if job.component == Component.FETCH:
+        # A source that comes back is fetched anew, so an old result must not lie around.
+        return view.source_key is not None and job.name != fetch_job_name(view.seen.model.name, view.source_key)
+    return not isinstance(view.seen.jobs.get(job.name), JobSucceeded | JobFailed)
+
+
+def _history(view: View) -> Iterator[Delete]:
+    """The oldest revisions beyond the limit; never one that serves, is on its way, or is what the spec stands for."""
+    if view.offer is None:
+        return
+    in_use = {one.revision for one in (view.ledger.stable, view.ledger.candidate) if one is not None}
+    in_use |= {one.revision for one in view.ledger.retiring} | {view.wanted_name or ""}
+    finished = sorted(
+        (one for one in view.seen.revisions if one.name not in in_use), key=lambda one: one.spec.number, reverse=True
+    )
+    for revision in finished[view.offer.spec.revision_history_limit :]:
+        if not revision.is_deleting:
+            yield _delete_revision(revision)
+
+
+def _delete_revision(revision: RevisionSeen) -> Delete:
+    return Delete(ObjectName("OnnxModelRevision", revision.name), revision.uid)
+
+
+# ---- what to write down
+
+
+def _ledger(view: View, move: Move | None) -> OnnxModelStatus:
+    return move.status if isinstance(move, MoveModel) else view.ledger
+
+
+def _reports(view: View, move: Move | None) -> Iterator[RevisionReport]:
+    model = _ledger(view, move)
+    for revision in view.seen.revisions:
+        status = revision.status
+        if isinstance(move, MoveRevision) and move.name == revision.name:
+            status = move.status
+        status = status.model_copy(update={"outcome": outcome_of(revision, status, model)})
+        if status != revision.status and not revision.is_deleting:
+            yield RevisionReport(revision.name, revision.resource_version, status)
+
+
+def _seconds_to(view: View, standing: Standing) -> float | None:
+    """Deadlines and analyses go on while the ladder waits for something else."""
+    moments = [one for one in (standing.look_at, view.next_analysis, view.deadline, view.drain_ends) if one is not None]
+    ahead = [(one - view.now).total_seconds() for one in moments if one > view.now]
+    return min(ahead, default=None)
+
+
+def obstacle_finding(action: Action, reason: str, message: str) -> Finding:
+    """Where a write that was refused is told."""
+    match action:
+        case WantServers() | WantProber():
+            kind = ConditionType.CANDIDATE_AVAILABLE
+        case WantRoutes():
+            kind = ConditionType.TRAFFIC_PROGRAMMED
+        case WantFetch() | WantJobsPolicy():
+            kind = ConditionType.SOURCE_RESOLVED
+        case WantValidate():
+            kind = ConditionType.VALIDATED
+        case WantPublish():
+            kind = ConditionType.CANDIDATE_AVAILABLE
+        case WantRevision() | WantConvert():
+            kind = ConditionType.CONVERTED
+        case Delete():
+            kind = ConditionType.TRAFFIC_PROGRAMMED
+        case unreachable:
+            assert_never(unreachable)
+    return Finding(kind, "False", reason, message)

@@ -1,0 +1,603 @@
+"""The ladder that a spec climbs: an ordered list of needs, of which the first unmet one says what happens next.
+
+    accepted -> source resolved -> revision recorded -> not quarantined -> candidate begun
+      -> converted -> validated -> published -> servers available -> traffic programmed -> steps passed
+      -> promoted -> predecessor drained
+
+Each rung looks at the world again; none trusts what an earlier look concluded, except for the ledgers. A rung that
+is not met tells why under its condition, and either waits (with what must exist meanwhile) or has something to write
+down. What to do about a candidate gone bad is not here but in `moves`, which has the first word.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any, Final, assert_never
+
+from pydantic import ValidationError
+
+from onnx_operator.api.model import FailureStatus, SourceStatus
+from onnx_operator.api.revision import ArtifactStatus, ParityStatus, StageStatus
+from onnx_operator.api.rollout import MetricName
+from onnx_operator.core import reasons
+from onnx_operator.core.acceptance import Refusal
+from onnx_operator.core.actions import WantConvert, WantFetch, WantPublish, WantRevision, WantValidate
+from onnx_operator.core.analysis import Verdict
+from onnx_operator.core.conditions import ConditionType, Finding, clipped, instant, timestamp
+from onnx_operator.core.jobs import JobBlocked, JobFailed, JobRunning, JobSucceeded
+from onnx_operator.core.ledger import (
+    Move,
+    MoveRevision,
+    Stage,
+    begin,
+    change,
+    change_candidate,
+    enter_step,
+    job_logs,
+    promote,
+    quarantine,
+    stage_logs,
+)
+from onnx_operator.core.names import fetch_job_name, stage_job_name, validate_stage
+from onnx_operator.core.traffic import trouble_of
+from onnx_operator.core.view import moment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from onnx_converter.summary import Summary
+    from onnx_operator.api.revision import OnnxModelRevisionStatus
+    from onnx_operator.core.actions import Want
+    from onnx_operator.core.jobs import JobState
+    from onnx_operator.core.observation import RevisionSeen
+    from onnx_operator.core.view import View
+
+
+class Passage(Enum):
+    """How a rung was left."""
+
+    MET = auto()
+    WAITING = auto()
+    STALLED = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """What one need came to."""
+
+    passage: Passage
+    findings: tuple[Finding, ...] = ()
+    wants: tuple[Want, ...] = ()
+    move: Move | None = None
+    look_at: datetime | None = None
+
+
+def _met(*findings: Finding) -> Rung:
+    return Rung(Passage.MET, findings)
+
+
+def _waiting(finding: Finding, *wants: Want, move: Move | None = None, look_at: datetime | None = None) -> Rung:
+    return Rung(Passage.WAITING, (finding,), wants, move, look_at)
+
+
+def _stalled(*findings: Finding) -> Rung:
+    return Rung(Passage.STALLED, findings)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How far up the ladder the spec is, with everything that was found on the way."""
+
+    passage: Passage
+    #: One for each condition that something was found for; the last one is the story.
+    findings: tuple[Finding, ...]
+    wants: tuple[Want, ...]
+    move: Move | None
+    look_at: datetime | None
+
+    @property
+    def story(self) -> Finding:
+        return self.findings[-1]
+
+
+def climb(view: View) -> Standing:
+    """Up to the first need that is not met."""
+    findings: list[Finding] = []
+    rung = Rung(Passage.MET)
+    for need in _RUNGS:
+        rung = need(view)
+        findings += rung.findings
+        if rung.passage is not Passage.MET:
+            break
+    return Standing(rung.passage, tuple(findings), rung.wants, rung.move, rung.look_at)
+
+
+# ---- before there is a revision
+
+
+def _accepted(view: View) -> Rung:
+    if isinstance(view.accepted, Refusal):
+        return _stalled(Finding(ConditionType.ACCEPTED, "False", view.accepted.reason, view.accepted.message))
+    return _met(
+        Finding(
+            ConditionType.ACCEPTED,
+            "True",
+            reasons.ACCEPTED,
+            f"OnnxModelClass {view.accepted.class_name} allows what the spec asks for",
+        )
+    )
+
+
+def _source_resolved(view: View) -> Rung:  # noqa: PLR0911  (a table of Job states)
+    source = view.source
+    if source is not None and source.digest is None:
+        return _stalled(Finding(ConditionType.SOURCE_RESOLVED, "False", source.reason, source.message))
+    if source is not None:
+        message = f"the checkpoint is {source.digest}, {source.files} files, {source.bytes} bytes"
+        return _met(Finding(ConditionType.SOURCE_RESOLVED, "True", reasons.SOURCE_RESOLVED, message))
+    if view.offer is None or view.source_key is None:
+        raise ValueError("a refused spec does not get this far")
+    name = fetch_job_name(view.seen.model.name, view.source_key)
+    image = view.offer.class_spec.images.converter or view.seen.images.converter
+    want = WantFetch(view.seen.model, view.offer, view.source_key, image)
+    match view.seen.jobs.get(name):
+        case None:
+            return _waiting(
+                Finding(ConditionType.SOURCE_RESOLVED, "Unknown", reasons.FETCHING, f"Job {name} is being created"),
+                want,
+            )
+        case JobRunning(message):
+            return _waiting(Finding(ConditionType.SOURCE_RESOLVED, "Unknown", reasons.FETCHING, message), want)
+        case JobBlocked(reason, message):
+            return _waiting(Finding(ConditionType.SOURCE_RESOLVED, "False", reason, message), want)
+        case JobSucceeded(summary, _):
+            return _note_source(view, name, _source_of(view, summary))
+        case JobFailed(reason, message, exit_code, _):
+            return _note_source(view, name, _no_source(view, reason, message), exit_code)
+        case unreachable:
+            assert_never(unreachable)
+
+
+def _source_of(view: View, summary: Summary) -> SourceStatus:
+    try:
+        return SourceStatus.model_validate(
+            {
+                **summary.details,
+                "key": view.source_key,
+                "reason": reasons.SOURCE_RESOLVED,
+                "message": clipped(summary.message),
+                "resolvedTime": timestamp(view.now),
+            }
+        )
+    except ValidationError as error:
+        return _no_source(view, reasons.RESULT_UNREADABLE, f"the fetch Job's result makes no sense: {_first(error)}")
+
+
+def _no_source(view: View, reason: str, message: str) -> SourceStatus:
+    return SourceStatus(
+        key=view.source_key or "",
+        reason=reason,
+        message=clipped(message),
+        resolved_time=timestamp(view.now),
+    )
+
+
+def _note_source(view: View, job: str, source: SourceStatus, exit_code: int | None = None) -> Rung:
+    if source.digest is not None:
+        finding = Finding(ConditionType.SOURCE_RESOLVED, "True", reasons.SOURCE_RESOLVED, source.message)
+        return _waiting(finding, move=change(view, source=source))
+    failure = FailureStatus(
+        stage=Stage.SOURCE,
+        reason=source.reason,
+        message=source.message,
+        exit_code=exit_code,
+        logs=job_logs(view.seen.model.namespace, job),
+        time=timestamp(view.now),
+    )
+    finding = Finding(ConditionType.SOURCE_RESOLVED, "False", source.reason, source.message)
+    return _waiting(finding, move=change(view, source=source, last_failure=failure))
+
+
+def _recorded(view: View) -> Rung:
+    if view.wanted_spec is None or view.wanted_name is None:
+        raise ValueError("an unresolved source does not get this far")
+    if view.wanted is not None and not view.wanted.is_deleting:
+        return _met()
+    spec = view.wanted_spec
+    if view.ledger.stable is not None and view.is_settled_on_wanted:
+        # Its record was deleted by hand; what Triton reports must not change under people's eyes.
+        spec = spec.model_copy(update={"number": view.ledger.stable.number})
+    message = f"OnnxModelRevision {view.wanted_name} is being created"
+    return _waiting(
+        Finding(ConditionType.CONVERTED, "Unknown", reasons.CREATING_REVISION, message),
+        WantRevision(view.seen.model, view.wanted_name, spec),
+    )
+
+
+_CONDITION_OF_STAGE: Final = {
+    Stage.CONVERTED: ConditionType.CONVERTED,
+    Stage.VALIDATED: ConditionType.VALIDATED,
+    Stage.PUBLISHED: ConditionType.CANDIDATE_AVAILABLE,
+    Stage.AVAILABLE: ConditionType.CANDIDATE_AVAILABLE,
+    Stage.ROLLOUT: ConditionType.PROMOTED,
+}
+
+
+def _not_quarantined(view: View) -> Rung:
+    revision = _wanted(view)
+    found = revision.status.quarantine
+    if found is None or view.is_settled_on_wanted:
+        return _met()
+    culprit = _CONDITION_OF_STAGE.get(found.stage, ConditionType.PROMOTED)
+    passed = []
+    if culprit is not ConditionType.CONVERTED:
+        passed.append(_converted_finding(revision))
+    if culprit not in {ConditionType.CONVERTED, ConditionType.VALIDATED}:
+        passed.append(_validated_finding(revision))
+    return _stalled(*passed, Finding(culprit, "False", found.reason, found.message))
+
+
+def _begun(view: View) -> Rung:
+    revision, candidate = _wanted(view), view.ledger.candidate
+    if view.is_settled_on_wanted or (candidate is not None and candidate.revision == revision.name):
+        return _met()
+    if candidate is not None:
+        message = f"revision {candidate.number} makes way for revision {revision.spec.number}"
+        return _waiting(Finding(ConditionType.PROMOTED, "Unknown", reasons.SUPERSEDED, message))
+    finding = Finding(
+        ConditionType.CONVERTED,
+        "Unknown",
+        reasons.PROGRESSING,
+        f"revision {revision.spec.number} becomes the candidate",
+    )
+    return _waiting(finding, move=begin(view, revision))
+
+
+# ---- the Jobs
+
+
+def _converted(view: View) -> Rung:
+    revision = _wanted(view)
+    if revision.status.artifact is not None or _stage(revision, "convert") is not None:
+        return _met(_converted_finding(revision))
+    if view.is_settled_on_wanted and view.ledger.stable is not None and view.ledger.stable.digest is not None:
+        # Its record was deleted by hand and made again; what it serves is known all the same.
+        artifact = ArtifactStatus(digest=view.ledger.stable.digest)
+        move = MoveRevision(revision.name, revision.status.model_copy(update={"artifact": artifact}))
+        return _waiting(_converted_finding(revision), move=move)
+    if (twin := _twin_with_artifact(view, revision)) is not None:
+        status = revision.status.model_copy(update={"artifact": twin.status.artifact, "parity": twin.status.parity})
+        message = f"the artifact of revision {twin.spec.number} is the same"
+        finding = Finding(ConditionType.CONVERTED, "True", reasons.CONVERTED, message)
+        return _waiting(finding, move=MoveRevision(revision.name, status))
+    want = WantConvert(view.seen.model, revision, _class_spec(view))
+    story = _Story("convert", Stage.CONVERTED, ConditionType.CONVERTED, reasons.CONVERTING)
+    return _job(view, revision, story, want)
+
+
+def _validated(view: View) -> Rung:
+    revision = _wanted(view)
+    if revision.status.artifact is not None:
+        return _met(_validated_finding(revision))
+    rungs = []
+    for provider in (one.name for one in revision.spec.execution_providers):
+        stage = validate_stage(provider)
+        if _stage(revision, stage) is None:
+            want = WantValidate(view.seen.model, revision, _class_spec(view), provider)
+            story = _Story(stage, Stage.VALIDATED, ConditionType.VALIDATED, reasons.VALIDATING)
+            rungs.append(_job(view, revision, story, want))
+    if not rungs:
+        return _met(_validated_finding(revision))
+    # One result at a time; of those that wait, the blocked one has more to say.
+    for rung in rungs:
+        if rung.move is not None:
+            return rung
+    teller = next((rung for rung in rungs if rung.findings[0].status == "False"), rungs[0])
+    return _waiting(teller.findings[0], *(want for rung in rungs for want in rung.wants))
+
+
+def _published(view: View) -> Rung:
+    revision = _wanted(view)
+    if revision.status.artifact is not None:
+        return _met()
+    want = WantPublish(view.seen.model, revision, _class_spec(view))
+    story = _Story("publish", Stage.PUBLISHED, ConditionType.CANDIDATE_AVAILABLE, reasons.PUBLISHING)
+    return _job(view, revision, story, want)
+
+
+@dataclass(frozen=True, slots=True)
+class _Story:
+    """How a Job of a revision is told."""
+
+    job: str
+    stage: str
+    condition: ConditionType
+    under_way: str
+
+
+def _job(view: View, revision: RevisionSeen, story: _Story, want: Want) -> Rung:
+    name = stage_job_name(revision.name, story.job, revision.status.attempt)
+    state: JobState | None = view.seen.jobs.get(name)
+    match state:
+        case None:
+            message = f"Job {name} is being created"
+            return _waiting(Finding(story.condition, "Unknown", story.under_way, message), want)
+        case JobRunning(message):
+            return _waiting(Finding(story.condition, "Unknown", story.under_way, message), want)
+        case JobBlocked(reason, message):
+            return _waiting(Finding(story.condition, "False", reason, message), want)
+        case JobSucceeded(summary, seconds):
+            return _note_result(view, revision, story, summary, seconds)
+        case JobFailed():
+            return _note_failure(view, revision, story, state)
+        case unreachable:
+            assert_never(unreachable)
+
+
+def _note_result(view: View, revision: RevisionSeen, story: _Story, summary: Summary, seconds: int) -> Rung:
+    record = StageStatus(
+        name=story.job,
+        outcome="Succeeded",
+        reason=summary.reason,
+        message=clipped(summary.message),
+        exit_code=0,
+        finished_time=timestamp(view.now),
+        seconds=seconds,
+    )
+    try:
+        status = _with_result(revision.status, story, summary.details).model_copy(
+            update={"stages": [*revision.status.stages, record]}
+        )
+    except ValidationError as error:
+        message = f"the result of Job {story.job} makes no sense: {_first(error)}"
+        return _note_failure(view, revision, story, JobFailed(reasons.RESULT_UNREADABLE, message, 0, seconds))
+    finding = Finding(story.condition, "Unknown", story.under_way, summary.message)
+    return _waiting(finding, move=MoveRevision(revision.name, status))
+
+
+def _with_result(status: OnnxModelRevisionStatus, story: _Story, details: Any) -> OnnxModelRevisionStatus:
+    match story.stage:
+        case Stage.VALIDATED:
+            measured = ParityStatus.model_validate({**details, **details.get("parity", {})})
+            return status.model_copy(update={"parity": [*status.parity, measured]})
+        case Stage.PUBLISHED:
+            return status.model_copy(update={"artifact": ArtifactStatus.model_validate(details)})
+        case _:
+            return status
+
+
+def _note_failure(view: View, revision: RevisionSeen, story: _Story, failed: JobFailed) -> Rung:
+    record = StageStatus(
+        name=story.job,
+        outcome="Failed",
+        reason=failed.reason,
+        message=clipped(failed.message),
+        exit_code=failed.exit_code,
+        finished_time=timestamp(view.now),
+        seconds=failed.seconds,
+    )
+    move = quarantine(
+        view,
+        revision,
+        stage=story.stage,
+        reason=failed.reason,
+        message=failed.message,
+        exit_code=failed.exit_code,
+        logs=stage_logs(view, revision, story.job),
+        record=record,
+    )
+    return _waiting(Finding(story.condition, "False", failed.reason, failed.message), move=move)
+
+
+def _twin_with_artifact(view: View, revision: RevisionSeen) -> RevisionSeen | None:
+    """Another revision that differs only in its pods. A retry does its own work, as the artifact may be the trouble."""
+    if revision.status.attempt:
+        return None
+    return next(
+        (
+            one
+            for one in view.seen.revisions
+            if one.spec.artifact_key == revision.spec.artifact_key and one.status.artifact is not None
+        ),
+        None,
+    )
+
+
+# ---- the servers and the traffic
+
+
+def _available(view: View) -> Rung:
+    revision = _wanted(view)
+    candidate = view.ledger.candidate
+    if candidate is not None and view.ledger.retiring and not view.has_servers(revision.name):
+        message = "servers start once the revision that was taken out of the traffic is gone"
+        return _waiting(
+            Finding(ConditionType.CANDIDATE_AVAILABLE, "Unknown", reasons.WAITING_FOR_DRAIN, message),
+            look_at=view.drain_ends,
+        )
+    states = view.servers(revision)
+    if view.is_available(revision):
+        message = f"all {view.ready_replicas(revision.name)} servers of revision {revision.spec.number} are ready"
+        return _met(Finding(ConditionType.CANDIDATE_AVAILABLE, "True", reasons.AVAILABLE, message))
+    for state in states.values():
+        if state is not None and state.trouble is not None:
+            reason = reasons.SERVER_CRASHED if state.trouble.is_crash else state.trouble.reason
+            message = state.trouble.message
+            if state.trouble.is_crash:
+                message = f"{state.trouble.reason}: {message}"
+            return _waiting(Finding(ConditionType.CANDIDATE_AVAILABLE, "False", reason, message), look_at=view.deadline)
+    wanted = (view.replicas or 1) * len(states)
+    message = f"{view.ready_replicas(revision.name)} of {wanted} servers of revision {revision.spec.number} are ready"
+    return _waiting(
+        Finding(ConditionType.CANDIDATE_AVAILABLE, "Unknown", reasons.STARTING, message), look_at=view.deadline
+    )
+
+
+def _first_served(view: View) -> Rung:
+    """Where nothing serves there is nothing to compare with and nobody to protect."""
+    if view.ledger.stable is not None:
+        return _met()
+    finding = Finding(
+        ConditionType.TRAFFIC_PROGRAMMED, "Unknown", reasons.ROUTES_PENDING, "the first revision takes all requests"
+    )
+    return _waiting(finding, move=promote(view, reasons.PROMOTED))
+
+
+def _programmed(view: View) -> Rung:
+    condition = ConditionType.TRAFFIC_PROGRAMMED
+    if not view.seen.has_gateway_api:
+        message = "the cluster has no HTTPRoute and GRPCRoute; install the Gateway API and a gateway"
+        return _waiting(Finding(condition, "False", reasons.GATEWAY_API_MISSING, message))
+    if not view.is_programmed:
+        return _waiting(programmed_finding(view), look_at=view.deadline)
+    if needs_prober(view) and view.seen.gateway is None:
+        gateway = _class_spec(view).traffic.gateway
+        message = f"Gateway {gateway.namespace}/{gateway.name} has no address, or lacks the class's listeners"
+        return _waiting(Finding(condition, "False", reasons.GATEWAY_NOT_PROGRAMMED, message), look_at=view.deadline)
+    return _met(programmed_finding(view))
+
+
+def programmed_finding(view: View) -> Finding:
+    """Whether the traffic is as wanted; worth telling on every rung."""
+    if not view.is_programmed:
+        reason, message = trouble_of(view.named_routes)
+        status: Any = "False" if reason == reasons.ROUTES_REFUSED else "Unknown"
+        return Finding(ConditionType.TRAFFIC_PROGRAMMED, status, reason, message)
+    message = "the gateway has accepted the weights on both routes"
+    return Finding(ConditionType.TRAFFIC_PROGRAMMED, "True", reasons.TRAFFIC_PROGRAMMED, message)
+
+
+def needs_prober(view: View) -> bool:
+    """Whether golden requests are to be sent to both sides."""
+    if view.plan is None or view.stable is None or view.candidate is None:
+        return False
+    return any(metric.name is MetricName.DISAGREEMENT for metric in view.plan.analysis.metrics)
+
+
+# ---- the steps
+
+
+def _promoted(view: View) -> Rung:
+    if view.is_settled_on_wanted:
+        message = f"revision {_wanted(view).spec.number} is stable"
+        return _met(Finding(ConditionType.PROMOTED, "True", reasons.PROMOTED, message))
+    candidate, plan, step = view.ledger.candidate, view.plan, view.step_index
+    if candidate is None or plan is None:
+        raise ValueError("a revision that is not the candidate does not get this far")
+    if plan.is_paused and step is None:
+        return _hold(reasons.PAUSED, "rollout.paused holds the candidate where it is")
+    if not plan.is_paused and _is_promotion_asked_for(view):
+        return _hold(reasons.PROMOTED, "rollout.promoteToken changed", move=promote(view, reasons.PROMOTED))
+    if step is None:
+        return _hold(reasons.STEP_STARTING, "the first step begins", move=enter_step(view, 0))
+    told = f"step {step + 1} of {len(plan.steps)} at {plan.steps[step].weight} %"
+    if candidate.step_started_time is None:
+        # The rung below has seen the gateway accept the weight: from now on the time and the samples count.
+        move = change_candidate(view, step_started_time=instant(view.now), progress_time=instant(view.now))
+        return _hold(reasons.STEP_STARTING, f"{told} begins", move=move)
+    return _within_step(view, told)
+
+
+def _within_step(view: View, told: str) -> Rung:
+    candidate, plan, step, ends = view.ledger.candidate, view.plan, view.step_index, view.step_ends
+    if candidate is None or plan is None or step is None or ends is None:
+        raise ValueError("no step is under way")
+    soonest = _soonest(view.next_analysis, view.deadline)
+    if view.now < ends:
+        message = f"{told} lasts until {timestamp(ends)}{_verdict_words(view)}"
+        return _hold(reasons.STEP_RUNNING, message, look_at=_soonest(ends, soonest))
+    if candidate.verdict != Verdict.PASS or candidate.verdict_time is None or moment(candidate.verdict_time) < ends:
+        message = f"{told} is over but is held{_verdict_words(view)}"
+        return _hold(reasons.ANALYSIS_HOLDS, message, look_at=soonest)
+    if plan.is_paused:
+        return _hold(reasons.PAUSED, f"{told} has passed; rollout.paused holds it", look_at=soonest)
+    if step + 1 < len(plan.steps):
+        return _hold(reasons.STEP_STARTING, f"{told} has passed", move=enter_step(view, step + 1))
+    return _hold(reasons.PROMOTED, f"{told} has passed, the last one", move=promote(view, reasons.PROMOTED))
+
+
+def _hold(reason: str, message: str, *, move: Move | None = None, look_at: datetime | None = None) -> Rung:
+    return _waiting(Finding(ConditionType.PROMOTED, "Unknown", reason, message), move=move, look_at=look_at)
+
+
+def _is_promotion_asked_for(view: View) -> bool:
+    return view.offer is not None and view.offer.spec.rollout.promote_token != view.ledger.handled_tokens.promote
+
+
+def _verdict_words(view: View) -> str:
+    candidate = view.ledger.candidate
+    if candidate is None or candidate.verdict is None:
+        return "; nothing was judged yet"
+    worst = next((one for one in candidate.analysis if one.verdict == candidate.verdict), None)
+    return f"; last verdict {candidate.verdict}" + (f": {worst.message}" if worst is not None else "")
+
+
+def _drained(view: View) -> Rung:
+    if not view.ledger.retiring:
+        return _met()
+    numbers = ", ".join(str(one.number) for one in view.ledger.retiring)
+    finding = Finding(
+        ConditionType.TRAFFIC_PROGRAMMED,
+        "True",
+        reasons.DRAINING,
+        f"revision {numbers} is drained before it is removed",
+    )
+    return _waiting(finding, look_at=view.drain_ends)
+
+
+_RUNGS: Final[tuple[Callable[[View], Rung], ...]] = (
+    _accepted,
+    _source_resolved,
+    _recorded,
+    _not_quarantined,
+    _begun,
+    _converted,
+    _validated,
+    _published,
+    _available,
+    _first_served,
+    _programmed,
+    _promoted,
+    _drained,
+)
+
+
+# ---- shared by rungs
+
+
+def _wanted(view: View) -> RevisionSeen:
+    if view.wanted is None:
+        raise ValueError("an unrecorded revision does not get this far")
+    return view.wanted
+
+
+def _class_spec(view: View) -> Any:
+    if view.class_spec is None:
+        raise ValueError("a model without a class does not get this far")
+    return view.class_spec
+
+
+def _stage(revision: RevisionSeen, name: str) -> StageStatus | None:
+    return next((one for one in revision.status.stages if one.name == name and one.outcome == "Succeeded"), None)
+
+
+def _converted_finding(revision: RevisionSeen) -> Finding:
+    record = _stage(revision, "convert")
+    message = record.message if record is not None else "the artifact exists already"
+    return Finding(ConditionType.CONVERTED, "True", reasons.CONVERTED, message)
+
+
+def _validated_finding(revision: RevisionSeen) -> Finding:
+    parts = [f"{one.provider}: cosine {one.min_cosine}, {one.samples} samples" for one in revision.status.parity]
+    return Finding(ConditionType.VALIDATED, "True", reasons.VALIDATED, "; ".join(parts) or "all graphs passed")
+
+
+def _soonest(*moments: datetime | None) -> datetime | None:
+    return min((one for one in moments if one is not None), default=None)
+
+
+def _first(error: ValidationError) -> str:
+    found = error.errors()[0]
+    return f"{'.'.join(str(part) for part in found['loc'])}: {found['msg']}"

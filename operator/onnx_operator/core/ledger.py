@@ -1,0 +1,243 @@
+"""Changes of the ledgers in status: what the operator has decided and must not forget.
+
+A look either changes one ledger or acts on the world, never both. So every effect follows from what is already
+written down, and a process that dies between two writes leaves nothing that the next one would read differently.
+A ledger is the status of the OnnxModel or of one revision; a move changes exactly one of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from onnx_operator.api.model import CandidateStatus, FailureStatus, RevisionInUse, StableStatus
+from onnx_operator.api.revision import Outcome, QuarantineStatus
+from onnx_operator.core.conditions import clipped, instant, timestamp
+from onnx_operator.core.names import REVISION_LABEL, stage_job_name
+
+if TYPE_CHECKING:
+    from onnx_operator.api.model import OnnxModelStatus
+    from onnx_operator.api.revision import OnnxModelRevisionStatus, StageStatus
+    from onnx_operator.core.observation import RevisionSeen
+    from onnx_operator.core.view import View
+
+
+class Stage:
+    """Where a revision can fail, as it stands in `quarantine.stage` and `lastFailure.stage`."""
+
+    SOURCE: Final = "SourceResolved"
+    CONVERTED: Final = "Converted"
+    VALIDATED: Final = "Validated"
+    PUBLISHED: Final = "Published"
+    AVAILABLE: Final = "CandidateAvailable"
+    ROLLOUT: Final = "Rollout"
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A rollout came to its end."""
+
+    outcome: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class MoveModel:
+    """The OnnxModel's ledger becomes this."""
+
+    status: OnnxModelStatus
+    ended: Ended | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MoveRevision:
+    """A revision's ledger becomes this."""
+
+    name: str
+    status: OnnxModelRevisionStatus
+    ended: Ended | None = None
+
+
+Move = MoveModel | MoveRevision
+
+
+def change(view: View, **updates: Any) -> MoveModel:
+    """The model's ledger with some of its entries changed."""
+    return MoveModel(view.ledger.model_copy(update=updates))
+
+
+def change_candidate(view: View, **updates: Any) -> MoveModel:
+    """The model's ledger with some of the candidate's entries changed."""
+    if view.ledger.candidate is None:
+        raise ValueError("there is no candidate to change")
+    return change(view, candidate=view.ledger.candidate.model_copy(update=updates))
+
+
+def begin(view: View, revision: RevisionSeen) -> MoveModel:
+    """The revision becomes the candidate; if it was on its way out, it stays."""
+    candidate = CandidateStatus(revision=revision.name, number=revision.spec.number, started_time=timestamp(view.now))
+    retiring = [one for one in view.ledger.retiring if one.revision != revision.name]
+    return change(view, candidate=candidate, retiring=retiring)
+
+
+def enter_step(view: View, step: int | None) -> MoveModel:
+    """The candidate's weight becomes that of the step; its clock starts when the gateway has accepted it."""
+    updates: dict[str, Any] = {"step": step, "step_started_time": None}
+    updates |= {"verdict": None, "verdict_time": None, "analysis": []}
+    if step is not None:
+        updates["progress_time"] = instant(view.now)
+    return change_candidate(view, **updates)
+
+
+def promote(view: View, reason: str) -> MoveModel:
+    """The candidate becomes stable; what was stable is drained and then removed."""
+    candidate = view.ledger.candidate
+    if candidate is None:
+        raise ValueError("there is no candidate to promote")
+    stable = StableStatus(
+        revision=candidate.revision,
+        number=candidate.number,
+        digest=candidate.digest,
+        weight=candidate.weight,
+        ready_replicas=candidate.ready_replicas,
+    )
+    leaving: list[RevisionInUse] = [] if view.ledger.stable is None else [view.ledger.stable]
+    status = view.ledger.model_copy(
+        update={
+            "stable": stable,
+            "candidate": None,
+            "retiring": _retired(view.ledger.retiring, leaving),
+            "drain_started_time": None,
+            "handled_tokens": view.ledger.handled_tokens.model_copy(update={"promote": promote_token(view)}),
+        }
+    )
+    return MoveModel(status, Ended("Promoted", reason))
+
+
+def promote_token(view: View) -> str:
+    """The promoteToken as it stands in spec, to be written down as handled."""
+    spec = view.seen.model.spec
+    return view.ledger.handled_tokens.promote if spec is None else spec.rollout.promote_token
+
+
+def take_out(view: View, failure: FailureStatus | None) -> MoveModel:
+    """The candidate is no longer one: first its traffic goes, then its servers."""
+    candidate = view.ledger.candidate
+    if candidate is None:
+        raise ValueError("there is no candidate to take out")
+    revision = view.candidate
+    has_left_traces = revision is not None and (view.has_servers(revision.name) or view.is_routed(revision))
+    updates: dict[str, Any] = {"candidate": None}
+    if has_left_traces:
+        updates |= {"retiring": _retired(view.ledger.retiring, [candidate]), "drain_started_time": None}
+    if failure is not None:
+        updates["last_failure"] = failure
+    return change(view, **updates)
+
+
+def quarantine(
+    view: View,
+    revision: RevisionSeen,
+    *,
+    stage: str,
+    reason: str,
+    message: str,
+    exit_code: int | None = None,
+    logs: str | None = None,
+    record: StageStatus | None = None,
+) -> MoveRevision:
+    """The revision is not tried again until a person says so or the spec wants another."""
+    stages = revision.status.stages if record is None else [*revision.status.stages, record]
+    status = revision.status.model_copy(
+        update={
+            "stages": stages,
+            "quarantine": QuarantineStatus(
+                stage=stage,
+                reason=reason,
+                message=clipped(message),
+                exit_code=exit_code,
+                logs=logs,
+                time=timestamp(view.now),
+            ),
+        }
+    )
+    return MoveRevision(revision.name, status, Ended(str(_fate(stage)), reason))
+
+
+def lift_quarantine(revision: RevisionSeen, *, keep_artifact: bool) -> MoveRevision:
+    """The revision may be tried again, with Jobs of new names."""
+    status = revision.status.model_copy(
+        update={
+            "attempt": revision.status.attempt + 1,
+            "quarantine": None,
+            "stages": [],
+            "outcome": Outcome.PENDING,
+            "artifact": revision.status.artifact if keep_artifact else None,
+        }
+    )
+    return MoveRevision(revision.name, status)
+
+
+def failure_of(revision: RevisionSeen) -> FailureStatus | None:
+    """The revision's quarantine as the model's last failure."""
+    found = revision.status.quarantine
+    if found is None:
+        return None
+    return FailureStatus(
+        stage=found.stage,
+        reason=found.reason,
+        message=found.message,
+        revision=revision.name,
+        exit_code=found.exit_code,
+        logs=found.logs,
+        time=found.time,
+    )
+
+
+def outcome_of(revision: RevisionSeen, status: OnnxModelRevisionStatus, model: OnnxModelStatus) -> Outcome:
+    """Where the revision stands in its life; told for people, never read to decide."""
+    if status.quarantine is not None:
+        return _fate(status.quarantine.stage)
+    if model.stable is not None and model.stable.revision == revision.name:
+        return Outcome.STABLE
+    if model.candidate is not None and model.candidate.revision == revision.name:
+        return Outcome.CANDIDATE
+    match status.outcome:
+        case Outcome.STABLE:
+            return Outcome.RETIRED
+        case Outcome.CANDIDATE:
+            return Outcome.SUPERSEDED
+        case unchanged:
+            return unchanged
+
+
+def job_logs(namespace: str, job: str) -> str:
+    return f"kubectl logs --namespace {namespace} job/{job}"
+
+
+def stage_logs(view: View, revision: RevisionSeen, stage: str) -> str:
+    return job_logs(view.seen.model.namespace, stage_job_name(revision.name, stage, revision.status.attempt))
+
+
+def server_logs(view: View, revision: RevisionSeen) -> str:
+    selector = f"{REVISION_LABEL}={revision.name}"
+    return f"kubectl logs --namespace {view.seen.model.namespace} --selector {selector} --all-containers --tail 100"
+
+
+def _fate(stage: str) -> Outcome:
+    return Outcome.ROLLED_BACK if stage == Stage.ROLLOUT else Outcome.FAILED
+
+
+def _retired(before: list[RevisionInUse], leaving: list[RevisionInUse]) -> list[RevisionInUse]:
+    names = {one.revision for one in leaving}
+    plain = [
+        RevisionInUse(
+            revision=one.revision,
+            number=one.number,
+            digest=one.digest,
+            weight=one.weight,
+            ready_replicas=one.ready_replicas,
+        )
+        for one in leaving
+    ]
+    return [one for one in before if one.revision not in names] + plain

@@ -1,0 +1,161 @@
+"""Every reason the operator gives in a condition, an Event or a status, and when it surfaces.
+
+docs/reference/reasons.md is rendered from here and from the converter's own table. Reasons of a Job's container are
+the converter's and used as they are; nothing is invented outside of these two modules.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Self
+
+
+class Reason(str):
+    """A documented constant; `surfaces` completes the sentence "this reason …"."""
+
+    __slots__ = ("surfaces",)
+    surfaces: str
+
+    def __new__(cls, name: str, surfaces: str) -> Self:
+        reason = super().__new__(cls, name)
+        reason.surfaces = surfaces
+        return reason
+
+
+# Before and after everything else.
+PENDING: Final = Reason("Pending", "surfaces when an earlier stage has to be done first")
+SERVING: Final = Reason("Serving", "surfaces when the revision of the present spec answers all requests")
+SETTLED: Final = Reason("Settled", "surfaces when there is nothing left to do")
+PROGRESSING: Final = Reason("Progressing", "surfaces when the operator is at work or waits for something that may come")
+
+# Accepted
+ACCEPTED: Final = Reason("Accepted", "surfaces when the class allows everything that the spec asks for")
+INVALID_SPEC: Final = Reason(
+    "InvalidSpec", "surfaces when a field holds what this operator cannot read; the message names it"
+)
+CLASS_NOT_FOUND: Final = Reason(
+    "ClassNotFound", "surfaces when className names no OnnxModelClass, or none is the default and className is unset"
+)
+CLASS_INVALID: Final = Reason("ClassInvalid", "surfaces when a field of the OnnxModelClass cannot be read")
+SOURCE_NOT_ALLOWED: Final = Reason("SourceNotAllowed", "surfaces when the class does not allow this kind of source")
+MUTABLE_REVISION: Final = Reason(
+    "MutableRevisionNotAllowed", "surfaces when a branch or tag is named and the class wants a commit of 40 digits"
+)
+PROVIDER_NOT_OFFERED: Final = Reason(
+    "ExecutionProviderNotOffered", "surfaces when the class does not offer an execution provider of the spec"
+)
+REPLICAS_ABOVE_LIMIT: Final = Reason("ReplicasAboveLimit", "surfaces when serving.replicas is above the class's limit")
+STEP_ABOVE_DEADLINE: Final = Reason(
+    "StepLongerThanDeadline",
+    "surfaces when a rollout step lasts as long as the progress deadline, so it could never pass",
+)
+
+# SourceResolved
+SOURCE_RESOLVED: Final = Reason("SourceResolved", "surfaces when the checkpoint's digest is known")
+FETCHING: Final = Reason("Fetching", "surfaces when the fetch Job runs")
+
+# Converted, Validated
+CREATING_REVISION: Final = Reason("CreatingRevision", "surfaces when the OnnxModelRevision is being written")
+CONVERTING: Final = Reason("Converting", "surfaces when the convert Job runs")
+CONVERTED: Final = Reason("Converted", "surfaces when a graph exists for every execution provider")
+VALIDATING: Final = Reason("Validating", "surfaces when a validate Job runs")
+VALIDATED: Final = Reason("Validated", "surfaces when every graph was shown to behave like the original")
+
+# What keeps a Job or a server from running; all of these recover by themselves once the cause is gone.
+UNSCHEDULABLE: Final = Reason("Unschedulable", "surfaces when no node fits the pod; the message is the scheduler's")
+CLAIM_NOT_FOUND: Final = Reason(
+    "ClaimNotFound", "surfaces when the pod names a PersistentVolumeClaim that does not exist"
+)
+CLAIM_NOT_BOUND: Final = Reason("ClaimNotBound", "surfaces when a PersistentVolumeClaim of the pod has no volume yet")
+IMAGE_PULL_FAILED: Final = Reason("ImagePullFailed", "surfaces when a node cannot get an image of the pod")
+CONTAINER_CONFIG_ERROR: Final = Reason(
+    "ContainerConfigError",
+    "surfaces when a container cannot be made, for example because a Secret or its key is missing",
+)
+QUOTA_EXCEEDED: Final = Reason("QuotaExceeded", "surfaces when a ResourceQuota of the namespace has no room")
+POD_REFUSED: Final = Reason(
+    "PodRefused", "surfaces when Pod Security, a LimitRange or an admission policy refuses a pod; the message names it"
+)
+
+# What ends a Job for good, besides the converter's own reasons.
+JOB_DEADLINE_EXCEEDED: Final = Reason(
+    "JobDeadlineExceeded", "surfaces when a Job ran longer than the class's jobs.deadline"
+)
+OOM_KILLED: Final = Reason("OOMKilled", "surfaces when a container needed more memory than its limit")
+EVICTED: Final = Reason("Evicted", "surfaces when the node threw the pod out, for example for lack of disk")
+CONTAINER_FAILED: Final = Reason("ContainerFailed", "surfaces when a container ended without saying why")
+RESULT_UNREADABLE: Final = Reason(
+    "ResultUnreadable",
+    "surfaces when a Job ended but its termination message is missing or garbled; never taken as success",
+)
+
+# CandidateAvailable
+PUBLISHING: Final = Reason("Publishing", "surfaces when the publish Job writes the artifact")
+WAITING_FOR_DRAIN: Final = Reason(
+    "WaitingForDrain", "surfaces when servers start only after the ones taken out of the traffic are gone"
+)
+STARTING: Final = Reason("Starting", "surfaces when servers were created and not all of them are ready")
+AVAILABLE: Final = Reason("Available", "surfaces when all servers are ready")
+SERVER_CRASHED: Final = Reason(
+    "ServerCrashed", "surfaces when a server ended by itself; the message holds its last words"
+)
+PROGRESS_DEADLINE_EXCEEDED: Final = Reason(
+    "ProgressDeadlineExceeded",
+    "surfaces when a candidate was not available, or not routed, within the progress deadline",
+)
+
+# TrafficProgrammed
+ROUTES_PENDING: Final = Reason("RoutesPending", "surfaces when the gateway has not yet accepted what the routes say")
+ROUTES_REFUSED: Final = Reason(
+    "RoutesRefused", "surfaces when the gateway refuses a route; the message is the gateway's"
+)
+GATEWAY_API_MISSING: Final = Reason("GatewayApiMissing", "surfaces when the cluster knows no HTTPRoute or GRPCRoute")
+GATEWAY_NOT_PROGRAMMED: Final = Reason(
+    "GatewayNotProgrammed", "surfaces when the Gateway has no address or lacks a listener"
+)
+TRAFFIC_PROGRAMMED: Final = Reason("TrafficProgrammed", "surfaces when the gateway has accepted the wanted weights")
+DRAINING: Final = Reason(
+    "Draining", "surfaces when servers taken out of the traffic keep running for requests that are under way"
+)
+
+# Promoted
+STEP_STARTING: Final = Reason(
+    "StepStarting", "surfaces when a step's weight was written and the gateway has yet to accept it"
+)
+STEP_RUNNING: Final = Reason("StepRunning", "surfaces when a step lasts and the candidate is watched")
+ANALYSIS_HOLDS: Final = Reason(
+    "AnalysisHolds", "surfaces when a step's time is over and its last verdict is not Pass; the message has the verdict"
+)
+PAUSED: Final = Reason("Paused", "surfaces when rollout.paused holds the candidate where it is")
+PROMOTED: Final = Reason("Promoted", "surfaces when the revision of the present spec became stable")
+
+# What takes a candidate out of the traffic.
+ROLLED_BACK: Final = Reason("RolledBack", "surfaces when a candidate had traffic and was taken back; Promoted says why")
+ANALYSIS_FAILED: Final = Reason("AnalysisFailed", "surfaces when a metric showed the candidate to be bad")
+ANALYSIS_INCONCLUSIVE: Final = Reason(
+    "AnalysisInconclusive", "surfaces when the deadline passed and the verdict was Inconclusive"
+)
+ANALYSIS_NO_DATA: Final = Reason(
+    "AnalysisNoData", "surfaces when the deadline passed and there were too few samples to judge"
+)
+ANALYSIS_PROVIDER_ERROR: Final = Reason(
+    "AnalysisProviderError", "surfaces when the deadline passed and what should have measured did not answer"
+)
+CANDIDATE_CRASHED: Final = Reason(
+    "CandidateCrashed", "surfaces when the candidate's servers crashed while they had traffic"
+)
+CANDIDATE_WITHDRAWN: Final = Reason(
+    "CandidateWithdrawn", "surfaces when the candidate lost its last ready server: weight 0 until it is back"
+)
+ABORTED: Final = Reason("Aborted", "surfaces when abortToken changed")
+SUPERSEDED: Final = Reason("Superseded", "surfaces when the spec changed and wants another revision")
+
+# What keeps the operator from writing.
+NAME_CONFLICT: Final = Reason("NameConflict", "surfaces when an object of somebody else has the name that ours needs")
+FORBIDDEN: Final = Reason(
+    "Forbidden", "surfaces when RBAC does not let the operator do what it must; names verb and resource"
+)
+WRITE_REFUSED: Final = Reason(
+    "WriteRefused", "surfaces when the API server refuses an object of ours; the message says which field"
+)
+
+ALL: Final[tuple[Reason, ...]] = tuple(value for value in list(globals().values()) if isinstance(value, Reason))

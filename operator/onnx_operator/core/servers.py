@@ -1,0 +1,64 @@
+"""How the servers of a revision on one execution provider stand, from their Deployment and pods.
+
+Refuses to call anything available of which the Deployment controller has not yet seen the latest generation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from onnx_operator.core import reasons
+from onnx_operator.core.pods import Trouble, trouble
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class ServerState:
+    """The servers of one Deployment."""
+
+    #: What the Deployment asks for now.
+    replicas: int
+    #: Ready pods.
+    ready: int
+    #: Whether the counts speak of the Deployment as it is now and no pod of an older template is left.
+    is_current: bool
+    trouble: Trouble | None = None
+
+    def is_available(self, replicas: int) -> bool:
+        """Whether all of the wanted servers are ready."""
+        return self.is_current and self.replicas == replicas and self.ready >= replicas
+
+
+def read_servers(deployment: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> ServerState:
+    """How the Deployment's servers stand."""
+    status = deployment.get("status") or {}
+    replicas = int(deployment["spec"].get("replicas", 1))
+    is_seen = int(status.get("observedGeneration", 0)) >= int(deployment["metadata"].get("generation", 0))
+    ready = int(status.get("readyReplicas", 0))
+    is_current = (
+        is_seen and int(status.get("updatedReplicas", 0)) == replicas and int(status.get("replicas", 0)) == replicas
+    )
+    return ServerState(replicas, ready, is_current, _trouble(status, pods))
+
+
+def _trouble(status: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> Trouble | None:
+    found = [one for pod in pods if not _is_ready(pod) and (one := trouble(pod)) is not None]
+    if found:
+        # What can never work says more than what may come right.
+        return max(found, key=lambda one: (one.is_final, one.is_crash))
+    for condition in status.get("conditions") or ():
+        if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
+            message = str(condition.get("message", ""))
+            reason = reasons.QUOTA_EXCEEDED if "exceeded quota" in message else reasons.POD_REFUSED
+            return Trouble(reason, f"the servers' pods are refused: {message}")
+    return None
+
+
+def _is_ready(pod: Mapping[str, Any]) -> bool:
+    if pod["metadata"].get("deletionTimestamp"):
+        return True  # on its way out, so none of its trouble matters
+    conditions = (pod.get("status") or {}).get("conditions") or ()
+    return any(one.get("type") == "Ready" and one.get("status") == "True" for one in conditions)

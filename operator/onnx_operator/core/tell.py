@@ -1,0 +1,146 @@
+"""The status a person reads: every condition, both sides of the traffic, and a phase for the eye.
+
+Says what was decided and seen; decides nothing. Ready is true only when the revision of the present spec answers all
+requests and nothing is left to clean up; Stalled only when waiting alone will not help. `phase` is derived last and
+read by nobody.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from onnx_operator.api.model import EndpointStatus
+from onnx_operator.core import reasons
+from onnx_operator.core.conditions import STAGES, ConditionType, Finding, written
+from onnx_operator.core.ladder import Passage, programmed_finding
+from onnx_operator.core.ledger import Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from onnx_operator.api.model import OnnxModelStatus, RevisionInUse
+    from onnx_operator.core.ladder import Standing
+    from onnx_operator.core.view import View
+
+Side = TypeVar("Side", bound="RevisionInUse")
+
+
+def tell(view: View, standing: Standing, ledger: OnnxModelStatus, obstacle: Finding | None = None) -> OnnxModelStatus:
+    """The ledger with everything that is told beside it. `obstacle` is what kept an action from being done."""
+    findings = _all_findings(view, standing, obstacle)
+    status = ledger.model_copy(
+        update={
+            "observed_generation": view.seen.model.generation,
+            "conditions": written(findings, ledger.conditions, generation=view.seen.model.generation, now=view.now),
+            "stable": _updated(view, ledger.stable) if ledger.stable is not None else None,
+            "candidate": _updated(view, ledger.candidate) if ledger.candidate is not None else None,
+            "retiring": [_updated(view, one) for one in ledger.retiring],
+            "endpoint": _endpoint(view) or ledger.endpoint,
+        }
+    )
+    return status.model_copy(update={"phase": _phase(view, standing)})
+
+
+def _updated(view: View, side: Side) -> Side:
+    return side.model_copy(
+        update={
+            "weight": view.accepted_weight(side.revision, side.weight),
+            "ready_replicas": view.ready_replicas(side.revision),
+        }
+    )
+
+
+def _endpoint(view: View) -> EndpointStatus | None:
+    if view.class_spec is None:
+        return None
+    model = view.seen.model
+    host = host_of(model.name, model.namespace, view.class_spec.traffic.domain)
+    return EndpointStatus(host=host, model_name=model.name)
+
+
+def host_of(model: str, namespace: str, domain: str) -> str:
+    return f"{model}.{namespace}.{domain}"
+
+
+def _all_findings(view: View, standing: Standing, obstacle: Finding | None) -> list[Finding]:
+    found = {finding.type: finding for finding in standing.findings}
+    if ConditionType.TRAFFIC_PROGRAMMED not in found and view.split is not None:
+        found[ConditionType.TRAFFIC_PROGRAMMED] = programmed_finding(view)
+    if obstacle is not None:
+        found[obstacle.type] = obstacle
+    story = obstacle or standing.story
+    stages = [found.get(kind) or _pending(kind, story) for kind in STAGES]
+    return [*_summary(view, standing, story, has_obstacle=obstacle is not None), *stages]
+
+
+def _pending(kind: ConditionType, story: Finding) -> Finding:
+    return Finding(kind, "Unknown", reasons.PENDING, f"{story.type} comes first")
+
+
+def _summary(view: View, standing: Standing, story: Finding, *, has_obstacle: bool) -> Iterable[Finding]:
+    """Ready, Reconciling and Stalled, as kstatus understands them."""
+    if standing.passage is Passage.MET and not has_obstacle:
+        message = _serving_words(view)
+        yield Finding(ConditionType.READY, "True", reasons.SERVING, message)
+        yield Finding(ConditionType.RECONCILING, "False", reasons.SETTLED, "")
+        yield Finding(ConditionType.STALLED, "False", reasons.SETTLED, "")
+        return
+    reason, message = _story_words(view, story)
+    yield Finding(ConditionType.READY, "False", reason, message)
+    is_stalled = standing.passage is Passage.STALLED
+    is_moving = not is_stalled or has_obstacle or bool(view.ledger.retiring)
+    moving = Finding(ConditionType.RECONCILING, "True", reason, message)
+    yield moving if is_moving else Finding(ConditionType.RECONCILING, "False", reasons.SETTLED, "")
+    stalled = Finding(ConditionType.STALLED, "True", reason, message)
+    yield stalled if is_stalled else Finding(ConditionType.STALLED, "False", reasons.PROGRESSING, "")
+
+
+def _story_words(view: View, story: Finding) -> tuple[str, str]:
+    reason, message = story.reason, story.message
+    wanted = view.wanted
+    if wanted is not None and wanted.status.quarantine is not None and not view.is_settled_on_wanted:
+        number = wanted.spec.number
+        if wanted.status.quarantine.stage == Stage.ROLLOUT:
+            message = f"revision {number} was rolled back ({reason}): {message}"
+            reason = reasons.ROLLED_BACK
+        else:
+            message = f"revision {number} failed: {message}"
+    stable = view.ledger.stable
+    if stable is not None and not view.is_settled_on_wanted:
+        message = f"{message}; revision {stable.number} keeps serving"
+    return reason, message
+
+
+def _serving_words(view: View) -> str:
+    endpoint, stable = _endpoint(view), view.ledger.stable
+    if endpoint is None or stable is None:
+        return ""
+    return f"revision {stable.number} answers all requests at {endpoint.host}"
+
+
+_PHASES: Final = {
+    ConditionType.ACCEPTED: "Pending",
+    ConditionType.SOURCE_RESOLVED: "Fetching",
+    ConditionType.CONVERTED: "Converting",
+    ConditionType.VALIDATED: "Validating",
+    ConditionType.CANDIDATE_AVAILABLE: "Starting",
+    ConditionType.TRAFFIC_PROGRAMMED: "Routing",
+    ConditionType.PROMOTED: "Canary",
+}
+_PHASES_BY_REASON: Final[dict[str, str]] = {
+    reasons.PUBLISHING: "Publishing",
+    reasons.DRAINING: "Draining",
+    reasons.PAUSED: "Paused",
+}
+
+
+def _phase(view: View, standing: Standing) -> str:
+    story = standing.story
+    if standing.passage is Passage.MET:
+        return "Ready"
+    if standing.passage is Passage.STALLED:
+        wanted = view.wanted
+        is_rolled_back = wanted is not None and wanted.status.quarantine is not None
+        is_rolled_back = is_rolled_back and story.type is ConditionType.PROMOTED
+        return "RolledBack" if is_rolled_back else "Failed"
+    return _PHASES_BY_REASON.get(story.reason, _PHASES.get(story.type, "Pending"))

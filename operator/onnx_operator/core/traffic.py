@@ -1,0 +1,189 @@
+"""Which revision answers how much: the split that is wanted, and the one the gateway says it has.
+
+    rule            matches                        backends
+    split           everything                     stable 100-w, candidate w, retiring 0
+    pin candidate   x-onnx-track: candidate        candidate
+    pin stable      x-onnx-track: stable           stable
+    pin retiring    x-onnx-track: retiring         retiring
+
+Pins are how a person or the prober reaches one side, and what keeps both clusters alive in Envoy: without them
+requests are lost whenever a weight passes 0. A weight counts only once the gateway has accepted it on both routes;
+what was merely written is never reported.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final
+
+from onnx_operator.core import reasons
+from onnx_operator.core.names import server_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from onnx_operator.api.common import ExecutionProvider
+    from onnx_operator.api.model_class import GatewayReference
+
+TRACK_HEADER: Final = "x-onnx-track"
+FULL: Final = 100
+
+
+class Track(StrEnum):
+    """A side of the traffic."""
+
+    CANDIDATE = "candidate"
+    STABLE = "stable"
+    RETIRING = "retiring"
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayAddress:
+    """Where the gateway's listeners answer, for the prober."""
+
+    host: str
+    http_port: int | None
+    grpc_port: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A revision as a target of traffic: one Service per execution provider."""
+
+    revision: str
+    providers: tuple[ExecutionProvider, ...]
+
+    @property
+    def services(self) -> tuple[str, ...]:
+        return tuple(server_name(self.revision, provider) for provider in self.providers)
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A Service with its share, in parts of the rule's sum."""
+
+    service: str
+    weight: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """All requests that name the track go to these Services."""
+
+    track: Track
+    services: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """What a route says about its backends."""
+
+    backends: tuple[Backend, ...]
+    pins: tuple[Pin, ...]
+
+    def mentions(self, side: Side) -> bool:
+        """Whether any rule leads to the revision, be it with weight 0."""
+        named = {backend.service for backend in self.backends} | {name for pin in self.pins for name in pin.services}
+        return not named.isdisjoint(side.services)
+
+    def percent(self, side: Side) -> int:
+        """The revision's share of unpinned requests."""
+        total = sum(backend.weight for backend in self.backends)
+        mine = sum(backend.weight for backend in self.backends if backend.service in side.services)
+        return round(FULL * mine / total) if total else 0
+
+
+def split(*, stable: Side, candidate: Side | None, weight: int, retiring: Iterable[Side]) -> Split:
+    """The wanted split: the candidate has `weight` percent, evenly over its execution providers."""
+    leaving = tuple(retiring)
+    sides = [(stable, FULL - weight)]
+    if candidate is not None:
+        sides.append((candidate, weight))
+    sides += [(side, 0) for side in leaving]
+    # Weights are integers, so all are scaled until each divides evenly among its side's providers.
+    scale = math.lcm(*(len(side.providers) for side, _ in sides))
+    backends = tuple(
+        Backend(service, share * scale // len(side.services)) for side, share in sides for service in side.services
+    )
+    pins = [] if candidate is None else [Pin(Track.CANDIDATE, candidate.services)]
+    pins.append(Pin(Track.STABLE, stable.services))
+    if leaving:
+        pins.append(Pin(Track.RETIRING, tuple(service for side in leaving for service in side.services)))
+    return Split(backends, tuple(pins))
+
+
+@dataclass(frozen=True, slots=True)
+class RouteSeen:
+    """One of the model's routes, as written and as the gateway stands to it."""
+
+    split: Split
+    is_accepted: bool
+    #: Why not, where the gateway said so.
+    problem: str = ""
+
+
+def read_route(route: Mapping[str, Any], gateway: GatewayReference) -> RouteSeen:
+    """What the route says, and whether this gateway has accepted it as it is now."""
+    problem, is_accepted = _standing(route, gateway)
+    return RouteSeen(_split_of(route), is_accepted, problem)
+
+
+def carries(routes: Iterable[RouteSeen | None], wanted: Split) -> bool:
+    """Whether every route says what is wanted and the gateway has accepted it."""
+    return all(route is not None and route.is_accepted and _same(route.split, wanted) for route in routes)
+
+
+def trouble_of(routes: Iterable[tuple[str, RouteSeen | None]]) -> tuple[reasons.Reason, str]:
+    """Why the traffic is not as wanted yet."""
+    for kind, route in routes:
+        if route is not None and route.problem:
+            return reasons.ROUTES_REFUSED, f"the gateway refuses the {kind}: {route.problem}"
+    return reasons.ROUTES_PENDING, "waiting for the gateway to accept the routes"
+
+
+def _same(one: Split, other: Split) -> bool:
+    # Order within a rule means nothing.
+    return set(one.backends) == set(other.backends) and {(pin.track, frozenset(pin.services)) for pin in one.pins} == {
+        (pin.track, frozenset(pin.services)) for pin in other.pins
+    }
+
+
+def _split_of(route: Mapping[str, Any]) -> Split:
+    backends: tuple[Backend, ...] = ()
+    pins = []
+    for rule in route["spec"].get("rules") or ():
+        references = rule.get("backendRefs") or ()
+        track = _track_of(rule)
+        if track is None:
+            backends = tuple(Backend(one["name"], int(one.get("weight", 1))) for one in references)
+        else:
+            pins.append(Pin(track, tuple(one["name"] for one in references)))
+    return Split(backends, tuple(pins))
+
+
+def _track_of(rule: Mapping[str, Any]) -> Track | None:
+    for match in rule.get("matches") or ():
+        for header in match.get("headers") or ():
+            if header.get("name") == TRACK_HEADER and header.get("value") in set(Track):
+                return Track(header["value"])
+    return None
+
+
+def _standing(route: Mapping[str, Any], gateway: GatewayReference) -> tuple[str, bool]:
+    generation = int(route["metadata"].get("generation", 0))
+    for parent in (route.get("status") or {}).get("parents") or ():
+        reference = parent.get("parentRef") or {}
+        if reference.get("name") != gateway.name or reference.get("namespace", gateway.namespace) != gateway.namespace:
+            continue
+        spoken = {
+            condition["type"]: condition
+            for condition in parent.get("conditions") or ()
+            if int(condition.get("observedGeneration", 0)) == generation
+        }
+        for kind in ("Accepted", "ResolvedRefs"):
+            if kind in spoken and spoken[kind].get("status") == "False":
+                return f"{spoken[kind].get('reason')}: {spoken[kind].get('message', '')}", False
+        return "", all(spoken.get(kind, {}).get("status") == "True" for kind in ("Accepted", "ResolvedRefs"))
+    return "", False

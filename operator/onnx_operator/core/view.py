@@ -1,0 +1,275 @@
+"""What follows from an observation before anything is decided: facts with names.
+
+Pure and cheap; looked at once per decision, so that the rungs and the moves read as sentences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from onnx_operator.api.common import parse_duration
+from onnx_operator.api.model import MetricStatus
+from onnx_operator.core.acceptance import Offer, Refusal, accept
+from onnx_operator.core.analysis import criteria, judge_all, worst
+from onnx_operator.core.conditions import clipped, instant
+from onnx_operator.core.revisions import name_of, resolve, source_key
+from onnx_operator.core.traffic import Side, carries, split
+
+if TYPE_CHECKING:
+    from onnx_operator.api.common import ExecutionProvider
+    from onnx_operator.api.model import CandidateStatus, OnnxModelStatus, SourceStatus
+    from onnx_operator.api.model_class import OnnxModelClassSpec
+    from onnx_operator.api.revision import OnnxModelRevisionSpec
+    from onnx_operator.core.acceptance import Plan
+    from onnx_operator.core.analysis import Counts, Judgement
+    from onnx_operator.core.observation import Observation, RevisionSeen
+    from onnx_operator.core.servers import ServerState
+    from onnx_operator.core.traffic import RouteSeen, Split
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One look at one model."""
+
+    seen: Observation
+    now: datetime
+    #: The status as it was read, with the judgement of this look's measurements, if there are any.
+    ledger: OnnxModelStatus
+    accepted: Offer | Refusal
+    source_key: str | None
+    #: What the spec stands for; None until its source is resolved.
+    wanted_spec: OnnxModelRevisionSpec | None
+    wanted_name: str | None
+
+    @property
+    def offer(self) -> Offer | None:
+        return self.accepted if isinstance(self.accepted, Offer) else None
+
+    @property
+    def plan(self) -> Plan | None:
+        return self.offer.plan if self.offer is not None else None
+
+    @property
+    def class_spec(self) -> OnnxModelClassSpec | None:
+        return self.accepted.class_spec
+
+    @property
+    def source(self) -> SourceStatus | None:
+        """The result of fetching the present source; None while there is none."""
+        found = self.ledger.source
+        return found if found is not None and found.key == self.source_key else None
+
+    @property
+    def wanted(self) -> RevisionSeen | None:
+        return self.revision(self.wanted_name)
+
+    @property
+    def stable(self) -> RevisionSeen | None:
+        return self.revision(self.ledger.stable.revision) if self.ledger.stable else None
+
+    @property
+    def candidate(self) -> RevisionSeen | None:
+        return self.revision(self.ledger.candidate.revision) if self.ledger.candidate else None
+
+    @property
+    def retiring(self) -> tuple[RevisionSeen, ...]:
+        found = (self.revision(one.revision) for one in self.ledger.retiring)
+        return tuple(one for one in found if one is not None)
+
+    @property
+    def is_settled_on_wanted(self) -> bool:
+        return self.ledger.stable is not None and self.ledger.stable.revision == self.wanted_name
+
+    def revision(self, name: str | None) -> RevisionSeen | None:
+        return next((one for one in self.seen.revisions if one.name == name), None)
+
+    # ---- servers
+
+    @property
+    def replicas(self) -> int | None:
+        """The declared number of servers; None while the spec may not be acted on."""
+        return self.offer.spec.serving.replicas if self.offer is not None else None
+
+    def servers(self, revision: RevisionSeen) -> dict[ExecutionProvider, ServerState | None]:
+        return {provider: self.seen.servers.get((revision.name, provider)) for provider in side_of(revision).providers}
+
+    def is_available(self, revision: RevisionSeen) -> bool:
+        """Whether every server of the revision is ready."""
+        return all(
+            state is not None and state.is_available(self.replicas or state.replicas)
+            for state in self.servers(revision).values()
+        )
+
+    def has_servers(self, revision_name: str) -> bool:
+        return any(child.kind == "Deployment" and child.revision == revision_name for child in self.seen.children)
+
+    def ready_replicas(self, revision_name: str) -> int:
+        return sum(state.ready for (name, _), state in self.seen.servers.items() if name == revision_name)
+
+    # ---- traffic
+
+    @property
+    def routes(self) -> tuple[RouteSeen | None, RouteSeen | None]:
+        return self.seen.http_route, self.seen.grpc_route
+
+    @property
+    def named_routes(self) -> tuple[tuple[str, RouteSeen | None], ...]:
+        return ("HTTPRoute", self.seen.http_route), ("GRPCRoute", self.seen.grpc_route)
+
+    def is_routed(self, revision: RevisionSeen) -> bool:
+        """Whether any live route still leads to the revision, be it with weight 0."""
+        side = side_of(revision)
+        return any(route is not None and route.split.mentions(side) for route in self.routes)
+
+    @property
+    def split(self) -> Split | None:
+        """The wanted split; None while nothing serves."""
+        if self.stable is None:
+            return None
+        candidate = self.candidate
+        if candidate is not None and not (self.is_routed(candidate) or self.is_available(candidate)):
+            candidate = None
+        leaving = () if self.is_drained else tuple(one for one in self.retiring if self.is_routed(one))
+        return split(
+            stable=side_of(self.stable),
+            candidate=side_of(candidate) if candidate is not None else None,
+            weight=self.candidate_weight if candidate is not None else 0,
+            retiring=[side_of(one) for one in leaving],
+        )
+
+    @property
+    def candidate_weight(self) -> int:
+        """The weight of the candidate's step."""
+        step = self.step_index
+        return 0 if step is None or self.plan is None else self.plan.steps[step].weight
+
+    @property
+    def is_programmed(self) -> bool:
+        """Whether the gateway has accepted the wanted split on both routes."""
+        wanted = self.split
+        return wanted is not None and carries(self.routes, wanted)
+
+    def accepted_weight(self, revision_name: str, before: int) -> int:
+        """The revision's percentage as the gateway has it; the last known one while a change is under way."""
+        revision = self.revision(revision_name)
+        route = self.seen.http_route
+        if revision is None or route is None:
+            return 0
+        if not all(one is not None and one.is_accepted for one in self.routes):
+            return before
+        return route.split.percent(side_of(revision))
+
+    # ---- time
+
+    @property
+    def drain(self) -> timedelta:
+        return parse_duration(self.class_spec.traffic.drain) if self.class_spec is not None else timedelta()
+
+    @property
+    def drain_ends(self) -> datetime | None:
+        started = self.ledger.drain_started_time
+        return moment(started) + self.drain if started is not None else None
+
+    @property
+    def is_drained(self) -> bool:
+        return self.drain_ends is not None and self.now >= self.drain_ends
+
+    @property
+    def step_index(self) -> int | None:
+        """The candidate's step; the last one where the list became shorter meanwhile."""
+        candidate = self.ledger.candidate
+        if candidate is None or candidate.step is None or self.plan is None:
+            return None
+        return min(candidate.step, len(self.plan.steps) - 1)
+
+    @property
+    def step_ends(self) -> datetime | None:
+        """When the candidate's step has lasted long enough; None before the gateway accepted its weight."""
+        candidate, step = self.ledger.candidate, self.step_index
+        if candidate is None or candidate.step_started_time is None or step is None or self.plan is None:
+            return None
+        return moment(candidate.step_started_time) + parse_duration(self.plan.steps[step].duration)
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When the candidate is given up unless it makes progress."""
+        candidate = self.ledger.candidate
+        if candidate is None or candidate.progress_time is None or self.plan is None or self.plan.is_paused:
+            return None
+        return moment(candidate.progress_time) + self.plan.progress_deadline
+
+    @property
+    def next_analysis(self) -> datetime | None:
+        """When the candidate is to be judged next: every interval, and at the end of its step."""
+        candidate, ends = self.ledger.candidate, self.step_ends
+        if candidate is None or candidate.step_started_time is None or ends is None or self.plan is None:
+            return None
+        judged = moment(candidate.verdict_time) if candidate.verdict_time else None
+        interval = parse_duration(self.plan.analysis.interval)
+        due = (judged or moment(candidate.step_started_time)) + interval
+        return min(due, ends) if judged is None or judged < ends else due
+
+    @property
+    def is_analysis_due(self) -> bool:
+        return self.next_analysis is not None and self.now >= self.next_analysis
+
+
+def look(seen: Observation, now: datetime) -> View:
+    """The facts of one observation."""
+    accepted = accept(seen.model, seen.classes)
+    key, wanted = None, None
+    if isinstance(accepted, Offer):
+        key = source_key(accepted, seen.model.status.handled_tokens.retry)
+        source = seen.model.status.source
+        if source is not None and source.key == key and source.digest is not None:
+            wanted = resolve(
+                seen.model.name, accepted, seen.images, source_digest=source.digest, number=_next_number(seen)
+            )
+    name = name_of(wanted) if wanted is not None else None
+    ledger = seen.model.status
+    if isinstance(accepted, Offer) and seen.measurements is not None and ledger.candidate is not None:
+        judged = judge_all(criteria(accepted.plan.analysis), seen.measurements, steps=len(accepted.plan.steps))
+        ledger = ledger.model_copy(update={"candidate": _judged(ledger.candidate, judged, now)})
+    return View(seen, now, ledger, accepted, key, wanted, name)
+
+
+def side_of(revision: RevisionSeen) -> Side:
+    return Side(revision.name, tuple(one.name for one in revision.spec.execution_providers))
+
+
+def moment(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+def _next_number(seen: Observation) -> int:
+    status = seen.model.status
+    in_use = [one.number for one in (status.stable, status.candidate) if one is not None]
+    return 1 + max([revision.spec.number for revision in seen.revisions] + in_use, default=0)
+
+
+def _judged(candidate: CandidateStatus, judgements: tuple[Judgement, ...], now: datetime) -> CandidateStatus:
+    return candidate.model_copy(
+        update={
+            "verdict": str(worst(one.verdict for one in judgements)),
+            "verdict_time": instant(now),
+            "analysis": [_metric_status(one) for one in judgements],
+        }
+    )
+
+
+def _metric_status(judgement: Judgement) -> MetricStatus:
+    return MetricStatus(
+        name=judgement.metric,
+        verdict=str(judgement.verdict),
+        candidate=_ratio(judgement.candidate),
+        stable=_ratio(judgement.stable),
+        candidate_samples=judgement.candidate.total if judgement.candidate else 0,
+        stable_samples=judgement.stable.total if judgement.stable else 0,
+        message=clipped(judgement.message),
+    )
+
+
+def _ratio(counts: Counts | None) -> str | None:
+    return None if counts is None or not counts.total else f"{counts.ratio:.4f}"

@@ -1,0 +1,316 @@
+"""The Jobs that turn a checkpoint into an artifact, and the policy that keeps them off the network.
+
+Only `fetch` ever holds a credential or may reach out, and it opens no weights; `convert` and `validate` open the
+checkpoint, which is assumed hostile, and have neither. No Job has a token of the API server.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from onnx_converter.reasons import PERMANENT_CODES, USAGE
+from onnx_operator.api.common import parse_duration
+from onnx_operator.core.names import (
+    COMPONENT_LABEL,
+    MODEL_LABEL,
+    Component,
+    digest_hex,
+    jobs_policy_name,
+    work_folder,
+)
+from onnx_operator.core.revisions import declared, devices
+from onnx_operator.render.parts import (
+    ARTIFACTS,
+    TMP,
+    TMP_VOLUME,
+    Manifest,
+    claim_volume,
+    container_basics,
+    labels,
+    metadata,
+    owned_by_model,
+    owned_by_revision,
+    pod_basics,
+    resources,
+    stamped,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import timedelta
+
+    from onnx_operator.api.common import ExecutionProvider, Resources
+    from onnx_operator.api.revision import OnnxModelRevisionSpec, RevisionProvider
+    from onnx_operator.core.actions import WantConvert, WantFetch, WantJobsPolicy, WantPublish, WantValidate
+    from onnx_operator.core.observation import ModelSeen, RevisionSeen
+
+_STORE: Final = "store"
+_RETRIES: Final = 2
+_KEPT_SECONDS: Final = 86_400
+_KILLED: Final = 137
+
+
+def build_fetch_job(want: WantFetch) -> Manifest:
+    model, spec, class_spec = want.model, want.offer.spec, want.offer.class_spec
+    flags = ["--source", _json(declared(spec.source)), "--source-root", "/source", "--output", "/checkpoints"]
+    if spec.source.digest is not None:
+        flags += ["--expect-digest", spec.source.digest]
+    mounts = [_mount("/checkpoints", f"{work_folder(model.name, model.uid)}/checkpoints")]
+    volumes: list[Manifest] = []
+    environment: list[Manifest] = []
+    if (claim := spec.source.persistent_volume_claim) is not None:
+        mounts.append({"name": "source", "mountPath": "/source", "readOnly": True})
+        volumes.append(claim_volume("source", claim.claim_name))
+    if (hub := spec.source.hugging_face) is not None:
+        if (endpoint := class_spec.sources.hugging_face.endpoint) is not None:
+            environment.append({"name": "HF_ENDPOINT", "value": endpoint})
+        if (secret := hub.token_secret_ref) is not None:
+            reference = {"name": secret.name, "key": secret.key}
+            environment.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": reference}})
+    return _job(
+        namespace=model.namespace,
+        name=want.objects[0].name,
+        labelled=labels(model.name, component=Component.FETCH),
+        owner=owned_by_model(model),
+        deadline=parse_duration(class_spec.jobs.deadline),
+        pod=_pod(
+            _container(
+                Component.FETCH,
+                flags,
+                image=want.converter_image,
+                mounts=mounts,
+                environment=environment,
+                amounts=class_spec.jobs.resources,
+            ),
+            claim=class_spec.artifact_store.claim_name,
+            volumes=volumes,
+        ),
+    )
+
+
+def build_convert_job(want: WantConvert) -> Manifest:
+    model, revision = want.model, want.revision
+    flags = ["--checkpoint", "/checkpoint", "--source-digest", revision.spec.source_digest]
+    flags += ["--spec", _json(_conversion(revision.spec)), "--output", "/graph"]
+    mounts = [
+        _mount("/checkpoint", _checkpoint(model, revision), read_only=True),
+        _mount("/graph", f"{_conversion_folder(model, revision)}/graph"),
+    ]
+    container = _container(
+        Component.CONVERT,
+        flags,
+        image=revision.spec.converter_image,
+        mounts=mounts,
+        amounts=want.class_spec.jobs.resources,
+    )
+    return _stage_job(want, Component.CONVERT, container)
+
+
+def build_validate_job(want: WantValidate) -> Manifest:
+    model, revision = want.model, want.revision
+    placement = next(one for one in revision.spec.execution_providers if one.name is want.provider)
+    flags = ["--checkpoint", "/checkpoint", "--graph", "/graph", "--provider", str(want.provider)]
+    flags += ["--spec", _json(_conversion(revision.spec))]
+    flags += ["--parity", _json(revision.spec.parity.model_dump(exclude_none=True)), "--output", "/validation"]
+    folder = _conversion_folder(model, revision)
+    mounts = [
+        _mount("/checkpoint", _checkpoint(model, revision), read_only=True),
+        _mount("/graph", f"{folder}/graph", read_only=True),
+        _mount("/validation", f"{folder}/validation-{want.provider}"),
+    ]
+    jobs = want.class_spec.jobs.resources
+    amounts = jobs.model_copy(
+        update={
+            "requests": jobs.requests | devices(placement.resources.requests),
+            "limits": jobs.limits | devices(placement.resources.limits),
+        }
+    )
+    container = _container(
+        Component.VALIDATE, flags, image=revision.spec.converter_image, mounts=mounts, amounts=amounts
+    )
+    return _stage_job(want, Component.VALIDATE, container, placement=placement)
+
+
+def build_publish_job(want: WantPublish) -> Manifest:
+    model, revision = want.model, want.revision
+    flags = ["--work", "/work", "--store", "/artifacts", "--spec", _json(_conversion(revision.spec))]
+    flags += ["--serving", _json(_serving(revision.spec)), "--lineage", _json(_lineage(revision.spec))]
+    mounts = [
+        _mount("/work", _conversion_folder(model, revision), read_only=True),
+        _mount("/artifacts", ARTIFACTS),
+    ]
+    container = _container(
+        Component.PUBLISH,
+        flags,
+        image=revision.spec.converter_image,
+        mounts=mounts,
+        amounts=want.class_spec.jobs.resources,
+    )
+    return _stage_job(want, Component.PUBLISH, container)
+
+
+def build_jobs_policy(want: WantJobsPolicy) -> Manifest:
+    """No network for the Jobs that open a checkpoint; whether that binds is the cluster's network's part."""
+    model = want.model
+    selector = {
+        "matchLabels": {MODEL_LABEL: model.name},
+        "matchExpressions": [
+            {
+                "key": COMPONENT_LABEL,
+                "operator": "In",
+                "values": [str(Component.CONVERT), str(Component.VALIDATE), str(Component.PUBLISH)],
+            }
+        ],
+    }
+    return stamped(
+        {
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "NetworkPolicy",
+            "metadata": metadata(
+                owned_by_model(model), model.namespace, jobs_policy_name(model.name), labels(model.name)
+            ),
+            "spec": {"podSelector": selector, "policyTypes": ["Ingress", "Egress"]},
+        }
+    )
+
+
+def _stage_job(
+    want: WantConvert | WantValidate | WantPublish,
+    component: Component,
+    container: Manifest,
+    *,
+    placement: RevisionProvider | None = None,
+) -> Manifest:
+    model, revision = want.model, want.revision
+    provider: ExecutionProvider | None = placement.name if placement is not None else None
+    pod = _pod(container, claim=revision.spec.artifact_claim_name)
+    return _job(
+        namespace=model.namespace,
+        name=want.objects[0].name,
+        labelled=labels(model.name, revision=revision.name, component=component, provider=provider),
+        owner=owned_by_revision(revision),
+        deadline=parse_duration(want.class_spec.jobs.deadline),
+        pod=pod | placed(placement) if placement is not None else pod,
+    )
+
+
+def _job(
+    *, namespace: str, name: str, labelled: dict[str, str], owner: Manifest, deadline: timedelta, pod: Manifest
+) -> Manifest:
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": metadata(owner, namespace, name, labelled),
+        "spec": {
+            "backoffLimit": _RETRIES,
+            "activeDeadlineSeconds": max(1, int(deadline.total_seconds())),
+            "ttlSecondsAfterFinished": _KEPT_SECONDS,
+            "podFailurePolicy": {
+                "rules": [
+                    # A node that went away says nothing about the work, whatever code the container died with.
+                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                    {
+                        "action": "FailJob",
+                        "onExitCodes": {
+                            "containerName": "main",
+                            "operator": "In",
+                            "values": [USAGE.exit_code, *PERMANENT_CODES, _KILLED],
+                        },
+                    },
+                ]
+            },
+            "template": {"metadata": {"labels": labelled}, "spec": pod},
+        },
+    }
+
+
+def _pod(container: Manifest, *, claim: str, volumes: Sequence[Manifest] = ()) -> Manifest:
+    return {
+        "restartPolicy": "Never",
+        **pod_basics(grace_seconds=30),
+        "containers": [container],
+        "volumes": [claim_volume(_STORE, claim), *volumes, TMP_VOLUME],
+    }
+
+
+def placed(placement: RevisionProvider) -> Manifest:
+    """Where the pods of an execution provider run."""
+    found: Manifest = {}
+    if placement.node_selector:
+        found["nodeSelector"] = placement.node_selector
+    if placement.tolerations:
+        found["tolerations"] = [one.model_dump(exclude_none=True) for one in placement.tolerations]
+    if placement.runtime_class_name is not None:
+        found["runtimeClassName"] = placement.runtime_class_name
+    return found
+
+
+def _container(
+    step: Component,
+    flags: Sequence[str],
+    *,
+    image: str,
+    mounts: Sequence[Manifest],
+    amounts: Resources,
+    environment: Sequence[Manifest] = (),
+) -> Manifest:
+    # HOME lies on the one writable folder that is not a volume: libraries keep caches and locks there.
+    variables = [{"name": "HOME", "value": TMP["mountPath"]}, *environment]
+    return {
+        "name": "main",
+        "image": image,
+        **container_basics(),
+        "command": ["python", "-m", "onnx_converter"],
+        "args": [str(step), *flags],
+        "env": variables,
+        "resources": resources(amounts),
+        "volumeMounts": [*mounts, TMP],
+    }
+
+
+def _mount(path: str, folder: str, *, read_only: bool = False) -> Manifest:
+    mount: Manifest = {"name": _STORE, "mountPath": path, "subPath": folder}
+    return mount | {"readOnly": True} if read_only else mount
+
+
+def _checkpoint(model: ModelSeen, revision: RevisionSeen) -> str:
+    return f"{work_folder(model.name, model.uid)}/checkpoints/{digest_hex(revision.spec.source_digest)}"
+
+
+def _conversion_folder(model: ModelSeen, revision: RevisionSeen) -> str:
+    return f"{work_folder(model.name, model.uid)}/{revision.spec.artifact_key}"
+
+
+def _conversion(spec: OnnxModelRevisionSpec) -> dict[str, Any]:
+    return {
+        "task": str(spec.task),
+        "opset": spec.opset,
+        "scheme": str(spec.quantization.scheme),
+        "maxSequenceLength": spec.max_sequence_length,
+        "providers": [str(one.name) for one in spec.execution_providers],
+    }
+
+
+def _serving(spec: OnnxModelRevisionSpec) -> dict[str, int]:
+    delay = parse_duration(spec.batching.max_queue_delay)
+    return {
+        "maxBatchSize": spec.batching.max_batch_size,
+        "maxQueueDelayMicroseconds": round(delay.total_seconds() * 1_000_000),
+        "instances": spec.instances,
+        "threads": spec.threads,
+    }
+
+
+def _lineage(spec: OnnxModelRevisionSpec) -> dict[str, Any]:
+    """What the artifact is told to have come from; nothing in it differs between two runs of the same."""
+    return {
+        "source": declared(spec.source),
+        "sourceDigest": spec.source_digest,
+        "converterImage": spec.converter_image,
+        "parity": spec.parity.model_dump(exclude_none=True),
+    }
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -1,0 +1,76 @@
+"""The HTTPRoute and the GRPCRoute of a model: one split, and the pins that keep every cluster alive.
+
+Backends always say group, kind and weight, so that nothing the API server fills in looks like an edit. No rule has a
+name and no backend a filter: names are not in every Gateway API version in use, and filters cost requests whenever
+a weight passes 0.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from onnx_operator.core.tell import host_of
+from onnx_operator.core.traffic import TRACK_HEADER, Backend
+from onnx_operator.render.parts import Manifest, labels, metadata, owned_by_model, stamped
+from onnx_operator.render.servers import GRPC_PORT, HTTP_PORT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from onnx_operator.api.common import ObjectName
+    from onnx_operator.core.actions import WantRoutes
+    from onnx_operator.core.traffic import Track
+
+
+def build_http_route(want: WantRoutes) -> Manifest:
+    path = {"path": {"type": "PathPrefix", "value": "/"}}
+    rules = [{"matches": [path], "backendRefs": _backends(want.split.backends, HTTP_PORT)}]
+    for pin in want.split.pins:
+        match = {**path, "headers": [_header(pin.track)]}
+        rules.append({"matches": [match], "backendRefs": _backends(_even(pin.services), HTTP_PORT)})
+    return _route(want, "HTTPRoute", want.class_spec.traffic.gateway.http_listener, rules)
+
+
+def build_grpc_route(want: WantRoutes) -> Manifest:
+    rules: list[Manifest] = [{"backendRefs": _backends(want.split.backends, GRPC_PORT)}]
+    for pin in want.split.pins:
+        match = {"headers": [_header(pin.track)]}
+        rules.append({"matches": [match], "backendRefs": _backends(_even(pin.services), GRPC_PORT)})
+    return _route(want, "GRPCRoute", want.class_spec.traffic.gateway.grpc_listener, rules)
+
+
+def _route(want: WantRoutes, kind: str, listener: ObjectName, rules: list[Manifest]) -> Manifest:
+    model, traffic = want.model, want.class_spec.traffic
+    parent = {
+        "group": "gateway.networking.k8s.io",
+        "kind": "Gateway",
+        "name": traffic.gateway.name,
+        "namespace": traffic.gateway.namespace,
+        "sectionName": listener,
+    }
+    return stamped(
+        {
+            "apiVersion": "gateway.networking.k8s.io/v1",
+            "kind": kind,
+            "metadata": metadata(owned_by_model(model), model.namespace, model.name, labels(model.name)),
+            "spec": {
+                "parentRefs": [parent],
+                "hostnames": [host_of(model.name, model.namespace, traffic.domain)],
+                "rules": rules,
+            },
+        }
+    )
+
+
+def _header(track: Track) -> Manifest:
+    return {"type": "Exact", "name": TRACK_HEADER, "value": str(track)}
+
+
+def _even(services: Iterable[str]) -> tuple[Backend, ...]:
+    return tuple(Backend(service, 1) for service in services)
+
+
+def _backends(backends: Iterable[Backend], port: int) -> list[Manifest]:
+    return [
+        {"group": "", "kind": "Service", "name": one.service, "port": port, "weight": one.weight} for one in backends
+    ]

@@ -1,0 +1,263 @@
+"""The servers of a revision on one execution provider, and the prober between two revisions.
+
+The pod template of a revision never changes: a new template is a new revision. Triton gets no model control, no
+write access to what it serves, and no rights; an init container has checked every byte before it starts.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from onnx_operator.core.names import COMPONENT_LABEL, PROVIDER_LABEL, REVISION_LABEL, Component, digest_hex
+from onnx_operator.core.tell import host_of
+from onnx_operator.render.jobs import placed
+from onnx_operator.render.parts import (
+    ARTIFACTS,
+    TMP,
+    TMP_VOLUME,
+    Manifest,
+    claim_volume,
+    container_basics,
+    labels,
+    metadata,
+    owned_by_revision,
+    pod_basics,
+    resources,
+    stamped,
+)
+
+if TYPE_CHECKING:
+    from onnx_operator.core.actions import WantProber, WantServers
+    from onnx_operator.core.observation import RevisionSeen
+
+HTTP_PORT: Final = 8000
+GRPC_PORT: Final = 8001
+METRICS_PORT: Final = 8002
+PROBER_PORT: Final = 8080
+
+#: Endpoints lag behind a pod's end: it serves on for so long before it is told to stop.
+_PRE_STOP_SECONDS: Final = 10
+_EXIT_SECONDS: Final = 30
+#: Loading and warm-up of the largest model on the slowest disk; the progress deadline is what people wait for.
+_STARTUP_SECONDS: Final = 1800
+
+# Triton calls itself alive when a backend process is dead, so the small image brings a check of its own; NVIDIA's
+# image has its backend inside the server, where the server's own word counts.
+_LIVE: Final = """\
+if [ -x /opt/tritonserver/bin/live ]; then exec /opt/tritonserver/bin/live; fi
+command -v python3 >/dev/null || exit 0
+exec python3 -c 'import urllib.request as u; u.urlopen("http://127.0.0.1:8000/v2/health/live", timeout=4)'
+"""
+
+
+def build_deployment(want: WantServers) -> Manifest:
+    labelled = _labels(want)
+    placement = next(one for one in want.revision.spec.execution_providers if one.name is want.provider)
+    pod = {
+        **pod_basics(grace_seconds=_PRE_STOP_SECONDS + _EXIT_SECONDS + 5),
+        "initContainers": [_assemble(want)],
+        "containers": [_triton(want, resources(placement.resources))],
+        "volumes": [
+            claim_volume("store", want.revision.spec.artifact_claim_name),
+            {"name": "models", "emptyDir": {}},
+            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "256Mi"}},
+            TMP_VOLUME,
+        ],
+        "topologySpreadConstraints": [
+            {
+                "maxSkew": 1,
+                "topologyKey": "kubernetes.io/hostname",
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": _selector(want)},
+            }
+        ],
+        **placed(placement),
+    }
+    return stamped(
+        {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": _metadata(want),
+            "spec": {
+                "replicas": want.replicas,
+                "revisionHistoryLimit": 1,
+                "selector": {"matchLabels": _selector(want)},
+                "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+                "template": {"metadata": {"labels": labelled}, "spec": pod},
+            },
+        }
+    )
+
+
+def build_service(want: WantServers) -> Manifest:
+    return stamped(
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": _metadata(want),
+            "spec": {
+                "type": "ClusterIP",
+                "selector": _selector(want),
+                "ports": [
+                    {"name": "http", "port": HTTP_PORT, "targetPort": "http", "protocol": "TCP"},
+                    {
+                        "name": "grpc",
+                        "port": GRPC_PORT,
+                        "targetPort": "grpc",
+                        "protocol": "TCP",
+                        "appProtocol": "kubernetes.io/h2c",
+                    },
+                ],
+            },
+        }
+    )
+
+
+def build_disruption_budget(want: WantServers) -> Manifest:
+    return stamped(
+        {
+            "apiVersion": "policy/v1",
+            "kind": "PodDisruptionBudget",
+            "metadata": _metadata(want),
+            "spec": {"maxUnavailable": 1, "selector": {"matchLabels": _selector(want)}},
+        }
+    )
+
+
+def build_prober(want: WantProber) -> Manifest:
+    """Sends golden requests through the pins; its template names both sides, as counters belong to one pair."""
+    model, stable, candidate = want.model, want.stable, want.candidate
+    labelled = labels(model.name, revision=candidate.name, component=Component.PROBER)
+    selector = {REVISION_LABEL: candidate.name, COMPONENT_LABEL: str(Component.PROBER)}
+    probe = {"httpGet": {"path": "/healthz", "port": "http"}, "periodSeconds": 5}
+    container = {
+        "name": "main",
+        "image": candidate.spec.operator_image,
+        **container_basics(),
+        "command": ["python", "-m", "onnx_operator.prober"],
+        "args": _prober_flags(want),
+        "ports": [{"name": "http", "containerPort": PROBER_PORT, "protocol": "TCP"}],
+        "readinessProbe": probe,
+        "livenessProbe": probe | {"failureThreshold": 6},
+        "resources": {"requests": {"cpu": "20m", "memory": "96Mi"}, "limits": {"memory": "256Mi"}},
+        "volumeMounts": [_artifact_mount(stable), TMP],
+    }
+    pod = {
+        **pod_basics(grace_seconds=5),
+        "containers": [container],
+        "volumes": [claim_volume("store", stable.spec.artifact_claim_name), TMP_VOLUME],
+    }
+    return stamped(
+        {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": metadata(owned_by_revision(candidate), model.namespace, want.objects[0].name, labelled),
+            "spec": {
+                "replicas": 1,
+                "revisionHistoryLimit": 1,
+                "selector": {"matchLabels": selector},
+                # Two probers at once would count two different stretches of time.
+                "strategy": {"type": "Recreate"},
+                "template": {"metadata": {"labels": labelled}, "spec": pod},
+            },
+        }
+    )
+
+
+def _prober_flags(want: WantProber) -> list[str]:
+    model, gateway = want.model, want.gateway
+    flags = ["--golden", "/artifact/golden.json", "--model", model.name]
+    flags += ["--stable-version", str(want.stable.spec.number)]
+    flags += ["--candidate-version", str(want.candidate.spec.number)]
+    flags += ["--host", host_of(model.name, model.namespace, want.class_spec.traffic.domain)]
+    if gateway.http_port is not None:
+        flags += ["--http", f"{gateway.host}:{gateway.http_port}"]
+    if gateway.grpc_port is not None:
+        flags += ["--grpc", f"{gateway.host}:{gateway.grpc_port}"]
+    return [*flags, "--min-cosine", want.min_cosine, "--listen", f"0.0.0.0:{PROBER_PORT}"]
+
+
+def _assemble(want: WantServers) -> Manifest:
+    flags = ["--artifact", "/artifact", "--digest", _digest(want.revision), "--provider", str(want.provider)]
+    flags += ["--model-name", want.model.name, "--version", str(want.revision.spec.number), "--repository", "/models"]
+    return {
+        "name": "assemble",
+        "image": want.revision.spec.operator_image,
+        **container_basics(),
+        "command": ["python", "-m", "onnx_converter"],
+        "args": ["assemble", *flags],
+        "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}},
+        "volumeMounts": [_artifact_mount(want.revision), {"name": "models", "mountPath": "/models"}, TMP],
+    }
+
+
+def _triton(want: WantServers, amounts: Manifest) -> Manifest:
+    ready = {"httpGet": {"path": "/v2/health/ready", "port": "http"}, "timeoutSeconds": 5}
+    return {
+        "name": "triton",
+        "image": want.revision.spec.server_image,
+        **container_basics(),
+        "command": ["tritonserver"],
+        "args": [
+            "--model-repository=/models",
+            "--model-control-mode=none",
+            "--strict-readiness=true",
+            "--exit-on-error=true",
+            "--disable-auto-complete-config",
+            "--allow-metrics=true",
+            f"--exit-timeout-secs={_EXIT_SECONDS - 5}",
+            f"--http-port={HTTP_PORT}",
+            f"--grpc-port={GRPC_PORT}",
+            f"--metrics-port={METRICS_PORT}",
+        ],
+        "ports": [
+            {"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"},
+            {"name": "grpc", "containerPort": GRPC_PORT, "protocol": "TCP"},
+            {"name": "metrics", "containerPort": METRICS_PORT, "protocol": "TCP"},
+        ],
+        "env": [{"name": "HOME", "value": TMP["mountPath"]}],
+        "startupProbe": ready | {"periodSeconds": 2, "failureThreshold": _STARTUP_SECONDS // 2},
+        "readinessProbe": ready | {"periodSeconds": 5, "failureThreshold": 3},
+        "livenessProbe": {
+            "exec": {"command": ["sh", "-c", _LIVE]},
+            "periodSeconds": 10,
+            "timeoutSeconds": 5,
+            "failureThreshold": 6,
+        },
+        "lifecycle": {"preStop": {"sleep": {"seconds": _PRE_STOP_SECONDS}}},
+        "resources": amounts,
+        "volumeMounts": [
+            _artifact_mount(want.revision),
+            {"name": "models", "mountPath": "/models", "readOnly": True},
+            {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108  (a mount of its own)
+            TMP,
+        ],
+    }
+
+
+def _artifact_mount(revision: RevisionSeen) -> Manifest:
+    folder = f"{ARTIFACTS}/{digest_hex(_digest(revision))}"
+    return {"name": "store", "mountPath": "/artifact", "subPath": folder, "readOnly": True}
+
+
+def _digest(revision: RevisionSeen) -> str:
+    if revision.status.artifact is None:
+        raise ValueError(f"revision {revision.name} has no artifact to serve")
+    return revision.status.artifact.digest
+
+
+def _metadata(want: WantServers) -> Manifest:
+    name = want.objects[0].name
+    return metadata(owned_by_revision(want.revision), want.model.namespace, name, _labels(want))
+
+
+def _labels(want: WantServers) -> dict[str, str]:
+    return labels(want.model.name, revision=want.revision.name, component=Component.SERVER, provider=want.provider)
+
+
+def _selector(want: WantServers) -> dict[str, str]:
+    return {
+        REVISION_LABEL: want.revision.name,
+        COMPONENT_LABEL: str(Component.SERVER),
+        PROVIDER_LABEL: want.provider.short,
+    }
