@@ -13,15 +13,16 @@ import json
 import os
 import stat
 import tarfile
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
 
 _LAYER = "application/vnd.oci.image.layer.v1.tar"
 _CONFIG = "application/vnd.oci.image.config.v1+json"
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class BlobStore:
     def put_layer(self, fill: Callable[[tarfile.TarFile], None]) -> str:
         """Keep a tar that `fill` writes and return its digest."""
         unfinished = self._folder / f".unfinished.{os.getpid()}.layer"
-        with tarfile.open(unfinished, mode="w", format=tarfile.PAX_FORMAT, copybufsize=_CHUNK) as tar:
+        with tarfile.open(unfinished, mode="w", format=tarfile.PAX_FORMAT) as tar:
             fill(tar)
         with unfinished.open("rb") as written:
             digest = f"sha256:{hashlib.file_digest(written, 'sha256').hexdigest()}"
@@ -107,7 +108,7 @@ class BlobStore:
                 for image in listed
             ],
         }
-        with tarfile.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT, copybufsize=_CHUNK) as tar:
+        with tarfile.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT) as tar:
             _add_bytes(tar, "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
             _add_bytes(tar, "index.json", json.dumps(index).encode())
             wanted = dict.fromkeys(blob for image in listed for blob in image.blobs)
@@ -176,7 +177,7 @@ def _entry(tar: tarfile.TarFile, path: Path, name: str) -> tarfile.TarInfo:
     for attribute in os.listxattr(path, follow_symlinks=False):
         if attribute == "security.capability":
             value = os.getxattr(path, attribute, follow_symlinks=False)
-            entry.pax_headers[f"SCHILY.xattr.{attribute}"] = value.decode("utf-8", "surrogateescape")
+            entry.pax_headers = {f"SCHILY.xattr.{attribute}": value.decode("utf-8", "surrogateescape")}
     return entry
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from onebox import cluster as life
 from onebox import images, packages, tools
 from onebox.console import OneboxError, say
-from onebox.places import Cluster
+
+if TYPE_CHECKING:
+    from onebox.places import Cluster
 
 _Handler = Callable[[argparse.Namespace], None]
 

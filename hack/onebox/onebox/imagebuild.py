@@ -12,15 +12,18 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onebox.archive import BlobStore, Image, add_overlay_folder
 from onebox.console import OneboxError, heartbeat, run, say, stage
 from onebox.places import HACK, REPOSITORY, onebox_cache
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _NAMESPACES = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--")
 _RUN_FOLDER = Path("/run/onebox-buildah")
@@ -87,10 +90,7 @@ def build_base(ref: str, blobs: BlobStore) -> Image:
                     "--mode=root",
                     "--variant=minbase",
                     f"--include={','.join(BASE.packages)}",
-                    *(
-                        f"--dpkgopt=path-exclude=/usr/share/{folder}/*"
-                        for folder in ("doc", "info", "locale", "man")
-                    ),
+                    *(f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in ("doc", "info", "locale", "man")),
                     BASE.suite,
                     context / "base.tar",
                 ],
@@ -143,9 +143,7 @@ def _settings(folder: Path) -> Iterator[tuple[Path, Path]]:
         "index-url": os.environ.get("UV_DEFAULT_INDEX") or os.environ.get("UV_INDEX_URL"),
         "extra-index-url": (os.environ.get("UV_EXTRA_INDEX_URL") or "").split() or None,
     }
-    (folder / "uv.toml").write_text(
-        "".join(f"{name} = {json.dumps(value)}\n" for name, value in uv.items() if value)
-    )
+    (folder / "uv.toml").write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in uv.items() if value))
     yield folder / "uv.toml", Path("/etc/uv/uv.toml")
 
 

@@ -10,16 +10,19 @@ import hashlib
 import json
 import re
 import stat
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onebox import imagebuild, packages, tools
 from onebox.archive import BlobStore, Image, add_files
 from onebox.console import OneboxError, run, stage
 from onebox.places import HACK, REPOSITORY, onebox_cache
 
-_PREFIX = "localhost/onnx-operator"
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+PREFIX = "localhost/onnx-operator"
 _UNTRACKED = {"__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
 _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NOBODY = "65532:65532"
@@ -35,18 +38,16 @@ class Recipe:
     arguments: dict[str, str] = field(default_factory=dict)
 
 
-#: The project's own images; those whose Dockerfile does not exist yet are passed over.
+#: The project's own images; one whose Dockerfile does not exist (yet) is passed over.
 PROJECT = (
     Recipe("operator", REPOSITORY / "operator/Dockerfile"),
     Recipe("converter", REPOSITORY / "converter_image/Dockerfile"),
     Recipe("triton", REPOSITORY / "triton_image/Dockerfile"),
-    Recipe("load", REPOSITORY / "tests/load/Dockerfile"),
 )
 #: What the cluster itself needs and cannot do without a file system.
 SYSTEM = (
     Recipe("kube-proxy", HACK / "images/kube-proxy.Dockerfile", tools=("kube-proxy",)),
     Recipe("envoy", HACK / "images/envoy.Dockerfile"),
-    Recipe("prometheus", HACK / "images/prometheus.Dockerfile"),
 )
 
 
@@ -134,7 +135,7 @@ class Catalogue:
     def base(self) -> Image:
         """The Debian base of all other images."""
         recipe = (HACK / "images/base.Dockerfile").read_text() + repr(imagebuild.BASE)
-        ref = f"{_PREFIX}/base:{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+        ref = f"{PREFIX}/base:{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
         with imagebuild.one_build_at_a_time():
             return self.find(ref) or self.keep(imagebuild.build_base(ref, self.blobs))
 
@@ -142,7 +143,7 @@ class Catalogue:
         """The image of this recipe as the files are now; built if it is not there."""
         base = self.base().ref
         folder = tools.ensure(tuple(tool for tool in tools.ALL if tool.name in recipe.tools))
-        ref = f"{_PREFIX}/{recipe.name}:{content_hash(recipe, base, folder.name)}"
+        ref = f"{PREFIX}/{recipe.name}:{content_hash(recipe, base, folder.name)}"
         with imagebuild.one_build_at_a_time():
             found = self.find(ref)
             if found:
@@ -166,9 +167,7 @@ class Catalogue:
 
 def project_images(catalogue: Catalogue) -> dict[str, Image]:
     """Every image of the project whose Dockerfile exists, built where needed."""
-    return {
-        recipe.name: catalogue.from_recipe(recipe) for recipe in PROJECT if recipe.dockerfile.exists()
-    }
+    return {recipe.name: catalogue.from_recipe(recipe) for recipe in PROJECT if recipe.dockerfile.exists()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +205,7 @@ def system_images(catalogue: Catalogue, refs: dict[str, str]) -> SystemImages:
     key = folder.name
 
     def own(name: str) -> Image:
-        ref = f"{_PREFIX}/{name}:{key[:12]}"
+        ref = f"{PREFIX}/{name}:{key[:12]}"
         return catalogue.from_binary(ref, folder / name, key, (name,), _NOBODY)
 
     recipes = {recipe.name: catalogue.from_recipe(recipe) for recipe in SYSTEM}
@@ -228,5 +227,5 @@ def system_images(catalogue: Catalogue, refs: dict[str, str]) -> SystemImages:
         envoy=recipes["envoy"],
         envoy_gateway=own("envoy-gateway"),
         local_path_provisioner=own("local-path-provisioner"),
-        prometheus=recipes["prometheus"],
+        prometheus=own("prometheus"),
     )

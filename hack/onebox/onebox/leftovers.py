@@ -10,12 +10,16 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onebox.console import OneboxError, run
-from onebox.places import Cluster
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from onebox.places import Cluster
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _DEADLINE_SECONDS = 30.0

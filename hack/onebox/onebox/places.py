@@ -26,7 +26,7 @@ def cache_root() -> Path:
 
 
 def onebox_cache() -> Path:
-    """onebox's own part of the cache."""
+    """The part of the cache that is onebox's."""
     return cache_root() / "onebox"
 
 
@@ -54,13 +54,28 @@ class Cluster:
 
     @property
     def image_store(self) -> Path:
-        """containerd's root; outlives the cluster, so that an image is imported only once."""
+        """The root folder of containerd; outlives the cluster, so that an image is imported only once."""
         return self.home / "containerd" / self.name
 
     @property
     def kubeconfig(self) -> Path:
         """The admin kubeconfig, good from the host."""
         return self.state / "kubeconfig"
+
+    @property
+    def images_file(self) -> Path:
+        """The refs of the project's images in this cluster, by name."""
+        return self.state / "images.json"
+
+    @property
+    def addons(self) -> Path:
+        """The addons' manifests as they were applied."""
+        return self.state / "addons"
+
+    @property
+    def node_hash(self) -> Path:
+        """Written last by a successful `up`: without it the cluster is not whole."""
+        return self.state / "node-hash"
 
     @property
     def veth(self) -> str:

@@ -12,14 +12,13 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 _STATE = Path("/run/onebox")  # the cluster's state folder, as seen from inside
 _OVERLAID = ("/etc", "/opt", "/var")
 _CONTAINERD = ("containerd", "--config", "/etc/containerd/config.toml")
-_SOCKET = Path("/run/containerd/containerd.sock")
+_CLEANUP_SOCKET = Path("/run/containerd-cleanup/containerd.sock")
 _KUBELET_FLAGS = Path("/var/lib/kubelet/kubeadm-flags.env")
 _KUBELET_CONFIG = Path("/var/lib/kubelet/config.yaml")
 _POLL_SECONDS = 0.05
@@ -54,7 +53,10 @@ def _make_mounts(state: Path, image_store: Path) -> None:
         source.mkdir(parents=True, exist_ok=True)
         Path(target).mkdir(parents=True, exist_ok=True)
         _mount("--bind", source, target)
-    for name, target in (("containerd.toml", "/etc/containerd/config.toml"), ("cni.conflist", "/etc/cni/net.d/10-onebox.conflist")):
+    for name, target in (
+        ("containerd.toml", "/etc/containerd/config.toml"),
+        ("cni.conflist", "/etc/cni/net.d/10-onebox.conflist"),
+    ):
         Path(target).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(_STATE / "config" / name, target)
     shutil.rmtree("/var/lib/cni", ignore_errors=True)
@@ -86,23 +88,20 @@ def _forget_dead_containers() -> None:
     if not Path("/var/lib/containerd/io.containerd.metadata.v1.bolt").exists():
         return
     log = (_STATE / "log/containerd-cleanup.log").open("w")
-    daemon = subprocess.Popen(
-        ["containerd", "--config", "/etc/onebox/containerd-cleanup.toml"], stdout=log, stderr=log
-    )
-    _wait_until("containerd, to clean up", _SOCKET)
-    ctr = ("ctr", "--namespace", "k8s.io")
+    daemon = subprocess.Popen(["containerd", "--config", "/etc/onebox/containerd-cleanup.toml"], stdout=log, stderr=log)
+    _wait_until("containerd, to clean up", _CLEANUP_SOCKET)
+    ctr = ("ctr", "--address", str(_CLEANUP_SOCKET), "--namespace", "k8s.io")
     listed = subprocess.run([*ctr, "containers", "list", "--quiet"], check=True, capture_output=True, text=True)
     if listed.stdout.split():
         subprocess.run([*ctr, "containers", "delete", *listed.stdout.split()], check=True, stdout=log, stderr=log)
     daemon.terminate()
     daemon.wait()
-    _SOCKET.unlink(missing_ok=True)
 
 
 @dataclass(slots=True)
 class _Service:
     name: str
-    command: Sequence[str]
+    command: tuple[str, ...]
     pid: int | None = None
     started: float = 0.0
 
@@ -115,15 +114,15 @@ class _Service:
         self.started = time.monotonic()
 
 
-def _kubelet_command() -> list[str]:
+def _kubelet_command() -> tuple[str, ...]:
     flags = _KUBELET_FLAGS.read_text().partition("=")[2].strip().strip('"').split()
-    return [
+    return (
         "kubelet",
         f"--config={_KUBELET_CONFIG}",
         "--bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf",
         "--kubeconfig=/etc/kubernetes/kubelet.conf",
         *flags,
-    ]
+    )
 
 
 def _reap() -> set[int]:

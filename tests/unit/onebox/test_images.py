@@ -1,0 +1,97 @@
+"""An image is built again when, and only when, something that goes into it has changed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from onebox import images
+from onebox.console import OneboxError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+DOCKERFILE = "FROM base\nCOPY app /app\n"
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(images, "REPOSITORY", tmp_path)
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app/main.py").write_text("print(1)\n")
+    (tmp_path / "other.py").write_text("print(2)\n")
+    (tmp_path / "Dockerfile").write_text(DOCKERFILE)
+    return tmp_path
+
+
+def hash_of(repository: Path, base: str = "base:1", tools: tuple[str, ...] = (), key: str = "k") -> str:
+    return images.content_hash(images.Recipe("app", repository / "Dockerfile", tools), base, key)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda root: (root / "app/main.py").write_text("print(3)\n"), id="a copied file's bytes"),
+        pytest.param(lambda root: (root / "app/main.py").chmod(0o755), id="a copied file becomes executable"),
+        pytest.param(lambda root: (root / "app/new.py").write_text(""), id="a new file in a copied folder"),
+        pytest.param(lambda root: (root / "app/main.py").rename(root / "app/renamed.py"), id="a file's name"),
+        pytest.param(lambda root: (root / "app/link").symlink_to("main.py"), id="a link"),
+        pytest.param(lambda root: (root / "Dockerfile").write_text(DOCKERFILE + "USER 1\n"), id="the Dockerfile"),
+    ],
+)
+def test_the_tag_changes_with(repository: Path, change: Callable[[Path], object]) -> None:
+    before = hash_of(repository)
+    change(repository)
+    assert hash_of(repository) != before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda root: (root / "other.py").write_text("print(4)\n"), id="a file that is not copied"),
+        pytest.param(lambda root: (root / "app/__pycache__").mkdir(), id="Python's cache"),
+        pytest.param(lambda root: (root / "app/main.pyc").write_text("x"), id="a compiled module"),
+    ],
+)
+def test_the_tag_does_not_change_with(repository: Path, change: Callable[[Path], object]) -> None:
+    before = hash_of(repository)
+    change(repository)
+    assert hash_of(repository) == before
+
+
+def test_the_tag_changes_with_the_base_and_with_the_tools_that_are_copied(repository: Path) -> None:
+    assert hash_of(repository, base="base:1") != hash_of(repository, base="base:2")
+    assert hash_of(repository, key="k") == hash_of(repository, key="l")
+    assert hash_of(repository, tools=("t",), key="k") != hash_of(repository, tools=("t",), key="l")
+
+
+def test_a_copied_path_that_does_not_exist_is_named(repository: Path) -> None:
+    (repository / "Dockerfile").write_text("FROM base\nCOPY lost /lost\n")
+    with pytest.raises(OneboxError, match="copies lost"):
+        hash_of(repository)
+
+
+@pytest.mark.parametrize(
+    ("line", "paths"),
+    [
+        pytest.param("COPY a b /to/", ("a", "b"), id="several"),
+        pytest.param("COPY --chown=1:1 a /to", ("a",), id="flags are no paths"),
+        pytest.param("copy a \\\n  b /to/", ("a", "b"), id="continued on the next line, in small letters"),
+        pytest.param("COPY --from=build /a /b", (), id="from another stage"),
+        pytest.param("ADD a.tar /", ("a.tar",), id="ADD"),
+        pytest.param("RUN --mount=type=bind,source=locks,target=/l pip", ("locks",), id="a mount of the context"),
+        pytest.param("RUN --mount=type=bind,from=build,source=/l,target=/l true", (), id="a mount of a stage"),
+        pytest.param("RUN --mount=type=cache,target=/c true", (), id="a cache"),
+        pytest.param("# COPY a /b", (), id="a comment"),
+    ],
+)
+def test_the_inputs_are_read_from_the_dockerfile(line: str, paths: tuple[str, ...]) -> None:
+    assert images.copied_paths(f"FROM base\n{line}\n") == paths
+
+
+@pytest.mark.parametrize("recipe", [*images.PROJECT, *images.SYSTEM], ids=lambda recipe: recipe.name)
+def test_every_dockerfile_copies_only_what_exists_and_takes_its_base_as_argument(recipe: images.Recipe) -> None:
+    assert "ARG BASE_IMAGE=" in recipe.dockerfile.read_text()
+    assert len(images.content_hash(recipe, "base:1", "key")) == 12
