@@ -55,6 +55,7 @@ test-e2e: venv ## The whole product on a one-machine Kubernetes, under traffic.
 .PHONY: crds
 crds: venv ## Render crds/ and the generated reference from the API models.
 	PYTHONPATH=operator $(BIN)/python -m onnx_operator.api.schema crds
+	$(BIN)/python hack/reference.py
 
 .PHONY: format
 format: venv ## Format the code.
