@@ -11,7 +11,7 @@ from demo.model import Model
 from demo.scenario import ACTS
 from demo.site import EXAMPLES
 from demo.waiting import until
-from tests.e2e.rollouts import begin_canary, owned
+from e2e.rollouts import begin_canary, owned
 
 if TYPE_CHECKING:
     from demo.kubectl import Kubectl

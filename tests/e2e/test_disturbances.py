@@ -18,7 +18,7 @@ from demo import installation
 from demo.scenario import ACTS
 from demo.site import ROOT
 from demo.waiting import until
-from tests.e2e.rollouts import begin_canary, finish, owned
+from e2e.rollouts import begin_canary, finish, owned
 
 if TYPE_CHECKING:
     from demo.model import Model

@@ -12,7 +12,7 @@ from demo import installation
 from demo.kubectl import KubectlError
 from demo.scenario import ACTS
 from demo.site import EXAMPLES, SiteError
-from tests.e2e.rollouts import begin_canary, finish
+from e2e.rollouts import begin_canary, finish
 
 if TYPE_CHECKING:
     from pathlib import Path
