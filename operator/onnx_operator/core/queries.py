@@ -35,6 +35,9 @@ _HTTP: Final = "8000/http"
 _GRPC: Final = "8001/grpc"
 _SERVER_FAULTS: Final = frozenset({2, 4, 12, 13, 14, 15})
 """UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, DATA_LOSS: as OpenTelemetry draws the line."""
+_ALWAYS: Final = "membership_total"
+"""Exists from a cluster's first moment, so it shows since when an Envoy is scraped. The counters of requests do not:
+Envoy Gateway lets Envoy create them with the first request."""
 _BUCKETS: Final = (
     *(0.5, 1, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 30_000, 60_000),
     *(300_000, 600_000, 1_800_000, 3_600_000),
@@ -89,7 +92,7 @@ class Errors:
 
     def text(self, *, since: datetime, now: datetime) -> str:
         """The query to send."""
-        names = "envoy_cluster_(upstream_rq_(xx|total|completed|retry|active)|grpc_.+_[0-9]+)"
+        names = f"envoy_cluster_({_ALWAYS}|upstream_rq_(xx|total|completed|retry|active)|grpc_.+_[0-9]+)"
         return _selector(names, self.sides) + _window(since, now)
 
     def count(self, series: Iterable[Series], *, now: datetime) -> tuple[Counts, Counts] | Silence:
@@ -118,10 +121,11 @@ class Slowness:
 
     def text(self, *, since: datetime, now: datetime) -> str:
         """The query to send."""
-        # Prometheus 3 rewrites le="250" as le="250.0". The empty alternative keeps the counter, which has no `le`.
+        # Prometheus 3 rewrites le="250" as le="250.0". The empty alternative keeps what has no `le`.
         bound = f"{self.bucket:.15g}".replace(".", "[.]")
         extra = f',le=~"{bound}([.]0)?|[+]Inf|"'
-        return _selector("envoy_cluster_upstream_rq_(time_bucket|timeout)", self.sides, extra) + _window(since, now)
+        names = f"envoy_cluster_({_ALWAYS}|upstream_rq_(time_bucket|timeout))"
+        return _selector(names, self.sides, extra) + _window(since, now)
 
     def count(self, series: Iterable[Series], *, now: datetime) -> tuple[Counts, Counts] | Silence:
         """What the answer says about candidate and stable."""
@@ -156,8 +160,8 @@ def _silence(series: Iterable[Series], now: datetime) -> Silence | None:
     times = sorted({time for each in series for time, _ in each.samples})
     if not times:
         return Silence(
-            "Prometheus knows no requests to these Services in this step: is there traffic, does it scrape Envoy, and "
-            "does the EnvoyProxy say mergeBackends?"
+            "Prometheus knows nothing of these Services in this step: does it scrape Envoy and keep "
+            f"envoy_cluster_{_ALWAYS}, and does the EnvoyProxy say mergeBackends?"
         )
     gaps = [after - before for before, after in itertools.pairwise(times)]
     allowed = max(_FRESH_SECONDS, _FRESH_GAPS * median(gaps)) if gaps else _FRESH_SECONDS

@@ -61,14 +61,14 @@ def candidate_errors(*found: Series) -> Counts:
         pytest.param(
             Errors(SIDES),
             62.5,
-            '{__name__=~"envoy_cluster_(upstream_rq_(xx|total|completed|retry|active)|grpc_.+_[0-9]+)",'
+            '{__name__=~"envoy_cluster_(membership_total|upstream_rq_(xx|total|completed|retry|active)|grpc_.+_[0-9]+)",'
             'envoy_cluster_name=~"service/shop/(minilm-1-cpu|minilm-2-cpu)/(8000/http|8001/grpc)"}[62500ms]',
             id="errors of both sides and both protocols in one query",
         ),
         pytest.param(
             Slowness(SIDES, 250),
             60,
-            '{__name__=~"envoy_cluster_upstream_rq_(time_bucket|timeout)",'
+            '{__name__=~"envoy_cluster_(membership_total|upstream_rq_(time_bucket|timeout))",'
             'envoy_cluster_name=~"service/shop/(minilm-1-cpu|minilm-2-cpu)/(8000/http|8001/grpc)",'
             'le=~"250([.]0)?|[+]Inf|"}[60000ms]',
             id="only the histogram bounds that count, spelled as either Prometheus spells them",
@@ -76,7 +76,7 @@ def candidate_errors(*found: Series) -> Counts:
         pytest.param(
             Slowness(Sides("shop", ("b-cpu", "b-cuda"), ("a-cpu", "a-cuda")), 0.5),
             86_400,
-            '{__name__=~"envoy_cluster_upstream_rq_(time_bucket|timeout)",'
+            '{__name__=~"envoy_cluster_(membership_total|upstream_rq_(time_bucket|timeout))",'
             'envoy_cluster_name=~"service/shop/(a-cpu|a-cuda|b-cpu|b-cuda)/(8000/http|8001/grpc)",'
             'le=~"0[.]5([.]0)?|[+]Inf|"}[86400000ms:288s]',
             id="a window of a day is read at 300 points",
@@ -112,6 +112,16 @@ def test_an_empty_window_is_refused() -> None:
             [http(STABLE, "2", [10, 20, 30]), http(CANDIDATE, "2", [None, None, 7])],
             Counts(0, 7),
             id="all of a candidate whose first request came after the first scrape",
+        ),
+        pytest.param(
+            [series("membership_total", f"{STABLE}/8000/http", [1, 1, 1]), http(CANDIDATE, "2", [None, 7, 9])],
+            Counts(0, 9),
+            id="all of a candidate where nobody had asked anything before",
+        ),
+        pytest.param(
+            [series("membership_total", f"{CANDIDATE}/8000/http", [1, 1, 1])],
+            Counts(0, 0),
+            id="scrapes without requests",
         ),
         pytest.param([http(CANDIDATE, "2", [500, 4, 9])], Counts(0, 9), id="a reset starts at zero"),
         pytest.param(
@@ -173,8 +183,8 @@ def test_execution_providers_of_a_side_are_added_up() -> None:
 @pytest.mark.parametrize(
     ("found", "now", "why"),
     [
-        pytest.param([], 2, "knows no requests", id="no series"),
-        pytest.param([http(CANDIDATE, "2", [])], 2, "knows no requests", id="series without samples"),
+        pytest.param([], 2, "knows nothing of these Services", id="no series"),
+        pytest.param([http(CANDIDATE, "2", [])], 2, "knows nothing of these Services", id="series without samples"),
         pytest.param([http(CANDIDATE, "2", [1, 2, 3])], 20, "16 s old", id="no scrape for eight intervals"),
         pytest.param(
             [series("upstream_rq_completed", f"{CANDIDATE}/8001/grpc", [0, 3])],

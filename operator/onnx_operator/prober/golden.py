@@ -1,0 +1,76 @@
+"""Reads golden requests: what a validated model was asked when it was accepted.
+
+Refuses a file that is not one, naming the request and the field: a prober without questions would look like one that
+found no difference. The answers in the file are not used but for their names, because the candidate is compared with
+what stable answers now.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tritonclient.utils import triton_to_np_dtype
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+
+class GoldenError(Exception):
+    """The file holds no golden requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One input as the inference protocol wants it."""
+
+    datatype: str
+    values: NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """One request, and the outputs that its answer must hold."""
+
+    name: str
+    inputs: Mapping[str, Tensor]
+    outputs: Mapping[str, NDArray[Any]]
+
+
+def read_golden(path: Path) -> tuple[Golden, ...]:
+    """Read all requests of a file."""
+    try:
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise GoldenError(f"{path} cannot be read: {error.strerror}; mount stable's artifact there") from error
+    except ValueError as error:
+        raise GoldenError(f"{path} is not JSON: {error}") from error
+    if not isinstance(document, list) or not document:
+        raise GoldenError(f"{path} holds no list of requests")
+    return tuple(_request(f"{path}, request {index}", each) for index, each in enumerate(document))
+
+
+def _request(where: str, entry: Any) -> Golden:
+    if not isinstance(entry, dict) or not entry.get("inputs") or not entry.get("outputs"):
+        raise GoldenError(f"{where}: has no inputs or no outputs")
+    return Golden(
+        name=str(entry.get("name", where)),
+        inputs={name: _tensor(f"{where}, input {name}", tensor) for name, tensor in entry["inputs"].items()},
+        outputs={name: _tensor(f"{where}, output {name}", each).values for name, each in entry["outputs"].items()},
+    )
+
+
+def _tensor(where: str, tensor: Any) -> Tensor:
+    try:
+        dtype = triton_to_np_dtype(tensor["datatype"])
+        if dtype is None:
+            raise GoldenError(f"{where}: {tensor['datatype']!r} is no datatype of the inference protocol")
+        values = np.array(tensor["data"], dtype=dtype).reshape(tensor["shape"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise GoldenError(f"{where}: {error!r}; it needs datatype, shape and as much data as the shape says") from error
+    return Tensor(tensor["datatype"], values)
