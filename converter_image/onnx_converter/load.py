@@ -105,6 +105,8 @@ _HARMLESS_LEFTOVERS: Final = re.compile(
     r"(.*\.)?(pooler|lm_head|cls|vocab_(transform|layer_norm|projector)|discriminator_predictions|generator_\w+)\..*"
     r"|(.*\.)?(position_ids|token_type_ids)"
 )
+#: The fewest tokens that are still a text.
+SHORTEST: Final = 8
 #: What a tokenizer can give, in the order of the graph's inputs.
 INPUTS: Final = ("input_ids", "attention_mask", "token_type_ids")
 _HEADS: Final = {
@@ -263,6 +265,11 @@ def _shorten(model: PreTrainedModel, architecture: Architecture, wanted: int | N
     capacity = int(table.num_embeddings) - offset
     if wanted is None or wanted == capacity:
         return capacity
+    if wanted < SHORTEST:
+        raise StepFailedError(
+            SPEC_IMPOSSIBLE,
+            f"maxSequenceLength {wanted} leaves no room for text between special tokens: use {SHORTEST} or more",
+        )
     if wanted > capacity:
         raise StepFailedError(
             SPEC_IMPOSSIBLE,

@@ -75,6 +75,8 @@ class HubSource(Parameters):
 
     repository: Annotated[str, Field(pattern=_REPOSITORY)]
     revision: Annotated[str, Field(pattern=_REVISION)]
+    #: Where the operator takes HF_TOKEN from; the value itself arrives in the environment.
+    token_secret_ref: dict[str, str] | None = None
 
 
 class Source(Parameters):
@@ -82,6 +84,8 @@ class Source(Parameters):
 
     persistent_volume_claim: ClaimSource | None = None
     hugging_face: HubSource | None = None
+    #: Judged by --expect-digest.
+    digest: str | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
@@ -94,9 +98,9 @@ class ConversionSpec(Parameters):
     """What shapes the graph."""
 
     task: Task = Task.AUTO
-    opset: Annotated[int, Field(ge=17, le=23)] = 18
+    opset: Annotated[int, Field(ge=18, le=23)] = 18
     scheme: Scheme = Scheme.NONE
-    max_sequence_length: Annotated[int, Field(ge=1, le=65536)] | None = None
+    max_sequence_length: Annotated[int, Field(ge=1, le=131_072)] | None = None
     providers: Annotated[tuple[Provider, ...], Field(min_length=1)] = (Provider.CPU,)
 
     @field_validator("providers")
