@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from onnx_operator.adapters import kube
 from onnx_operator.adapters.kube import controller_uid
+from onnx_operator.adapters.prober import ProberReader
 from onnx_operator.api.common import ExecutionProvider
 from onnx_operator.api.model import OnnxModelSpec, OnnxModelStatus
 from onnx_operator.api.model_class import DEFAULT_CLASS_ANNOTATION, OnnxModelClassSpec
@@ -265,8 +266,17 @@ async def _with_measurements(context: Context, seen: Observation, view: View, po
         stable_version=stable.spec.number,
         prober_url=_prober_url(candidate, pods),
     )
-    instruments = Instruments(prometheus=context.prometheus, prober=context.prober)
-    measured = await measure(criteria(view.plan.analysis), subject, instruments, since=moment(started), now=view.now)
+    prober = ProberReader()
+    try:
+        measured = await measure(
+            criteria(view.plan.analysis),
+            subject,
+            Instruments(prometheus=context.prometheus, prober=prober),
+            since=moment(started),
+            now=view.now,
+        )
+    finally:
+        await prober.close()
     return replace(seen, measurements=measured)
 
 
