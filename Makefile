@@ -66,6 +66,8 @@ format: venv ## Format the code.
 lock: ## Resolve requirements/*.in to locks with hashes and without addresses.
 	$(LOCK) requirements/operator.in -o requirements/operator.txt
 	$(LOCK) --overrides converter_image/overrides.txt requirements/converter.in -o requirements/converter.txt
+	$(LOCK) requirements/converter-cuda.in -o requirements/converter-cuda.txt
+	$(LOCK) requirements/converter-build.in -o requirements/converter-build.txt
 	$(LOCK) --no-deps requirements/triton.in -o requirements/triton.txt
 	$(LOCK) --overrides converter_image/overrides.txt requirements/dev.in -o requirements/dev.txt
 
