@@ -261,7 +261,7 @@ def _container(
         "name": "main",
         "image": image,
         **container_basics(),
-        "command": ["python", "-m", "onnx_converter"],
+        "command": ["python3", "-m", "onnx_converter"],
         "args": [str(step), *flags],
         "env": variables,
         "resources": resources(amounts),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+
 from integration.apiserver import ROOT, find_binaries, wait_until
 from integration.operator.hands import Fate, Hands
 from integration.processes import OperatorProcess
@@ -147,9 +148,7 @@ class World:
         return sorted(one["metadata"]["name"] for one in self.items(path))
 
     def split(self, name: str, kind: str = "httproutes") -> dict[str, int]:
-        route = self.client.get(
-            f"/apis/gateway.networking.k8s.io/v1/namespaces/{self.namespace}/{kind}/{name}"
-        )
+        route = self.client.get(f"/apis/gateway.networking.k8s.io/v1/namespaces/{self.namespace}/{kind}/{name}")
         if route is None:
             return {}
         return {one["name"]: one["weight"] for one in route["spec"]["rules"][0]["backendRefs"]}
@@ -158,8 +157,10 @@ class World:
         try:
             return wait_until(check, within=within, what=what, every=0.1)
         except AssertionError as error:
-            states = [(one["metadata"]["name"], one.get("status")) for one in self.client.items(
-                f"{GROUP}/namespaces/{self.namespace}/onnxmodels")]
+            states = [
+                (one["metadata"]["name"], one.get("status"))
+                for one in self.client.items(f"{GROUP}/namespaces/{self.namespace}/onnxmodels")
+            ]
             raise AssertionError(f"{error}\n{yaml.safe_dump(states)}\n{self.logs()}") from None
 
     def until_condition(self, name: str, kind: str, status: str, reason: str = "", *, within: float = 40) -> Manifest:

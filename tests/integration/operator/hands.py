@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from integration.apiserver import ApiAnswer
@@ -77,17 +77,6 @@ def success(pod: Manifest) -> End:
             return End(0, summary("publish", "Published", digest=digest, bytes=90_000_000, reportDigest=sha("report")))
 
 
-@dataclass
-class Fate:
-    """What the test wants to happen; each function may answer None for `nothing yet`."""
-
-    job: Callable[[Manifest], End | None] = success
-    #: The status of a server's pod, by the pod; None leaves it pending.
-    server: Callable[[Manifest], Manifest | None] = field(default=lambda pod: ready_pod(pod))
-    #: Whether the gateway accepts a route as it is now.
-    accepts: Callable[[Manifest], bool] = field(default=lambda route: True)
-
-
 def ready_pod(pod: Manifest) -> Manifest:
     names = [one["name"] for one in pod["spec"]["containers"]]
     return {
@@ -108,6 +97,21 @@ def ready_pod(pod: Manifest) -> Manifest:
             for name in names
         ],
     }
+
+
+def always(_: Manifest) -> bool:
+    return True
+
+
+@dataclass
+class Fate:
+    """What the test wants to happen; each function may answer None for `nothing yet`."""
+
+    job: Callable[[Manifest], End | None] = success
+    #: The status of a server's pod, by the pod; None leaves it pending.
+    server: Callable[[Manifest], Manifest | None] = ready_pod
+    #: Whether the gateway accepts a route as it is now; None while it has not looked yet.
+    accepts: Callable[[Manifest], bool | None] = always
 
 
 def ended_pod(end: End) -> Manifest:
@@ -231,7 +235,10 @@ class Hands:
 
     def _route(self, route: Manifest, plural: str) -> None:
         generation = route["metadata"]["generation"]
-        status = "True" if self.fate.accepts(route) else "False"
+        accepted = self.fate.accepts(route)
+        if accepted is None:
+            return
+        status = "True" if accepted else "False"
         reason = "Accepted" if status == "True" else "NoMatchingParent"
         conditions = [
             {

@@ -1,0 +1,610 @@
+"""What a rollout does, told as small stories about the pure core."""
+
+from __future__ import annotations
+
+import pytest
+
+from onnx_operator.core.analysis import Outcome
+from onnx_operator.core.jobs import JobBlocked, JobRunning
+from onnx_operator.core.observation import ObjectName
+from onnx_operator.core.pods import Trouble
+from unit.core.worlds import CPU, World, a_class, a_spec
+
+INT8 = {"scheme": "int8-dynamic"}
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.fixture
+def serving(world: World) -> World:
+    world.serve_first()
+    return world
+
+
+@pytest.fixture
+def canary(serving: World) -> World:
+    """Revision 2 has 10 % and its clock runs."""
+    serving.change(quantization=INT8)
+    serving.up_to_step(0)
+    return serving
+
+
+# ---- the first revision
+
+
+def test_the_first_write_has_every_condition(world: World) -> None:
+    world.look()
+    assert [one.type for one in world.status.conditions] == [
+        "Ready",
+        "Reconciling",
+        "Stalled",
+        "Accepted",
+        "SourceResolved",
+        "Converted",
+        "Validated",
+        "CandidateAvailable",
+        "TrafficProgrammed",
+        "Promoted",
+    ]
+    assert world.status.observed_generation == 1
+
+
+def test_tokens_that_are_there_from_the_start_ask_for_nothing() -> None:
+    world = World(spec=a_spec(rollout={"promoteToken": "a", "abortToken": "b", "retryToken": "c"}))
+    world.serve_first()
+    assert world.status.handled_tokens.model_dump() == {"promote": "a", "abort": "b", "retry": "c"}
+    assert world.numbered(1).status.attempt == 0
+
+
+def test_the_first_revision_takes_all_traffic_without_steps(serving: World) -> None:
+    assert serving.weights() == {1: 100}
+    assert serving.status.stable is not None
+    assert serving.status.stable.weight == 100
+    assert serving.numbered(1).status.outcome == "Stable"
+    assert serving.message("Ready") == "revision 1 answers all requests at minilm.shop.models.test"
+
+
+def test_a_settled_model_writes_nothing(serving: World) -> None:
+    before = serving.writes
+    for _ in range(20):
+        serving.wait(60)
+        assert serving.look().look_again is None
+    assert serving.writes == before
+
+
+def test_no_route_is_written_before_the_first_servers_are_ready(world: World) -> None:
+    for _ in range(4):
+        world.settle()
+        world.end_jobs()
+    world.settle()
+    assert world.condition("CandidateAvailable") == ("Unknown", "Starting")
+    assert world.split is None
+
+
+# ---- the steps
+
+
+def test_a_candidate_is_routed_at_weight_0_with_pins_before_its_first_step(serving: World) -> None:
+    serving.change(quantization=INT8)
+    for _ in range(5):
+        serving.settle()
+        serving.end_jobs()
+        serving.make_ready()
+    serving.settle()
+    assert serving.weights() == {1: 100, 2: 0}
+    assert serving.split is not None
+    assert [pin.track for pin in serving.split.pins] == ["candidate", "stable"]
+    assert serving.status.candidate is not None
+    assert serving.status.candidate.step is None
+
+
+def test_a_steps_clock_starts_when_the_gateway_has_accepted_its_weight(serving: World) -> None:
+    serving.change(quantization=INT8)
+    serving.measure(0, 1000)
+    for _ in range(5):
+        serving.settle()
+        serving.end_jobs()
+        serving.make_ready()
+    serving.accept()
+    serving.settle()
+    assert serving.weights() == {1: 90, 2: 10}
+    serving.wait(300)
+    serving.settle()
+    candidate = serving.status.candidate
+    assert candidate is not None
+    assert (candidate.step, candidate.step_started_time, candidate.weight) == (0, None, 0)
+    serving.accept()
+    serving.settle()
+    candidate = serving.status.candidate
+    assert candidate is not None
+    assert candidate.step_started_time is not None
+    assert candidate.weight == 10
+
+
+def test_all_steps_passed_promotes_drains_and_removes_the_old_one(canary: World) -> None:
+    canary.finish()
+    assert canary.weights() == {2: 100}
+    assert {name.name for name in canary.children if name.kind == "Deployment"} == {f"{canary.numbered(2).name}-cpu"}
+    assert canary.numbered(1).status.outcome == "Retired"
+    assert canary.status.retiring == []
+
+
+def test_a_step_ends_only_after_a_judgement_that_covers_all_of_it(canary: World) -> None:
+    canary.wait(59)
+    canary.settle()
+    assert canary.status.candidate is not None
+    assert canary.status.candidate.step == 0
+    canary.wait(1)
+    canary.settle()
+    assert canary.status.candidate is not None
+    assert canary.status.candidate.step == 1
+
+
+@pytest.mark.parametrize("outcome", [Outcome.NO_DATA, Outcome.PROVIDER_ERROR])
+def test_silence_holds_the_step_and_at_the_deadline_gives_the_candidate_up(canary: World, outcome: Outcome) -> None:
+    canary.measure_nothing(outcome)
+    for _ in range(50):
+        canary.wait(10)
+        canary.settle()
+    assert canary.status.candidate is not None
+    assert canary.condition("Promoted") == ("Unknown", "AnalysisHolds")
+    assert canary.weights() == {1: 90, 2: 10}
+    for _ in range(12):
+        canary.wait(10)
+        canary.settle()
+        canary.accept()
+    assert canary.condition("Promoted") == ("False", f"Analysis{outcome}")
+    assert canary.condition("Stalled") == ("True", "RolledBack")
+    assert canary.weights() == {1: 100}
+
+
+def test_a_failed_metric_takes_the_traffic_back_at_once_and_says_which(canary: World) -> None:
+    canary.measure(500, 1000)
+    canary.wait(10)
+    canary.settle()
+    assert canary.weights() == {1: 100, 2: 0}
+    assert canary.condition("Promoted") == ("False", "AnalysisFailed")
+    assert canary.condition("Ready") == ("False", "RolledBack")
+    assert "errorRatio is 50.00% (500 of 1000)" in canary.message("Promoted")
+    assert "revision 1 keeps serving" in canary.message("Ready")
+    failure = canary.status.last_failure
+    assert failure is not None
+    assert (failure.stage, failure.reason, failure.revision) == ("Rollout", "AnalysisFailed", canary.numbered(2).name)
+
+
+def test_a_rolled_back_candidate_keeps_its_servers_until_it_is_drained(canary: World) -> None:
+    canary.measure(500, 1000)
+    canary.wait(10)
+    canary.settle()
+    bad = f"{canary.numbered(2).name}-cpu"
+    canary.wait(60)
+    canary.settle()
+    assert ObjectName("Deployment", bad) in canary.children, "the gateway has not accepted the weight yet"
+    canary.accept()
+    canary.settle()
+    canary.wait(9)
+    canary.settle()
+    assert ObjectName("Deployment", bad) in canary.children, "the drain is not over"
+    canary.wait(1)
+    canary.settle()
+    assert canary.weights() == {1: 100}
+    assert ObjectName("Deployment", bad) in canary.children, "the routes still lead to it"
+    canary.accept()
+    canary.settle()
+    assert ObjectName("Deployment", bad) not in canary.children
+    assert canary.condition("Reconciling") == ("False", "Settled")
+    assert canary.condition("Stalled") == ("True", "RolledBack")
+
+
+def test_a_quarantined_revision_is_not_tried_again(canary: World) -> None:
+    canary.measure(500, 1000)
+    for _ in range(10):
+        canary.wait(10)
+        canary.settle()
+        canary.accept()
+    before = canary.writes
+    for _ in range(10):
+        canary.wait(600)
+        canary.settle()
+    assert canary.writes == before
+
+
+def test_a_crash_under_traffic_is_a_rollback_with_the_last_words(canary: World) -> None:
+    crash = Trouble("ContainerFailed", "pod x ended with exit code 139", 139, is_crash=True)
+    canary.break_servers(canary.numbered(2).name, crash)
+    canary.settle()
+    assert canary.condition("Promoted") == ("False", "CandidateCrashed")
+    assert "exit code 139" in canary.message("Promoted")
+    assert canary.weights() == {1: 100, 2: 0}
+
+
+def test_servers_lost_without_a_crash_take_the_weight_to_0_until_they_are_back(canary: World) -> None:
+    canary.break_servers(canary.numbered(2).name, None)
+    canary.settle()
+    assert canary.weights() == {1: 100, 2: 0}
+    assert canary.status.candidate is not None
+    canary.accept()
+    canary.make_ready()
+    canary.settle()
+    assert canary.weights() == {1: 90, 2: 10}
+
+
+def test_a_candidate_that_never_becomes_ready_is_given_up_at_the_deadline(serving: World) -> None:
+    serving.change(quantization=INT8)
+    for _ in range(4):
+        serving.settle()
+        serving.end_jobs()
+    serving.settle()
+    candidate = serving.numbered(2).name
+    serving.break_servers(candidate, Trouble("ImagePullFailed", "image triton:1 cannot be pulled"))
+    serving.settle()
+    assert serving.condition("CandidateAvailable") == ("False", "ImagePullFailed")
+    assert serving.weights() == {1: 100}
+    serving.wait(601)
+    serving.settle()
+    assert serving.condition("Stalled") == ("True", "ProgressDeadlineExceeded")
+    assert "ImagePullFailed: image triton:1 cannot be pulled" in serving.message("Stalled")
+    assert serving.numbered(2).status.outcome == "Failed"
+
+
+def test_an_artifact_found_corrupt_ends_the_candidate_without_waiting(serving: World) -> None:
+    serving.change(quantization=INT8)
+    for _ in range(4):
+        serving.settle()
+        serving.end_jobs()
+    serving.settle()
+    corrupt = Trouble("ArtifactCorrupt", "model.onnx has changed", 29, is_crash=True, is_final=True)
+    serving.break_servers(serving.numbered(2).name, corrupt)
+    serving.settle()
+    assert serving.condition("Stalled") == ("True", "ArtifactCorrupt")
+    assert serving.status.last_failure is not None
+    assert serving.status.last_failure.exit_code == 29
+
+
+# ---- people
+
+
+def test_paused_holds_the_weight_but_not_the_rollback(canary: World) -> None:
+    canary.change(rollout={"paused": True})
+    for _ in range(200):
+        canary.wait(10)
+        canary.settle()
+        canary.accept()
+    assert canary.weights() == {1: 90, 2: 10}
+    assert canary.condition("Promoted") == ("Unknown", "Paused")
+    canary.measure(500, 1000)
+    canary.wait(10)
+    canary.settle()
+    assert canary.weights() == {1: 100, 2: 0}
+
+
+def test_the_deadline_starts_anew_after_a_pause(canary: World) -> None:
+    canary.measure_nothing(Outcome.NO_DATA)
+    canary.change(rollout={"paused": True})
+    canary.settle()
+    canary.wait(3600)
+    canary.settle()
+    canary.change(rollout={"paused": False})
+    canary.settle()
+    canary.wait(599)
+    canary.settle()
+    assert canary.status.candidate is not None
+    canary.wait(1)
+    canary.settle()
+    assert canary.status.candidate is None
+
+
+def test_a_promote_token_promotes_at_once_and_only_once(canary: World) -> None:
+    canary.change(rollout={"promoteToken": "now"})
+    canary.settle()
+    assert canary.weights() == {1: 0, 2: 100}
+    assert canary.stable_number == 2
+    assert canary.status.handled_tokens.promote == "now"
+    canary.finish()
+    canary.change(opset=19)
+    canary.up_to_step(0)
+    assert canary.weights() == {2: 90, 3: 10}, "the same token does nothing to a later candidate"
+
+
+def test_a_promote_token_waits_for_a_candidate_that_is_not_ready_yet(serving: World) -> None:
+    serving.change(quantization=INT8, rollout={"promoteToken": "now"})
+    serving.settle()
+    assert serving.status.handled_tokens.promote == ""
+    for _ in range(6):
+        serving.settle()
+        serving.end_jobs()
+        serving.make_ready()
+        serving.accept()
+    serving.settle()
+    assert serving.stable_number == 2
+    shares = {tuple(one.weight for one in split.backends) for split in serving.history}
+    assert shares == {(100,), (100, 0)}, "no step was taken on the way"
+
+
+def test_a_promote_token_with_nothing_to_promote_is_spent(serving: World) -> None:
+    serving.change(rollout={"promoteToken": "early"})
+    serving.settle()
+    assert serving.status.handled_tokens.promote == "early"
+    serving.change(quantization=INT8)
+    serving.up_to_step(0)
+    assert serving.weights() == {1: 90, 2: 10}
+
+
+def test_abort_wins_over_promote(canary: World) -> None:
+    canary.change(rollout={"promoteToken": "yes", "abortToken": "no"})
+    canary.settle()
+    assert canary.stable_number == 1
+    assert canary.weights() == {1: 100, 2: 0}
+    assert canary.condition("Promoted") == ("False", "Aborted")
+    assert canary.status.handled_tokens.model_dump() == {"promote": "yes", "abort": "no", "retry": ""}
+
+
+def test_an_abort_without_a_candidate_is_spent(serving: World) -> None:
+    serving.change(rollout={"abortToken": "stop"})
+    serving.settle()
+    assert serving.status.handled_tokens.abort == "stop"
+    serving.change(quantization=INT8)
+    serving.up_to_step(0)
+    assert serving.condition("Ready")[1] != "RolledBack"
+
+
+def test_a_retry_lifts_the_quarantine_fetches_anew_and_keeps_the_artifact(canary: World) -> None:
+    canary.measure(500, 1000)
+    for _ in range(5):
+        canary.wait(10)
+        canary.settle()
+        canary.accept()
+    jobs = set(canary.jobs)
+    canary.change(rollout={"retryToken": "again"})
+    canary.settle()
+    assert list(set(canary.jobs) - jobs) == [name for name in canary.jobs if name.endswith("-fetch")]
+    canary.measure(0, 1000)
+    canary.finish()
+    assert canary.stable_number == 2
+    assert canary.numbered(2).status.attempt == 1
+    assert not [name for name in canary.jobs if name.endswith("convert-1")]
+
+
+def test_a_retry_after_a_corrupt_artifact_makes_it_again(serving: World) -> None:
+    serving.change(quantization=INT8)
+    for _ in range(4):
+        serving.settle()
+        serving.end_jobs()
+    serving.settle()
+    corrupt = Trouble("ArtifactCorrupt", "changed", 29, is_crash=True, is_final=True)
+    serving.break_servers(serving.numbered(2).name, corrupt)
+    serving.settle()
+    serving.accept()
+    serving.settle()
+    serving.change(rollout={"retryToken": "again"})
+    serving.measure(0, 1000)
+    serving.finish()
+    assert [name for name in serving.jobs if name.endswith("-publish-1")]
+    assert serving.stable_number == 2
+
+
+# ---- changes of mind
+
+
+def test_a_new_spec_in_mid_canary_takes_the_traffic_back_before_the_next_one_starts(canary: World) -> None:
+    canary.change(opset=19)
+    canary.settle()
+    assert canary.weights() == {1: 100, 2: 0}
+    assert canary.numbered(2).status.outcome == "Superseded"
+    for _ in range(4):
+        canary.settle()
+        canary.end_jobs()
+    third = canary.numbered(3)
+    assert canary.condition("CandidateAvailable") == ("Unknown", "WaitingForDrain")
+    assert not any(child.revision == third.name and child.kind == "Deployment" for child in canary.children.values())
+    canary.finish()
+    assert canary.stable_number == 3
+
+
+def test_the_old_spec_again_in_mid_canary_removes_the_candidate_and_is_ready(canary: World) -> None:
+    canary.change(quantization={"scheme": "none"})
+    canary.finish()
+    assert canary.stable_number == 1
+    assert canary.weights() == {1: 100}
+    assert canary.status.last_failure is None
+
+
+def test_an_old_good_spec_comes_back_without_a_second_conversion(canary: World) -> None:
+    canary.finish()
+    jobs = {name for name in canary.jobs if not name.endswith("-fetch")}
+    canary.change(quantization={"scheme": "none"})
+    canary.finish()
+    assert canary.stable_number == 1
+    assert {name for name in canary.jobs if not name.endswith("-fetch")} == jobs
+    assert len(canary.revisions) == 2
+
+
+def test_pods_of_another_size_are_a_new_revision_with_the_same_artifact(serving: World) -> None:
+    jobs = {name for name in serving.jobs if not name.endswith("-fetch")}
+    serving.change(serving={"resources": {"limits": {"memory": "4Gi"}}})
+    serving.measure(0, 1000)
+    serving.finish()
+    assert serving.stable_number == 2
+    assert {name for name in serving.jobs if not name.endswith("-fetch")} == jobs
+    assert serving.numbered(2).status.artifact == serving.numbered(1).status.artifact
+
+
+def test_more_replicas_scale_the_same_revision(serving: World) -> None:
+    serving.change(serving={"replicas": 3})
+    serving.settle()
+    assert len(serving.revisions) == 1
+    assert serving.servers[serving.numbered(1).name, CPU].replicas == 3
+    assert serving.condition("Ready")[0] == "False"
+    serving.make_ready()
+    serving.settle()
+    assert serving.condition("Ready") == ("True", "Serving")
+    assert ObjectName("PodDisruptionBudget", f"{serving.numbered(1).name}-cpu") in serving.children
+
+
+def test_a_class_that_changes_its_server_image_is_a_canary_like_any_other(serving: World) -> None:
+    serving.classes = (a_class(images={"server": "triton:2"}),)
+    serving.up_to_step(0)
+    assert serving.weights() == {1: 90, 2: 10}
+    assert serving.numbered(2).spec.server_image == "triton:2"
+
+
+def test_ten_edits_in_a_second_end_in_the_last_one(serving: World) -> None:
+    serving.measure(0, 1000)
+    for number in range(10):
+        serving.change(serving={"threads": number + 2})
+        serving.look()
+        serving.look()
+        serving.look()
+    serving.finish(looks=120)
+    stable = serving.status.stable
+    assert stable is not None
+    assert serving.revisions[stable.revision].spec.threads == 11
+    assert [name for name, state in serving.jobs.items() if isinstance(state, JobRunning)] == []
+
+
+def test_the_same_bytes_from_another_place_are_the_same_revision(serving: World) -> None:
+    serving.change(source={"persistentVolumeClaim": {"claimName": "elsewhere"}})
+    serving.finish()
+    assert list(serving.revisions) == [serving.numbered(1).name]
+
+
+def test_revisions_beyond_the_history_limit_go_oldest_first(serving: World) -> None:
+    serving.measure(0, 1000)
+    serving.change(revisionHistoryLimit=1)
+    for threads in (2, 3, 4):
+        serving.change(serving={"threads": threads})
+        serving.finish()
+    assert sorted(one.spec.number for one in serving.revisions.values()) == [3, 4]
+
+
+# ---- what goes wrong before there is traffic
+
+
+@pytest.mark.parametrize(
+    ("job", "reason", "condition"),
+    [
+        ("-convert-", "ExportFailed", "Converted"),
+        ("-validate-cpu-", "ParityFailed", "Validated"),
+        ("-publish-", "DiskFull", "CandidateAvailable"),
+    ],
+)
+def test_a_failed_stage_stalls_with_its_own_reason_while_stable_serves(
+    serving: World, job: str, reason: str, condition: str
+) -> None:
+    serving.change(quantization=INT8)
+    for _ in range(8):
+        serving.settle()
+        if any(job in name and serving.numbered(2).name in name for name in serving.jobs):
+            break
+        serving.end_jobs()
+    name = next(name for name in serving.jobs if job in name and serving.numbered(2).name in name)
+    serving.fail_job(name, reason)
+    serving.settle()
+    assert serving.condition(condition) == ("False", reason)
+    assert serving.condition("Stalled") == ("True", reason)
+    assert serving.condition("TrafficProgrammed") == ("True", "TrafficProgrammed")
+    assert serving.weights() == {1: 100}
+    failure = serving.status.last_failure
+    assert failure is not None
+    assert failure.exit_code == 27
+    assert failure.logs == f"kubectl logs --namespace shop job/{name}"
+
+
+def test_a_failed_fetch_stalls_and_another_source_recovers(world: World) -> None:
+    world.settle()
+    world.fail_job("-fetch", "PickleRefused", 14)
+    world.settle()
+    assert world.condition("SourceResolved") == ("False", "PickleRefused")
+    assert world.condition("Stalled") == ("True", "PickleRefused")
+    assert world.status.phase == "Failed"
+    world.change(source={"persistentVolumeClaim": {"claimName": "checkpoints", "path": "v2"}})
+    world.serve_first()
+
+
+def test_a_blocked_job_says_so_and_goes_on_by_itself(world: World) -> None:
+    world.settle()
+    (name,) = world.jobs
+    world.jobs[name] = JobBlocked("Unschedulable", "0/1 nodes are available: insufficient memory")
+    world.settle()
+    assert world.condition("SourceResolved") == ("False", "Unschedulable")
+    assert world.condition("Reconciling") == ("True", "Unschedulable")
+    assert world.condition("Stalled")[0] == "False"
+    world.jobs[name] = JobRunning("runs")
+    world.serve_first()
+
+
+def test_a_source_that_changes_in_mid_canary_takes_the_candidate_out_before_it_is_fetched(canary: World) -> None:
+    canary.change(source={"persistentVolumeClaim": {"claimName": "checkpoints", "path": "v2"}})
+    canary.settle()
+    assert canary.status.candidate is None
+    assert canary.weights() == {1: 100, 2: 0}
+
+
+def test_an_unacceptable_spec_leaves_stable_alone(canary: World) -> None:
+    canary.change(serving={"replicas": 50})
+    canary.settle()
+    assert canary.condition("Accepted") == ("False", "ReplicasAboveLimit")
+    assert canary.condition("Stalled") == ("True", "ReplicasAboveLimit")
+    assert canary.weights() == {1: 100, 2: 0}
+    assert canary.servers[canary.numbered(1).name, CPU].replicas == 1
+
+
+def test_a_class_that_vanishes_freezes_everything_where_it_is(canary: World) -> None:
+    classes, canary.classes = canary.classes, ()
+    before = canary.split
+    canary.wait(3600)
+    canary.settle()
+    assert canary.condition("Accepted") == ("False", "ClassNotFound")
+    assert canary.split == before
+    assert canary.status.candidate is not None
+    canary.classes = classes
+    canary.settle()
+    assert canary.condition("Accepted") == ("True", "Accepted")
+
+
+# ---- things people do by hand
+
+
+def test_a_deleted_deployment_of_stable_comes_back(serving: World) -> None:
+    name = ObjectName("Deployment", f"{serving.numbered(1).name}-cpu")
+    del serving.children[name], serving.servers[serving.numbered(1).name, CPU]
+    serving.settle()
+    assert name in serving.children
+    assert serving.condition("Ready") == ("False", "Starting")
+    serving.make_ready()
+    serving.settle()
+    assert serving.condition("Ready") == ("True", "Serving")
+
+
+def test_a_deleted_record_of_stable_is_made_again_with_its_number_and_artifact(serving: World) -> None:
+    revision = serving.numbered(1)
+    digest = revision.status.artifact
+    del serving.revisions[revision.name]
+    jobs = set(serving.jobs)
+    serving.finish()
+    again = serving.numbered(1)
+    assert again.name == revision.name
+    assert again.status.artifact is not None
+    assert digest is not None
+    assert again.status.artifact.digest == digest.digest
+    assert set(serving.jobs) == jobs
+
+
+def test_a_lost_status_is_found_again_in_the_routes(canary: World) -> None:
+    from onnx_operator.api.model import OnnxModelStatus  # noqa: PLC0415
+
+    canary.status = OnnxModelStatus()
+    canary.settle()
+    assert canary.stable_number == 1
+    assert canary.weights() in ({1: 100}, {1: 100, 2: 0}, {1: 90, 2: 10})
+    canary.finish()
+
+
+def test_an_edited_weight_is_put_back(canary: World) -> None:
+    wanted = canary.split
+    canary.split = canary.history[0]
+    canary.settle()
+    assert canary.split == wanted

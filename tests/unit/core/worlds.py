@@ -1,0 +1,346 @@
+"""A world small enough to hold in the hand: what a decision asks for happens, and nothing else.
+
+No client, no clock, no rendering: the effects of actions on the facts that the next observation is made of. `settle`
+looks again and again, as the operator does; `crash` lets a look die after some of its writes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from onnx_converter.summary import Summary
+from onnx_operator.api.common import ExecutionProvider
+from onnx_operator.api.model import OnnxModelSpec, OnnxModelStatus
+from onnx_operator.api.model_class import OnnxModelClassSpec
+from onnx_operator.api.revision import OnnxModelRevisionStatus
+from onnx_operator.api.rollout import MetricName
+from onnx_operator.core.actions import (
+    Action,
+    Delete,
+    WantConvert,
+    WantFetch,
+    WantJobsPolicy,
+    WantProber,
+    WantPublish,
+    WantRevision,
+    WantRoutes,
+    WantServers,
+    WantValidate,
+)
+from onnx_operator.core.analysis import Counts, Measurement, Outcome
+from onnx_operator.core.decide import Decision, decide
+from onnx_operator.core.jobs import JobFailed, JobRunning, JobState, JobSucceeded
+from onnx_operator.core.names import Component, digest_of
+from onnx_operator.core.observation import (
+    Child,
+    ClassSeen,
+    DefaultImages,
+    ModelSeen,
+    ObjectName,
+    Observation,
+    RevisionSeen,
+)
+from onnx_operator.core.servers import ServerState
+from onnx_operator.core.traffic import GatewayAddress, RouteSeen, Split
+from onnx_operator.core.view import look
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from onnx_operator.core.pods import Trouble
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+_GATEWAY = GatewayAddress("10.0.0.1", 80, 9000)
+CPU = ExecutionProvider.CPU
+CUDA = ExecutionProvider.CUDA
+
+
+def a_class(**spec: Any) -> ClassSeen:
+    given = {
+        "artifactStore": {"claimName": "artifacts"},
+        "traffic": {"domain": "models.test", "gateway": {"name": "edge", "namespace": "gateway"}, "drain": "10s"},
+        "rollout": {
+            "steps": [{"weight": 10, "duration": "1m"}, {"weight": 50, "duration": "1m"}],
+            "analysis": {"interval": "10s", "metrics": [{"name": "errorRatio", "maximum": "0.05"}]},
+            "progressDeadline": "10m",
+        },
+    } | spec
+    return ClassSeen("standard", OnnxModelClassSpec.model_validate(given), is_default=True)
+
+
+def a_spec(**changes: Any) -> OnnxModelSpec:
+    given = {"source": {"persistentVolumeClaim": {"claimName": "checkpoints", "path": "v1"}}} | changes
+    return OnnxModelSpec.model_validate(given)
+
+
+def a_summary(step: str, **details: Any) -> Summary:
+    return Summary(step, "Succeeded", "Done", f"{step} is done", 0, details)
+
+
+def a_digest(text: str) -> str:
+    return f"sha256:{digest_of(text, 64)}"
+
+
+@dataclass
+class World:
+    """Facts that actions change, and knobs for what the cluster does by itself."""
+
+    spec: OnnxModelSpec = field(default_factory=a_spec)
+    classes: tuple[ClassSeen, ...] = field(default_factory=lambda: (a_class(),))
+    now: datetime = START
+    status: OnnxModelStatus = field(default_factory=OnnxModelStatus)
+    revisions: dict[str, RevisionSeen] = field(default_factory=dict)
+    jobs: dict[str, JobState] = field(default_factory=dict)
+    children: dict[ObjectName, Child] = field(default_factory=dict)
+    servers: dict[tuple[str, ExecutionProvider], ServerState] = field(default_factory=dict)
+    split: Split | None = None
+    is_accepted: bool = False
+    generation: int = 1
+    gateway: GatewayAddress | None = _GATEWAY
+    #: What the next analysis will find.
+    measured: tuple[Measurement, ...] = ()
+    #: Every split that was ever written, newest last.
+    history: list[Split] = field(default_factory=list)
+    writes: int = 0
+
+    # ---- looking
+
+    def observe(self) -> Observation:
+        route = None if self.split is None else RouteSeen(self.split, self.is_accepted)
+        seen = Observation(
+            model=ModelSeen("shop", "minilm", "0a1b2c3d-uid", self.generation, "1", self.spec, self.status),
+            classes=self.classes,
+            images=DefaultImages("operator:1", "converter:1", "triton:1"),
+            revisions=tuple(self.revisions.values()),
+            children=tuple(self.children.values()),
+            jobs=dict(self.jobs),
+            servers=dict(self.servers),
+            http_route=route,
+            grpc_route=route,
+            gateway=self.gateway,
+        )
+        if look(seen, self.now).is_analysis_due:
+            seen = replace(seen, measurements=self.measured)
+        return seen
+
+    def decide(self) -> Decision:
+        return decide(self.observe(), self.now)
+
+    def look(self, *, dies_after: int | None = None) -> Decision:
+        """One look with its effects; `dies_after` ends the process after so many writes."""
+        decision = self.decide()
+        effects: list[Callable[[], None]] = [partial(self._act, action) for action in decision.actions]
+        effects += [partial(self._write_revision, one.name, one.status) for one in decision.revisions]
+        effects.append(partial(self._write_model, decision.status()))
+        for effect in effects[:dies_after]:
+            effect()
+        return decision
+
+    def settle(self, looks: int = 50) -> Decision:
+        """Look until nothing changes any more without help from outside."""
+        for _ in range(looks):
+            before = self.facts()
+            decision = self.look()
+            if decision.move is None and self.facts() == before:
+                return decision
+        raise AssertionError(f"still restless after {looks} looks: {decision.move or decision.actions}")
+
+    def facts(self) -> Any:
+        return (
+            self.status,
+            dict(self.revisions),
+            dict(self.jobs),
+            sorted((name.kind, name.name) for name in self.children),
+            dict(self.servers),
+            self.split,
+        )
+
+    def condition(self, kind: str) -> tuple[str, str]:
+        found = next(one for one in self.status.conditions if one.type == kind)
+        return found.status, found.reason
+
+    def message(self, kind: str) -> str:
+        return next(one for one in self.status.conditions if one.type == kind).message
+
+    # ---- what the cluster does
+
+    def wait(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+    def change(self, **spec: Any) -> None:
+        """The user edits the spec."""
+        merged = self.spec.model_dump(mode="json", exclude_none=True, exclude_unset=True) | spec
+        self.spec = OnnxModelSpec.model_validate(merged)
+        self.generation += 1
+
+    def end_jobs(self, *, digest: str = "one") -> None:
+        """Every Job that runs succeeds."""
+        for name, state in self.jobs.items():
+            if isinstance(state, JobRunning):
+                self.jobs[name] = JobSucceeded(self._result(name, digest), 7)
+
+    def fail_job(self, part: str, reason: str, exit_code: int | None = 27) -> None:
+        name = next(name for name in self.jobs if part in name)
+        self.jobs[name] = JobFailed(reason, f"{reason} happened", exit_code, 5)
+
+    def make_ready(self) -> None:
+        for key, state in self.servers.items():
+            self.servers[key] = replace(state, ready=state.replicas, is_current=True, trouble=None)
+
+    def break_servers(self, revision: str, trouble: Trouble | None) -> None:
+        for key, state in self.servers.items():
+            if key[0] == revision:
+                self.servers[key] = replace(state, ready=0, trouble=trouble)
+
+    def accept(self) -> None:
+        self.is_accepted = self.split is not None
+
+    def measure(self, bad: int, total: int) -> None:
+        self.measured = (Measurement(MetricName.ERROR_RATIO, Outcome.MEASURED, Counts(bad, total), Counts(0, total)),)
+
+    def measure_nothing(self, outcome: Outcome) -> None:
+        self.measured = (Measurement(MetricName.ERROR_RATIO, outcome, message="silence"),)
+
+    def serve_first(self) -> None:
+        """Up to a first revision that answers everything."""
+        for _ in range(6):
+            self.settle()
+            self.end_jobs()
+            self.make_ready()
+            self.accept()
+        self.settle()
+        assert self.condition("Ready") == ("True", "Serving")
+
+    def up_to_step(self, step: int) -> None:
+        """Up to a step whose weight the gateway has accepted."""
+        self.measure(0, 1000)
+        for _ in range(40):
+            self.settle()
+            candidate = self.status.candidate
+            if candidate is not None and candidate.step == step and candidate.step_started_time is not None:
+                return
+            self.end_jobs()
+            self.make_ready()
+            self.accept()
+            if candidate is not None and candidate.step_started_time is not None:
+                self.wait(10)
+        raise AssertionError(f"step {step} never came: {self.status}")
+
+    def finish(self, looks: int = 60) -> None:
+        """All goes well until nothing is left to do."""
+        for _ in range(looks):
+            self.settle()
+            if self.condition("Ready")[0] == "True":
+                return
+            self.end_jobs()
+            self.make_ready()
+            self.accept()
+            self.wait(10)
+        raise AssertionError(f"not done: {self.status.conditions[0]}")
+
+    @property
+    def stable_number(self) -> int | None:
+        return self.status.stable.number if self.status.stable is not None else None
+
+    def numbered(self, number: int) -> RevisionSeen:
+        return next(one for one in self.revisions.values() if one.spec.number == number)
+
+    def weights(self) -> dict[int, int]:
+        """Percent of requests by revision number, as written."""
+        if self.split is None:
+            return {}
+        total = sum(one.weight for one in self.split.backends)
+        return {
+            revision.spec.number: round(
+                100 * sum(one.weight for one in self.split.backends if one.service.startswith(revision.name)) / total
+            )
+            for revision in self.revisions.values()
+            if any(one.service.startswith(revision.name) for one in self.split.backends)
+        }
+
+    # ---- effects
+
+    def _act(self, action: Action) -> None:  # noqa: C901  (one case per action)
+        match action:
+            case Delete():
+                self._delete(action.object)
+            case WantRevision():
+                if action.name not in self.revisions:
+                    self._wrote()
+                    self.revisions[action.name] = RevisionSeen(
+                        action.name, f"uid-{action.name}", "1", action.spec, OnnxModelRevisionStatus()
+                    )
+            case WantFetch() | WantConvert() | WantValidate() | WantPublish():
+                component = {WantFetch: Component.FETCH, WantConvert: Component.CONVERT}.get(type(action), "")
+                self._create(action.objects[0], component, self._revision_of(action))
+                self.jobs.setdefault(action.objects[0].name, JobRunning("runs"))
+            case WantServers():
+                for name in action.objects:
+                    self._create(name, Component.SERVER, action.revision.name)
+                key = (action.revision.name, action.provider)
+                state = self.servers.get(key)
+                if state is None or state.replicas != action.replicas:
+                    self._wrote()
+                    ready = 0 if state is None else min(state.ready, action.replicas)
+                    self.servers[key] = ServerState(action.replicas, ready, is_current=ready == action.replicas)
+            case WantRoutes():
+                for name in action.objects:
+                    self._create(name, "", "")
+                if self.split != action.split:
+                    self._wrote()
+                    self.split, self.is_accepted = action.split, False
+                    self.history.append(action.split)
+            case WantProber():
+                self._create(action.objects[0], Component.PROBER, action.candidate.name)
+            case WantJobsPolicy():
+                self._create(action.objects[0], "", "")
+
+    def _create(self, name: ObjectName, component: str, revision: str) -> None:
+        if name not in self.children:
+            self._wrote()
+            self.children[name] = Child(
+                name.kind, name.name, f"uid-{name.name}", component, revision, is_deleting=False, manifest={}
+            )
+
+    def _delete(self, name: ObjectName) -> None:
+        self._wrote()
+        if name.kind == "OnnxModelRevision":
+            self.revisions.pop(name.name, None)
+            return
+        child = self.children.pop(name, None)
+        if name.kind == "Job":
+            self.jobs.pop(name.name, None)
+        if name.kind == "Deployment" and child is not None:
+            for provider in ExecutionProvider:
+                if name.name == f"{child.revision}-{provider.short}":
+                    self.servers.pop((child.revision, provider), None)
+
+    def _write_revision(self, name: str, status: OnnxModelRevisionStatus) -> None:
+        self._wrote()
+        self.revisions[name] = replace(self.revisions[name], status=status)
+
+    def _write_model(self, status: OnnxModelStatus) -> None:
+        if status != self.status:
+            self._wrote()
+            self.status = OnnxModelStatus.model_validate(status.model_dump(mode="json", exclude_none=True))
+
+    def _wrote(self) -> None:
+        self.writes += 1
+
+    @staticmethod
+    def _revision_of(action: Any) -> str:
+        return "" if isinstance(action, WantFetch) else str(action.revision.name)
+
+    def _result(self, job: str, digest: str) -> Summary:
+        if job.endswith("-fetch"):
+            return a_summary("fetch", digest=a_digest(digest), files=3, bytes=1000)
+        if "-validate-" in job:
+            provider = CUDA if "cuda" in job else CPU
+            parity = {"minCosine": "0.99999", "maxAbsolute": "2e-7"}
+            return a_summary("validate", provider=provider, parity=parity, samples=300)
+        if "-publish-" in job:
+            return a_summary("publish", digest=a_digest(job.split("-publish-", 1)[0]), bytes=90)
+        return a_summary("convert")
