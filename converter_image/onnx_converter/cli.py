@@ -14,16 +14,18 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO
 
 from onnx_converter import reasons, summary
+from onnx_converter.limits import limit_libraries
 from onnx_converter.overriding import override
 from onnx_converter.progress import Progress, ProgressHandler
 from onnx_converter.reasons import Reason, StepFailedError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from types import FrameType
 
 TERMINATION_LOG: Final = Path("/dev/termination-log")
@@ -160,26 +162,30 @@ def main(argv: Sequence[str] | None = None, stream: TextIO | None = None) -> int
         arguments = parser().parse_args(argv)
         progress = Progress(arguments.step, progress.stream)
         log = arguments.termination_log
-        logging.getLogger().addHandler(ProgressHandler(progress))
-        signal.signal(signal.SIGTERM, _interrupt)
-        from onnx_converter.limits import limit_libraries  # noqa: PLC0415
-
-        progress.tell("StepStarted", percent=0, threads=limit_libraries())
-        run: Run = arguments.run
-        reason, message, details = run(arguments, progress)
+        with _watched(progress):
+            progress.tell("StepStarted", percent=0, threads=limit_libraries())
+            run: Run = arguments.run
+            reason, message, details = run(arguments, progress)
     except Exception as error:  # noqa: BLE001  the last line of defence: everything becomes a summary
         reason, message = _sort(error)
         details = {}
-    found = summary.Summary(
-        progress.step,
-        "Failed" if reason.exit_code else "Succeeded",
-        reason.name,
-        message,
-        reason.exit_code,
-        details,
-    )
+    outcome: summary.Outcome = "Failed" if reason.exit_code else "Succeeded"
+    found = summary.Summary(progress.step, outcome, reason.name, message, reason.exit_code, details)
     _say_last(summary.dump(found), log, progress.stream)
     return reason.exit_code
+
+
+@contextmanager
+def _watched(progress: Progress) -> Iterator[None]:
+    """SIGTERM ends the step like any failure, and warnings of libraries become its lines."""
+    handler = ProgressHandler(progress)
+    logging.getLogger().addHandler(handler)
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        logging.getLogger().removeHandler(handler)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:

