@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from pydantic import BaseModel
 
 from onnx_operator.api.common import API_VERSION
 from onnx_operator.api.model import OnnxModelSpec
@@ -16,6 +15,8 @@ from onnx_operator.api.model_class import OnnxModelClassSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from pydantic import BaseModel
 
 ROOT = Path(__file__).resolve().parents[3]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))

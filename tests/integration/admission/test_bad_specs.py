@@ -1,0 +1,347 @@
+"""What cannot be right is refused by the real API server when it is applied, with the field's path and a way out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from integration.admission.conftest import Installation, dry_run
+from integration.admission.specs import ABSENT, CLAIM, HUB, Bad, Manifest, changed, model, model_class, revision
+from integration.apiserver import ApiAnswer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+MEGABYTE: Final = "a" * 1_000_000
+
+STEPS = "spec.rollout.steps"
+METRICS = "spec.rollout.analysis.metrics"
+LIMITS = "spec.serving.resources.limits"
+PATH = "spec.source.persistentVolumeClaim.path"
+
+
+def hub(**fields: object) -> Manifest:
+    return {"spec.source": {"huggingFace": {**HUB["huggingFace"], **fields}}}
+
+
+BAD_MODELS: Final = {
+    # Sources
+    "no source": Bad({"spec.source": {}}, "spec.source", "exactly one of"),
+    "two sources": Bad({"spec.source": {**CLAIM, **HUB}}, "spec.source", "exactly one of"),
+    "a source that is not there": Bad({"spec.source": ABSENT}, "spec.source", "Required"),
+    "a source that is null": Bad({"spec.source": None}, "spec.source", "Required"),
+    "a source of an unknown kind": Bad({"spec.source": {"ftp": {"host": "x"}}}, "spec.source.ftp", "unknown field"),
+    "a claim without its name": Bad(
+        {"spec.source": {"persistentVolumeClaim": {}}}, "spec.source.persistentVolumeClaim.claimName", "Required"
+    ),
+    "a claim in another namespace": Bad(
+        {"spec.source.persistentVolumeClaim.namespace": "other"},
+        "spec.source.persistentVolumeClaim.namespace",
+        "unknown field",
+    ),
+    "a claim whose name cannot be": Bad(
+        {"spec.source.persistentVolumeClaim.claimName": "My Claim"},
+        "spec.source.persistentVolumeClaim.claimName",
+        "should match",
+    ),
+    "an absolute path": Bad({PATH: "/etc"}, PATH, "must be relative"),
+    "a path that climbs": Bad({PATH: "models/../../other"}, PATH, "must not contain .."),
+    "a path with a null byte": Bad({PATH: "models\x00"}, PATH, "should match"),
+    "a path of a megabyte": Bad({PATH: MEGABYTE}, PATH, "Too long"),
+    "a repository by its URL": Bad(
+        hub(repository="https://huggingface.co/team/encoder"), "spec.source.huggingFace.repository", "<owner>/<name>"
+    ),
+    "a repository three levels deep": Bad(
+        hub(repository="team/group/encoder"), "spec.source.huggingFace.repository", "<owner>/<name>"
+    ),
+    "a repository that climbs": Bad(hub(repository="team/.."), "spec.source.huggingFace.repository", "<owner>/<name>"),
+    "a repository without a revision": Bad(
+        {"spec.source": {"huggingFace": {"repository": "team/encoder"}}},
+        "spec.source.huggingFace.revision",
+        "Required",
+    ),
+    "a revision with a shell in it": Bad(
+        hub(revision="main; rm -rf /"), "spec.source.huggingFace.revision", "should match"
+    ),
+    "a revision that climbs": Bad(hub(revision="a/../b"), "spec.source.huggingFace.revision", "must not contain .."),
+    "a token written into the spec": Bad(
+        {**hub(), "spec.source.huggingFace.token": "hf_x"}, "spec.source.huggingFace.token", "unknown field"
+    ),
+    "a token from another namespace": Bad(
+        hub(tokenSecretRef={"name": "hub", "namespace": "other"}),
+        "spec.source.huggingFace.tokenSecretRef.namespace",
+        "unknown field",
+    ),
+    "a digest in capitals": Bad({"spec.source.digest": f"sha256:{'A' * 64}"}, "spec.source.digest", "should match"),
+    # What the graph is
+    "an unknown quantisation": Bad(
+        {"spec.quantization": {"scheme": "int4"}}, "spec.quantization.scheme", '"none", "int8-dynamic"'
+    ),
+    "an unknown task": Bad({"spec.task": "poetry"}, "spec.task", "sentence-embedding"),
+    "an opset that torch cannot export": Bad({"spec.opset": 11}, "spec.opset", "greater than or equal to 18"),
+    "an opset from the future": Bad({"spec.opset": 99}, "spec.opset", "less than or equal to 23"),
+    "an opset as text": Bad({"spec.opset": "18"}, "spec.opset", "must be of type integer"),
+    "an opset with a fraction": Bad({"spec.opset": 18.5}, "spec.opset", "must be of type integer"),
+    "a maximum length of nothing": Bad(
+        {"spec.maxSequenceLength": 0}, "spec.maxSequenceLength", "greater than or equal"
+    ),
+    "no execution provider": Bad({"spec.executionProviders": []}, "spec.executionProviders", "at least 1 items"),
+    "an execution provider twice": Bad(
+        {"spec.executionProviders": [{"name": "CPUExecutionProvider"}] * 2}, "spec.executionProviders[1]", "Duplicate"
+    ),
+    "an unknown execution provider": Bad(
+        {"spec.executionProviders": [{"name": "TPUExecutionProvider"}]},
+        "spec.executionProviders[0].name",
+        "CUDAExecutionProvider",
+    ),
+    "execution providers as plain text": Bad(
+        {"spec.executionProviders": ["CPUExecutionProvider"]}, "spec.executionProviders[0]", "must be of type object"
+    ),
+    # Validation
+    "a cosine above 1": Bad({"spec.validation.parity.minCosine": "1.5"}, "spec.validation.parity.minCosine", "0 to 1"),
+    "a cosine as a number": Bad(
+        {"spec.validation.parity.minCosine": 0.99}, "spec.validation.parity.minCosine", "must be of type string"
+    ),
+    "an infinite tolerance": Bad(
+        {"spec.validation.parity.maxAbsolute": "1e999"}, "spec.validation.parity.maxAbsolute", 'such as "1e-3"'
+    ),
+    "a tolerance that is not a number": Bad(
+        {"spec.validation.parity.maxRelative": "NaN"}, "spec.validation.parity.maxRelative", 'such as "1e-3"'
+    ),
+    "a negative tolerance": Bad(
+        {"spec.validation.parity.maxAbsolute": "-1"}, "spec.validation.parity.maxAbsolute", 'such as "1e-3"'
+    ),
+    "label agreement in percent": Bad(
+        {"spec.validation.parity.minLabelAgreement": "99"}, "spec.validation.parity.minLabelAgreement", "0 to 1"
+    ),
+    # Serving
+    "no replicas": Bad({"spec.serving.replicas": 0}, "spec.serving.replicas", "greater than or equal to 1"),
+    "replicas below nothing": Bad({"spec.serving.replicas": -1}, "spec.serving.replicas", "greater than or equal to 1"),
+    "a PodSpec smuggled in": Bad(
+        {"spec.serving.template": {"spec": {"hostNetwork": True, "containers": []}}},
+        "spec.serving.template",
+        "unknown field",
+    ),
+    "a service account to run as": Bad(
+        {"spec.serving.serviceAccountName": "admin"}, "spec.serving.serviceAccountName", "unknown field"
+    ),
+    "an amount in words": Bad({f"{LIMITS}": {"cpu": "lots"}}, "limits[cpu]", "such as 500m"),
+    "a negative amount": Bad({f"{LIMITS}": {"memory": "-1Gi"}}, "limits[memory]", "such as 500m"),
+    "a negative amount as a number": Bad({f"{LIMITS}": {"cpu": -1}}, "limits[cpu]", "such as 500m"),
+    "an amount with a fraction, not quoted": Bad({f"{LIMITS}": {"cpu": 0.5}}, f"{LIMITS}.cpu", "integer,string"),
+    "a resource that no pod can have": Bad({f"{LIMITS}": {"c pu": "1"}}, LIMITS, "nvidia.com/gpu"),
+    "requests above limits": Bad(
+        {"spec.serving.resources": {"requests": {"cpu": "2"}, "limits": {"cpu": "1500m"}}},
+        "spec.serving.resources.requests",
+        "must not be above limits",
+    ),
+    "a batch of nothing": Bad(
+        {"spec.serving.batching.maxBatchSize": 0}, "spec.serving.batching.maxBatchSize", "greater than or equal to 1"
+    ),
+    "a queue delay of an hour": Bad(
+        {"spec.serving.batching.maxQueueDelay": "1h"}, "spec.serving.batching.maxQueueDelay", "at most 10s"
+    ),
+    "more threads than any node has": Bad({"spec.serving.threads": 1000}, "spec.serving.threads", "less than or equal"),
+    # Rollout
+    "steps that descend": Bad({STEPS: [{"weight": 50}, {"weight": 10}]}, STEPS, "must ascend"),
+    "two steps of one weight": Bad({STEPS: [{"weight": 50}, {"weight": 50}]}, STEPS, "each above the one before"),
+    "no steps": Bad({STEPS: []}, STEPS, "at least 1 items"),
+    "more steps than anybody watches": Bad({STEPS: [{"weight": n} for n in range(1, 18)]}, STEPS, "at most 16 items"),
+    "a step above all traffic": Bad({STEPS: [{"weight": 101}]}, f"{STEPS}[0].weight", "less than or equal to 100"),
+    "a step without traffic": Bad({STEPS: [{"weight": 0}]}, f"{STEPS}[0].weight", "greater than or equal to 1"),
+    "a step without a weight": Bad({STEPS: [{"duration": "1m"}]}, f"{STEPS}[0].weight", "Required"),
+    "a negative duration": Bad(
+        {STEPS: [{"weight": 10, "duration": "-5m"}]}, f"{STEPS}[0].duration", "such as 500us, 30s or 1h30m"
+    ),
+    "a duration in days": Bad(
+        {STEPS: [{"weight": 10, "duration": "1d"}]}, f"{STEPS}[0].duration", "such as 500us, 30s or 1h30m"
+    ),
+    "a duration without a unit": Bad(
+        {STEPS: [{"weight": 10, "duration": "90"}]}, f"{STEPS}[0].duration", "such as 500us, 30s or 1h30m"
+    ),
+    "a duration longer than history": Bad(
+        {STEPS: [{"weight": 10, "duration": "99999999999999999h"}]},
+        f"{STEPS}[0].duration",
+        "such as 500us, 30s or 1h30m",
+    ),
+    "a deadline that no step can meet": Bad(
+        {"spec.rollout": {"progressDeadline": "5m", "steps": [{"weight": 10, "duration": "10m"}]}},
+        "spec.rollout.progressDeadline",
+        "longer than the duration of every step",
+    ),
+    "a deadline of a second": Bad(
+        {"spec.rollout.progressDeadline": "1s"}, "spec.rollout.progressDeadline", "at least 10s"
+    ),
+    "an unknown metric": Bad({METRICS: [{"name": "happiness", "maximum": "1"}]}, f"{METRICS}[0].name", "errorRatio"),
+    "a metric twice": Bad(
+        {METRICS: [{"name": "errorRatio", "maximum": "0.1"}] * 2}, f"{METRICS}[1]", "Duplicate value"
+    ),
+    "a metric without a bound": Bad({METRICS: [{"name": "errorRatio"}]}, f"{METRICS}[0]", "give maximum"),
+    "slow answers without saying what slow is": Bad(
+        {METRICS: [{"name": "slowRatio", "maximum": "0.1"}]}, f"{METRICS}[0].slowerThan", "for example 250ms"
+    ),
+    "slowness of a metric that has none": Bad(
+        {METRICS: [{"name": "errorRatio", "maximum": "0.1", "slowerThan": "1s"}]},
+        f"{METRICS}[0].slowerThan",
+        "belongs to slowRatio only",
+    ),
+    "a maximum in percent": Bad({METRICS: [{"name": "errorRatio", "maximum": "5"}]}, f"{METRICS}[0].maximum", "0 to 1"),
+    "an interval of a millisecond": Bad(
+        {"spec.rollout.analysis.interval": "1ms"}, "spec.rollout.analysis.interval", "at least 1s"
+    ),
+    "a promise of no samples": Bad(
+        {"spec.rollout.analysis.minimumSamples": 0},
+        "spec.rollout.analysis.minimumSamples",
+        "greater than or equal to 1",
+    ),
+    "paused in words": Bad({"spec.rollout.paused": "yes"}, "spec.rollout.paused", "must be of type boolean"),
+    "a token of a megabyte": Bad({"spec.rollout.retryToken": MEGABYTE}, "spec.rollout.retryToken", "Too long"),
+    # The rest
+    "a misspelt field": Bad({"spec.quantisation": {"scheme": "none"}}, "spec.quantisation", "unknown field"),
+    "no spec": Bad({"spec": ABSENT}, "spec", "Required"),
+    "no history at all": Bad(
+        {"spec.revisionHistoryLimit": 0}, "spec.revisionHistoryLimit", "greater than or equal to 1"
+    ),
+    "a class by no name": Bad({"spec.className": ""}, "spec.className", "at least 1 chars long"),
+    "a class by an impossible name": Bad({"spec.className": "größer"}, "spec.className", "should match"),
+    # Names
+    "a name of 64 characters": Bad({"metadata.name": "a" * 64}, "metadata.name", "at most 63 characters"),
+    "a name of 253 characters": Bad({"metadata.name": "a" * 253}, "metadata.name", "at most 63 characters"),
+    "a name with a dot": Bad({"metadata.name": "mini.lm"}, "metadata.name", "no dots"),
+    "a name that begins with a digit": Bad({"metadata.name": "3minilm"}, "metadata.name", "begin with a letter"),
+    "a name in capitals": Bad({"metadata.name": "MiniLM"}, "metadata.name", "lowercase"),
+    "a name in Chinese": Bad({"metadata.name": "模型"}, "metadata.name", "alphanumeric"),
+    # What the class does not allow
+    "more replicas than the class allows": Bad(
+        {"spec.serving.replicas": 11}, "spec.serving.replicas", "above the 10 that OnnxModelClass default allows"
+    ),
+    "a branch where the class wants a commit": Bad(
+        hub(revision="main"), "spec.source.huggingFace.revision", "40 hexadecimal digits"
+    ),
+    "a step as long as the class's deadline": Bad(
+        {STEPS: [{"weight": 10, "duration": "15m"}]}, STEPS, "progressDeadline of 15m from OnnxModelClass default"
+    ),
+    "a deadline shorter than the class's steps": Bad(
+        {"spec.rollout.progressDeadline": "1m"},
+        "spec.rollout.progressDeadline",
+        "every step from OnnxModelClass default",
+    ),
+}
+
+GATEWAY = "spec.traffic.gateway"
+PROVIDERS = "spec.executionProviders"
+
+BAD_CLASSES: Final = {
+    "no artifact store": Bad({"spec.artifactStore": ABSENT}, "spec.artifactStore", "Required"),
+    "no traffic": Bad({"spec.traffic": ABSENT}, "spec.traffic", "Required"),
+    "a domain with a scheme": Bad({"spec.traffic.domain": "https://models"}, "spec.traffic.domain", "should match"),
+    "a domain too long for any model's host": Bad(
+        {"spec.traffic.domain": "a" * 121}, "spec.traffic.domain", "Too long"
+    ),
+    "a gateway without its namespace": Bad({f"{GATEWAY}.namespace": ABSENT}, f"{GATEWAY}.namespace", "Required"),
+    "a hub with a password in its address": Bad(
+        {"spec.sources.huggingFace.endpoint": "https://user:secret@hub"}, "spec.sources.huggingFace.endpoint", "match"
+    ),
+    "a source of an unknown kind": Bad({"spec.sources.allowed": ["ftp"]}, "spec.sources.allowed[0]", "huggingFace"),
+    "a provider twice": Bad({PROVIDERS: [{"name": "CPUExecutionProvider"}] * 2}, f"{PROVIDERS}[1]", "Duplicate value"),
+    "a toleration of everything with a value": Bad(
+        {
+            PROVIDERS: [
+                {"name": "CPUExecutionProvider", "tolerations": [{"operator": "Exists", "key": "a", "value": "b"}]}
+            ]
+        },
+        f"{PROVIDERS}[0].tolerations[0]",
+        "value must be unset",
+    ),
+    "a toleration of nothing": Bad(
+        {PROVIDERS: [{"name": "CPUExecutionProvider", "tolerations": [{"effect": "NoSchedule"}]}]},
+        f"{PROVIDERS}[0].tolerations[0]",
+        "key may be unset only",
+    ),
+    "Jobs without time": Bad({"spec.jobs.deadline": "1s"}, "spec.jobs.deadline", "at least 10s"),
+    "steps that descend": Bad({STEPS: [{"weight": 50}, {"weight": 10}]}, STEPS, "must ascend"),
+    "a step as long as its own deadline": Bad(
+        {STEPS: [{"weight": 10, "duration": "15m"}]}, "spec.rollout.progressDeadline", "duration of every step"
+    ),
+    "no replicas at all": Bad({"spec.limits.maxReplicas": 0}, "spec.limits.maxReplicas", "greater than or equal to 1"),
+    "a default that is neither true nor false": Bad(
+        {"metadata.annotations": {"onnx-operator.io/is-default-class": "yes"}},
+        "onnx-operator.io/is-default-class",
+        'must be "true" or "false"',
+    ),
+}
+
+
+def cases(table: dict[str, Bad]) -> Iterable[object]:
+    return [pytest.param(bad, id=name) for name, bad in table.items()]
+
+
+def assert_refused(answer: ApiAnswer | None, bad: Bad) -> None:
+    assert answer is not None, "it was let through"
+    assert answer.status in {400, 403, 422}, answer
+    assert bad.path in answer.message
+    assert bad.word in answer.message
+    # A refusal that repeats a megabyte back is none that anybody reads.
+    assert len(answer.message) < 3_000
+
+
+def test_there_are_enough_bad_specs_to_mean_something() -> None:
+    assert len(BAD_MODELS) >= 40
+
+
+@pytest.mark.parametrize("bad", cases(BAD_MODELS))
+def test_a_model_is_refused_for(bad: Bad, installation: Installation, namespace: str) -> None:
+    manifest = changed(model(), bad.change)
+    assert_refused(dry_run(installation.admin, manifest, "onnxmodels", namespace), bad)
+
+
+@pytest.mark.parametrize("bad", cases(BAD_CLASSES))
+def test_a_class_is_refused_for(bad: Bad, installation: Installation) -> None:
+    manifest = changed(model_class(), bad.change)
+    assert_refused(dry_run(installation.admin, manifest, "onnxmodelclasses", None), bad)
+
+
+def test_the_objects_that_the_bad_ones_are_made_from_are_fine(installation: Installation, namespace: str) -> None:
+    assert dry_run(installation.admin, model(), "onnxmodels", namespace) is None
+    assert dry_run(installation.admin, model_class(), "onnxmodelclasses", None) is None
+    assert dry_run(installation.operator(), revision(), "onnxmodelrevisions", namespace) is None
+
+
+def test_a_name_of_63_characters_is_fine(installation: Installation, namespace: str) -> None:
+    assert dry_run(installation.admin, model("a" * 63), "onnxmodels", namespace) is None
+
+
+def test_a_bad_change_of_a_good_model_is_refused_and_leaves_it_as_it_was(
+    installation: Installation, namespace: str
+) -> None:
+    path = f"/apis/onnx-operator.io/v1alpha1/namespaces/{namespace}/onnxmodels"
+    created = installation.admin.create(path, model())
+    with pytest.raises(ApiAnswer, match=r"spec\.rollout\.steps.*must ascend"):
+        installation.admin.merge(f"{path}/minilm", {"spec": {"rollout": {"steps": [{"weight": 9}, {"weight": 5}]}}})
+    assert installation.admin.get(f"{path}/minilm") == created
+    mended = {"spec": {"rollout": {"steps": [{"weight": 5}, {"weight": 9}]}}}
+    assert installation.admin.merge(f"{path}/minilm", mended)["metadata"]["generation"] == 2
+
+
+def test_a_revision_is_immutable_even_for_the_operator(installation: Installation, namespace: str) -> None:
+    operator = installation.operator()
+    path = f"/apis/onnx-operator.io/v1alpha1/namespaces/{namespace}/onnxmodelrevisions"
+    operator.create(path, revision())
+    with pytest.raises(ApiAnswer, match=r"spec.*a revision is immutable; change the OnnxModel instead"):
+        operator.merge(f"{path}/minilm-1", {"spec": {"opset": 19}})
+
+
+def test_kubectl_shows_the_refusal_as_it_is(installation: Installation, namespace: str) -> None:
+    text = """
+apiVersion: onnx-operator.io/v1alpha1
+kind: OnnxModel
+metadata: {name: minilm}
+spec:
+  source: {persistentVolumeClaim: {claimName: x, namespace: other}}
+  rolout: {}
+"""
+    done = installation.kubectl("apply", f"--namespace={namespace}", "-f", "-", stdin=text)
+    assert done.returncode == 1
+    assert 'unknown field "spec.rolout"' in done.stderr
+    assert 'unknown field "spec.source.persistentVolumeClaim.namespace"' in done.stderr

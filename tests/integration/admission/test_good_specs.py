@@ -1,0 +1,107 @@
+"""What users write is taken, shown back with its defaults, and explained; applied again it changes nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import pytest
+import yaml
+
+from helm import ROOT
+from integration.admission.conftest import Installation
+from integration.admission.specs import GROUP, model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from integration.apiserver import ControlPlane
+
+EXAMPLES: Final = sorted((ROOT / "examples").glob("*.yaml"))
+OURS: Final = [path for path in EXAMPLES if "kind: OnnxModel" in path.read_text()]
+CRDS: Final = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_an_example_is_taken(path: Path, installation: Installation, namespace: str) -> None:
+    done = installation.kubectl(
+        *("apply", f"--namespace={namespace}", "--validate=strict", "--dry-run=server", "-f", str(path))
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_smallest_spec_shows_its_defaults(installation: Installation, namespace: str) -> None:
+    inside = f"--namespace={namespace}"
+    assert installation.kubectl("apply", inside, "-f", str(ROOT / "examples" / "smallest.yaml")).returncode == 0
+    shown = yaml.safe_load(installation.kubectl("get", inside, "onnxmodel", "minilm", "-o", "yaml").stdout)["spec"]
+    assert shown["executionProviders"] == [{"name": "CPUExecutionProvider"}]
+    assert shown["quantization"] == {"scheme": "none"}
+    assert (shown["task"], shown["opset"], shown["revisionHistoryLimit"]) == ("auto", 18, 5)
+    assert shown["serving"]["replicas"] == 1
+    assert shown["serving"]["batching"] == {"maxBatchSize": 32, "maxQueueDelay": "500us"}
+    # What the class decides is not frozen into the model.
+    assert not {"steps", "analysis", "progressDeadline"} & shown["rollout"].keys()
+
+
+def test_a_model_that_nobody_has_looked_at_says_so(installation: Installation, namespace: str) -> None:
+    created = installation.admin.create(f"{GROUP}/namespaces/{namespace}/onnxmodels", model())
+    assert created["status"]["observedGeneration"] == 0
+    assert created["status"]["phase"] == "Pending"
+    columns = installation.kubectl("get", f"--namespace={namespace}", "om").stdout.splitlines()
+    assert columns[0].split() == ["NAME", "READY", "PHASE", "STABLE", "CANDIDATE", "WEIGHT", "REASON", "AGE"]
+    assert "Pending" in columns[1]
+
+
+@pytest.mark.parametrize("path", OURS, ids=lambda path: path.name)
+def test_applied_again_an_example_changes_nothing(path: Path, installation: Installation, namespace: str) -> None:
+    inside = f"--namespace={namespace}"
+    versions = ("get", inside, "-f", str(path), "-o", "jsonpath={.metadata.resourceVersion}")
+    assert installation.kubectl("apply", inside, "-f", str(path)).returncode == 0
+    before = installation.kubectl(*versions).stdout
+    assert before.isdecimal()
+    assert installation.kubectl("apply", inside, "-f", str(path)).returncode == 0
+    assert installation.kubectl(*versions).stdout == before
+    assert installation.kubectl("diff", inside, "-f", str(path)).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "says"),
+    [
+        ("onnxmodel.spec.rollout", "How a new revision takes over"),
+        ("onnxmodel.spec.rollout.steps", "Weights the candidate passes through"),
+        ("onnxmodel.spec.rollout.analysis.metrics.slowerThan", "an answer that takes longer is slow"),
+        ("onnxmodel.spec.source.huggingFace.revision", "40 hexadecimal digits"),
+        ("onnxmodel.status.conditions", "Ready, Reconciling, Stalled and one per stage"),
+        ("onnxmodelclass.spec.artifactStore.claimName", "must exist in every namespace"),
+        ("onnxmodelrevision.status.quarantine", "Set when the revision failed or was rolled back"),
+    ],
+)
+def test_kubectl_explains(field: str, says: str, installation: Installation) -> None:
+    told = installation.kubectl("explain", field)
+    assert told.returncode == 0, told.stderr
+    assert says in " ".join(told.stdout.split())
+
+
+def test_short_names_and_the_category_work(installation: Installation, namespace: str) -> None:
+    installation.admin.create(f"{GROUP}/namespaces/{namespace}/onnxmodels", model())
+    for name in ("om", "omr", "omc", "onnx"):
+        done = installation.kubectl("get", f"--namespace={namespace}", name)
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_api_server_has_nothing_against_the_crds(control_plane: ControlPlane) -> None:
+    for name in ("onnxmodels", "onnxmodelrevisions", "onnxmodelclasses"):
+        definition = control_plane.admin.get(f"{CRDS}/{name}.onnx-operator.io")
+        assert definition is not None
+        conditions = {condition["type"]: condition["status"] for condition in definition["status"]["conditions"]}
+        assert conditions == {"NamesAccepted": "True", "Established": "True"}
+
+
+def test_the_crds_can_be_applied_the_old_way_and_again(control_plane: ControlPlane, installation: Installation) -> None:
+    # Client-side apply keeps a copy in an annotation, which ends at 262,144 bytes.
+    on_shared_plane = Installation(control_plane, installation.helm, values="")
+    apply = ("apply", "-f", str(ROOT / "crds"))
+    first = on_shared_plane.kubectl(*apply)
+    assert first.returncode == 0, first.stderr
+    again = on_shared_plane.kubectl(*apply)
+    assert again.stderr == ""
+    assert [line.split()[-1] for line in again.stdout.splitlines()] == ["unchanged"] * 3
