@@ -54,7 +54,7 @@ async def run(settings: Settings, reconcile: Reconcile, prometheus: Prometheus |
     clock, metrics = Clock(), Metrics()
     health = Health(clock.monotonic)
     queue = WorkQueue(now=clock.monotonic)
-    configuration = await load_configuration()
+    configuration = await load_configuration(settings.kubeconfig)
     async with contextlib.AsyncExitStack() as closing:
         # A client of its own: no crowd of requests may keep a renewal waiting for a connection.
         lease_kube = await closing.enter_async_context(Kube(configuration, fence=lambda: True))
@@ -128,19 +128,18 @@ async def _lead(  # noqa: PLR0917
     if not await _before(stop, relist.first()):
         return
     async with asyncio.TaskGroup() as group:
-        background = [
-            group.create_task(watch.run(), name="watch"),
-            group.create_task(relist.run(), name="relist"),
-            group.create_task(context.events.run(), name="events"),
-        ]
+        watching = group.create_task(watch.run(), name="watch")
+        relisting = group.create_task(relist.run(), name="relist")
+        posting = group.create_task(context.events.run(), name="events")
         working = group.create_task(workers.run(), name="workers")
         await stop.wait()
         log.info("stopping: reconciles under way are finished first")
         queue.close()
+        watching.cancel()
+        relisting.cancel()
         await _finish(working, _FINISH_SECONDS)
         await _finish(asyncio.create_task(context.events.flush()), _FLUSH_SECONDS)
-        for task in background:
-            task.cancel()
+        posting.cancel()
 
 
 async def _hold(lease: Lease) -> NoReturn:
@@ -163,10 +162,10 @@ async def _serving(settings: Settings, health: Health, metrics: Metrics, queue: 
         metrics.queue_depth.set(queue.depth)
         metrics.queue_oldest.set(queue.oldest_age)
 
-    runner = web.AppRunner(build_server(health, metrics.registry, refresh), access_log=None)
+    runner = web.AppRunner(build_server(health, metrics.registry, refresh), access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
-        await web.TCPSite(runner, settings.http_host, settings.http_port, shutdown_timeout=1.0).start()
+        await web.TCPSite(runner, settings.http_host, settings.http_port).start()
         yield
     finally:
         await runner.cleanup()

@@ -15,7 +15,7 @@ import itertools
 import logging
 import random
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import kopf
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_STOP_SECONDS = 5.0
 #: Kopf must never meet its own finalizer or annotations on an object; these names are nobody's.
 _KOPF_MARK = f"transport.{kube.GROUP}"
 
@@ -112,9 +113,11 @@ class Watch:
             try:
                 await asyncio.wait((ended, asked), return_when=asyncio.FIRST_COMPLETED)
             finally:
-                session.stop()
                 asked.cancel()
-            error = await ended
+                session.stop()
+                # A thread that does not end is left behind: it holds nothing, writes nothing, and is a daemon.
+                await asyncio.wait((ended,), timeout=_STOP_SECONDS)
+            error = await ended if ended.done() else TimeoutError("Kopf did not stop")
             self._metrics.watch_restarts.inc()
             if self._restart.is_set():
                 log.info("watch restarts: the cluster serves other kinds than before")
@@ -178,14 +181,20 @@ class _Session:
         self._stop_flag = asyncio.Event()
         if self._stopping.is_set():
             return
-        await kopf.operator(
-            registry=build_registry(self._hand_over, self._configuration),
-            settings=build_kopf_settings(self._settings),
-            standalone=True,
-            clusterwide=self._settings.is_cluster_wide,
-            namespaces=self._settings.watch_namespaces,
-            stop_flag=self._stop_flag,
-        )
+        try:
+            await kopf.operator(
+                registry=build_registry(self._hand_over, self._configuration),
+                settings=build_kopf_settings(self._settings),
+                standalone=True,
+                clusterwide=self._settings.is_cluster_wide,
+                namespaces=self._settings.watch_namespaces,
+                stop_flag=self._stop_flag,
+                # Else Kopf asks the user database for a name, and a container's bare uid has none there.
+                identity=cast("Any", self._settings.pod_name),
+            )
+        finally:
+            # Kopf closes its connections and leaves; TLS needs a moment of the loop to say goodbye.
+            await asyncio.sleep(0.25)
 
     def _hand_over(self, resource: Resource, event_type: str | None, manifest: Manifest) -> None:
         self._call_home(self._receive, resource, event_type, manifest)

@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 
 from typing_extensions import override
 
-#: What every record has; the rest of its attributes came in as `extra`.
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+#: What every record has, and what Kopf attaches for itself; all other attributes came in as `extra`.
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "settings", "k8s_skip"}
 
 
 class JsonFormatter(logging.Formatter):
@@ -54,7 +54,9 @@ def configure(level: str, log_format: str) -> None:
     else:
         handler.setFormatter(TextFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    # Kopf runs in a thread of its own on purpose and says at every start that it cannot take signals there.
+    # Kopf says two lines about every event, which only we act on.
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    # It runs in a thread of its own on purpose, and warns at every start that it cannot take signals there.
     logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
     # One line per probe and scrape tells nobody anything.
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)

@@ -72,10 +72,12 @@ class Relist:
 
     async def run(self) -> None:
         """Read again and again."""
+        # The watch begins after the first read; a deletion in between is told by the second read alone.
+        interval = min(10.0, self._settings.relist_seconds)
         while True:
-            interval = self._settings.relist_seconds
             await asyncio.sleep(_RETRY_SECONDS if self._troubled else interval * random.uniform(0.9, 1.1))  # noqa: S311
             await self.once()
+            interval = self._settings.relist_seconds
 
     async def once(self) -> bool:
         """One full read; says whether every kind could be read."""

@@ -95,6 +95,7 @@ class Settings:
     watch_namespaces: tuple[str, ...] = _setting(
         _namespaces, "namespaces to serve, separated by commas; empty means the whole cluster", default=()
     )
+    kubeconfig: str | None = _setting(_optional_text, "kubeconfig file to use; empty inside a cluster", default=None)
     pod_namespace: str = _setting(_text, "namespace of this pod; the lease lives there", default="onnx-operator")
     pod_name: str = _setting(_text, "name of this pod", default_factory=socket.gethostname)
     lease_name: str = _setting(_text, "name of the leader election's Lease", default="onnx-operator")

@@ -218,7 +218,12 @@ def _raw_causes(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _causes(answer: Mapping[str, Any]) -> tuple[FieldCause, ...]:
-    return tuple(FieldCause(str(c.get("field", "")), str(c.get("message", ""))) for c in _raw_causes(answer))
+    return tuple(
+        FieldCause(cause["field"], str(cause.get("message", "")))
+        for cause in _raw_causes(answer)
+        # Rules that could not be checked, as the object is malformed already, come as a cause of no field.
+        if cause.get("field") not in {None, "", "<nil>"}
+    )
 
 
 def _retry_after(headers: Mapping[str, str], answer: Mapping[str, Any]) -> float:

@@ -27,6 +27,7 @@ from onnx_operator.adapters.errors import (
     Call,
     Conflict,
     Expired,
+    Invalid,
     NotFound,
     NotLeading,
     Unavailable,
@@ -145,10 +146,13 @@ class Cache(Protocol):
     def forget(self, resource: Resource, namespace: str | None, name: str, uid: str) -> None: ...
 
 
-async def load_configuration() -> client.Configuration:
-    """Where the API server is and who we are there: the pod's service account, else $KUBECONFIG."""
+async def load_configuration(kubeconfig: str | None) -> client.Configuration:
+    """Where the API server is and who we are there: a kubeconfig file, or the pod's own service account."""
     configuration = client.Configuration()
-    await config.load_config(client_configuration=configuration)
+    if kubeconfig is None:
+        config.load_incluster_config(client_configuration=configuration)
+    else:
+        await config.load_kube_config(config_file=kubeconfig, client_configuration=configuration)
     # A proxy meant for the world outside is never the way to our own API server.
     configuration.client_session_kwargs = {"trust_env": False}
     return configuration
@@ -231,14 +235,24 @@ class Kube:
         if uid is not None:
             # The server compares it: an object recreated under this name by somebody else stays untouched.
             manifest = {**manifest, "metadata": {**manifest["metadata"], "uid": uid}}
-        return await self._write(
-            call,
-            "PATCH",
-            resource.path(namespace, name),
-            query={"fieldManager": FIELD_MANAGER, "force": "true"},
-            body=manifest,
-            content_type="application/apply-patch+yaml",
-        )
+        try:
+            return await self._write(
+                call,
+                "PATCH",
+                resource.path(namespace, name),
+                query={"fieldManager": FIELD_MANAGER, "force": "true"},
+                body=manifest,
+                content_type="application/apply-patch+yaml",
+            )
+        except Invalid as error:
+            if uid is None or "metadata.uid" not in {cause.field for cause in error.causes}:
+                raise
+            self._forget(resource, namespace, name, uid)
+            raise Conflict(call, "the object was replaced by another of its name", status=409) from error
+        except Conflict:
+            if uid is not None and await self.get(resource, namespace, name) is None:
+                self._forget(resource, namespace, name, uid)
+            raise
 
     async def create(self, manifest: Manifest) -> Manifest:
         """Create the object; AlreadyExists where the name is taken."""
@@ -309,10 +323,10 @@ class Kube:
         except (NotFound, Conflict):
             self._forget(resource, namespace, name, uid)
             return False
-        if answer.get("kind") == "Status":
-            self._forget(resource, namespace, name, uid)
-        else:  # finalizers or a grace period keep it for a while
+        if answer["metadata"].get("deletionTimestamp"):  # finalizers or a grace period keep it for a while
             self._remember(answer)
+        else:  # a Status, or for some kinds the object as it was
+            self._forget(resource, namespace, name, uid)
         return True
 
     # ---- inside

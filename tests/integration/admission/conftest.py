@@ -26,6 +26,11 @@ _NUMBERS = itertools.count(1)
 
 DEVELOPER = "developer"
 BACKUP = "backup-tool"
+SECOND = "second"
+
+
+def username(account: str) -> str:
+    return f"system:serviceaccount:{NAMESPACE}:{account}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +48,15 @@ class Installation:
 
     def operator(self, account: str = RELEASE) -> Client:
         """The operator's own ServiceAccount, with a token as its pod has one."""
-        path = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{account}/token"
-        request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
-        token = self.admin.create(path, request)["status"]["token"]
-        return Client(self.plane.server, self.plane.ca, token)
+        return Client(self.plane.server, self.plane.ca, self._token(account))
+
+    def kubeconfig_of_operator(self, folder: Path, account: str = RELEASE) -> Path:
+        """The same for a process: what a pod finds in its files."""
+        config = yaml.safe_load(self.plane.kubeconfig().read_text())
+        config["users"] = [{"name": "u", "user": {"token": self._token(account)}}]
+        path = folder / f"{account}.kubeconfig"
+        path.write_text(yaml.safe_dump(config))
+        return path
 
     def kubectl(
         self, *arguments: str, stdin: str | None = None, user: str = "admin"
@@ -56,6 +66,11 @@ class Installation:
         return subprocess.run(
             [*command, *arguments], input=stdin, capture_output=True, text=True, timeout=60, check=False
         )
+
+    def _token(self, account: str) -> str:
+        path = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{account}/token"
+        request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+        return str(self.admin.create(path, request)["status"]["token"])
 
 
 @pytest.fixture(scope="package")
@@ -80,7 +95,8 @@ def write_values(folder: Path) -> Path:
     example = yaml.safe_load((ROOT / "examples" / "class.yaml").read_text())
     values = {
         "images": {"registry": "registry.example.com"},
-        "admission": {"writers": [BACKUP]},
+        # The second release, which tests put beside this one, is guarded by the policies of this one, too.
+        "admission": {"writers": [BACKUP, username(SECOND)]},
         "defaultClass": {"create": True, "name": example["metadata"]["name"], "spec": example["spec"]},
     }
     path = folder / "values.yaml"

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from helm import CHART, NAMESPACE, RELEASE, ROOT, HelmError
+from integration.admission.conftest import SECOND, username
 from integration.admission.specs import GROUP, Manifest, model
 from integration.admission.test_policies import access
 
@@ -95,10 +96,10 @@ def test_a_release_for_two_namespaces_stands_beside_the_first_and_leaves_the_crd
     other = f"{namespace}-other"
     admin.create("/api/v1/namespaces", {"metadata": {"name": other}})
     installation.helm.run(
-        *("install", "second", str(CHART), f"--namespace={NAMESPACE}", "--set=images.registry=registry.example.com"),
-        *("--set=fullnameOverride=second", f"--set=watchNamespaces={{{namespace},{other}}}"),
+        *("install", SECOND, str(CHART), f"--namespace={NAMESPACE}", "--set=images.registry=registry.example.com"),
+        *(f"--set=fullnameOverride={SECOND}", f"--set=watchNamespaces={{{namespace},{other}}}"),
     )
-    second = f"system:serviceaccount:{NAMESPACE}:second"
+    second = username(SECOND)
     for where, allowed in {namespace: True, other: True, "default": False, NAMESPACE: False}.items():
         assert access(installation, second, "create", "batch/jobs", where) is allowed, where
         assert access(installation, second, "list", "onnx-operator.io/onnxmodels", where) is allowed, where
@@ -108,7 +109,7 @@ def test_a_release_for_two_namespaces_stands_beside_the_first_and_leaves_the_crd
     assert not access(installation, second, "patch", "onnx-operator.io/onnxmodelclasses")
 
     created = admin.create(f"{GROUP}/namespaces/{namespace}/onnxmodels", model())
-    installation.helm.run("uninstall", "second", f"--namespace={NAMESPACE}")
+    installation.helm.run("uninstall", SECOND, f"--namespace={NAMESPACE}")
     assert admin.get(f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/roles/second") is None
     kept = admin.get(f"{GROUP}/namespaces/{namespace}/onnxmodels/minilm")
     assert kept is not None

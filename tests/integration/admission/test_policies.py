@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from integration.admission.conftest import BACKUP, DEVELOPER, Installation, dry_run
+from helm import RELEASE
+from integration.admission.conftest import BACKUP, DEVELOPER, Installation, dry_run, username
 from integration.admission.specs import CLAIM, GROUP, HUB, Manifest, model, model_class, revision
 from integration.apiserver import ApiAnswer, wait_until
 
@@ -204,7 +205,7 @@ def access(installation: Installation, user: str, verb: str, resource: str, wher
     return bool(answer["status"]["allowed"])
 
 
-OPERATOR = "system:serviceaccount:onnx-operator-system:onnx-operator"
+OPERATOR = username(RELEASE)
 
 
 @pytest.mark.parametrize("resource", ["secrets", "configmaps", "nodes", "serviceaccounts", "pods:exec", "pods:log"])
@@ -218,10 +219,12 @@ def test_the_operator_does_what_it_must(installation: Installation, namespace: s
     for resource in (
         *("batch/jobs", "apps/deployments", "services", "policy/poddisruptionbudgets"),
         *("networking.k8s.io/networkpolicies", "gateway.networking.k8s.io/httproutes"),
-        *("gateway.networking.k8s.io/grpcroutes", "onnx-operator.io/onnxmodelrevisions"),
+        "gateway.networking.k8s.io/grpcroutes",
     ):
         for verb in ("get", "list", "watch", "create", "patch", "delete"):
             assert access(installation, OPERATOR, verb, resource, namespace), f"{verb} {resource}"
+    assert access(installation, OPERATOR, "create", "onnx-operator.io/onnxmodelrevisions", namespace)
+    assert not access(installation, OPERATOR, "patch", "onnx-operator.io/onnxmodelrevisions", namespace)
     assert access(installation, OPERATOR, "patch", "onnx-operator.io/onnxmodels:status", namespace)
     assert not access(installation, OPERATOR, "patch", "onnx-operator.io/onnxmodels", namespace)
 

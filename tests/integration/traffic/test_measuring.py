@@ -221,7 +221,7 @@ def rollout(request: pytest.FixtureRequest, triton: Path, stable: Server, tmp_pa
             Revision(STABLE, stable.http_port, stable.grpc_port),
             Revision(number, server.http_port, server.grpc_port),
         ]
-        gateway = Gateway(tmp_path, *sides)
+        gateway = Gateway(tmp_path, sides[0], sides[1])
         stack.callback(gateway.start().stop)
         scraper = Scraper(tmp_path, gateway.admin_port)
         prometheus = scraper.start()

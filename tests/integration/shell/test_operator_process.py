@@ -1,0 +1,183 @@
+"""The whole process on a real API server: leading, failing over, outliving outages, and ending well."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from integration.apiserver import wait_until
+from onnx_operator.adapters import kube
+
+if TYPE_CHECKING:
+    import pytest
+    from integration.apiserver import ControlPlane
+    from integration.shell.conftest import Models, StartOperator
+
+
+def test_the_standby_leads_within_20_s_after_the_leader_is_killed(operator: StartOperator, models: Models) -> None:
+    models.create("a")
+    first = operator("one").start()
+    first.wait_leading()
+    second = operator("two").start()
+    wait_until(lambda: second.page("/readyz")[0] == 200, within=30, what="the standby is ready")
+    assert second.lines(message="leading") == []
+
+    first.signal(signal.SIGKILL)
+    second.wait_leading(within=20)
+    models.create("b")
+    wait_until(lambda: models.is_settled("b"), within=20, what=f"the new leader works:\n{second.tail()}")
+
+
+def test_sigterm_finishes_what_was_begun_and_gives_the_lease_back(operator: StartOperator, models: Models) -> None:
+    first = operator("one").start()
+    first.wait_leading()
+    second = operator("two").start()
+    wait_until(lambda: second.page("/readyz")[0] == 200, within=30, what="the standby is ready")
+    models.create("slow-one")
+    wait_until(first.reconciled, within=30, what="the slow reconcile has begun")
+
+    told = time.monotonic()
+    first.signal(signal.SIGTERM)
+    assert first.wait(20) == 0, first.tail()
+    assert time.monotonic() - told < 20
+    assert first.lines(event="slow work finished")
+    assert first.lines(event="ended well")
+    assert first.lines(message="lease released")
+    # Without the release it would take the 15 s of the lease.
+    second.wait_leading(within=10)
+
+
+def test_a_leader_stopped_in_mid_work_writes_nothing_when_it_wakes_up_dethroned(
+    operator: StartOperator, models: Models
+) -> None:
+    models.create("busy-a", "busy-b", "busy-c")
+    first = operator("one").start()
+    first.wait_leading()
+    wait_until(lambda: _writer(models, "busy-a") == "one", within=20, what="the first one writes")
+    second = operator("two").start()
+    wait_until(lambda: second.page("/readyz")[0] == 200, within=30, what="the standby is ready")
+
+    first.signal(signal.SIGSTOP)
+    second.wait_leading(within=40)
+    for name in ("busy-a", "busy-b", "busy-c"):
+        wait_until(lambda name=name: _writer(models, name) == "two", within=20, what="the second one writes")
+    first.signal(signal.SIGCONT)
+    assert first.wait(20) == 1, first.tail()
+    assert first.lines(message="leadership lost, ending at once")
+    # Nobody but the new leader has written since: every version of every object is its own.
+    for name in ("busy-a", "busy-b", "busy-c"):
+        assert _writer(models, name) == "two"
+
+
+def _writer(models: Models, name: str) -> str | None:
+    found = models.get(name) or {}
+    reason: str | None = (found.get("status", {}).get("lastFailure") or {}).get("reason")
+    return reason
+
+
+def test_after_100_s_without_api_server_every_model_is_looked_at_again(
+    operator: StartOperator, models: Models, control_plane: ControlPlane
+) -> None:
+    models.create(*(f"m-{number}" for number in range(20)))
+    one = operator("one").supervise()
+    one.wait_leading()
+    wait_until(lambda: all(models.is_settled(f"m-{n}") for n in range(20)), within=60, what="all settled")
+
+    control_plane.apiserver.kill()
+    try:
+        time.sleep(100)  # the length of the outage is what is tested
+    finally:
+        control_plane.start_apiserver()
+    back = time.time()
+    expected = {models.key(f"m-{number}") for number in range(20)}
+    wait_until(
+        lambda: set(one.reconciled(since=back)) >= expected,
+        within=60,
+        what=f"all reconciled after the outage:\n{one.tail()}",
+    )
+    took = time.time() - back
+    print(f"\nevery one of 20 models was looked at {took:.1f} s after the API server came back")
+    models.change("m-3", opset=19)
+    models.create("new")
+    wait_until(lambda: models.is_settled("new") and models.is_settled("m-3"), within=20, what="watches work again")
+    # Losing the lease ends the process once; standing by for the API server does not.
+    assert one.starts == 2
+
+
+def test_a_short_outage_ends_nothing(operator: StartOperator, models: Models, control_plane: ControlPlane) -> None:
+    models.create("a")
+    one = operator("one").start()
+    one.wait_leading()
+    wait_until(lambda: models.is_settled("a"), within=20, what="settled")
+    control_plane.apiserver.pause()
+    time.sleep(4)  # the length of the outage is what is tested
+    control_plane.apiserver.resume()
+    models.create("b")
+    wait_until(lambda: models.is_settled("b"), within=60, what=f"works after the pause:\n{one.tail()}")
+    assert one.lines(message="leading")
+    assert len(one.lines(message="leading")) == 1
+    assert one.page("/healthz") == (200, "ok")
+
+
+def test_refused_statuses_and_poison_models_stop_nobody_else(operator: StartOperator, models: Models) -> None:
+    models.create("refused-a", "poison-a", "good-a")
+    one = operator("one").start()
+    one.wait_leading()
+    wait_until(lambda: models.is_settled("good-a"), within=30, what="the good one settled")
+    for name in ("refused-a", "poison-a"):
+        key = models.key(name)
+        wait_until(lambda key=key: one.reconciled().count(key) >= 4, within=60, what=f"{key} is tried again")
+    models.create("good-b")
+    wait_until(lambda: models.is_settled("good-b"), within=10, what="the other good one settled")
+    metrics = one.page("/metrics")[1]
+    assert 'onnx_operator_reconciles_total{outcome="crashed",reason="RuntimeError"}' in metrics
+    assert 'onnx_operator_reconciles_total{outcome="refused",reason="Invalid"}' in metrics
+    assert "onnx_operator_leader 1.0" in metrics
+    assert one.page("/healthz") == (200, "ok")
+    crash = one.lines(message="reconcile failed", outcome="crashed")[0]
+    assert crash["key"] == models.key("poison-a")
+    assert "RuntimeError: poison" in crash["exception"]
+
+
+def test_a_deleted_model_is_looked_at_once_more(operator: StartOperator, models: Models) -> None:
+    models.create("a")
+    one = operator("one").start()
+    one.wait_leading()
+    wait_until(lambda: models.is_settled("a"), within=20, what="settled")
+    models.delete("a")
+    wait_until(
+        lambda: one.lines(event="reconciled", key=models.key("a"), exists=False),
+        within=20,
+        what="the deletion was seen",
+    )
+
+
+def test_a_wrong_setting_is_named_and_ends_the_process(operator: StartOperator) -> None:
+    one = operator("one", WORKERS="many").start()
+    assert one.wait(30) != 0
+    assert "WORKERS: 'many' is no whole number from 1 to 256" in one.log.read_text()
+
+
+def test_a_thousand_models_start_in_seconds_and_fit_in_memory(
+    operator: StartOperator, models: Models, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models.create(*(f"m-{number}" for number in range(1000)))
+    one = operator("one").start()
+    one.wait_leading()
+    led = one.lines(message="leading")[0]["time"]
+    wait_until(lambda: len(set(one.reconciled())) == 1000, within=120, what=f"all 1,000 reconciled:\n{one.tail()}")
+    wait_until(lambda: models.is_settled("m-999"), within=30, what="settled")
+    assert one.process is not None
+    status = Path(f"/proc/{one.process.pid}/status").read_text()
+    memory = int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) // 1024
+    ticks = Path(f"/proc/{one.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    cpu = (int(ticks[11]) + int(ticks[12])) / 100
+    first, last = one.lines(event="reconciled")[0]["at"], one.lines(event="reconciled")[-1]["at"]
+    with capsys.disabled():
+        print(
+            f"\n1,000 models: leading {led}, all reconciled (one status write each) in {last - first:.1f} s,"
+            f" {cpu:.1f} s of CPU since start, peak memory {memory} MiB"
+        )
+    assert memory < 350
