@@ -1,6 +1,6 @@
 {{/*
-What the operator may do where models live. It may read no Secret (Jobs mount them), no node and no log, and it writes
-no object of a model but its status.
+What the operator may do where models live. It may read no Secret (Jobs mount them), no node and no log, and of a
+model it writes the status alone.
 */}}
 {{- define "onnx-operator.rules" -}}
 - apiGroups: [onnx-operator.io]
@@ -8,7 +8,7 @@ no object of a model but its status.
   verbs: [get, list, watch]
 - apiGroups: [onnx-operator.io]
   resources: [onnxmodelrevisions]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [get, list, watch, create, delete]
 - apiGroups: [onnx-operator.io]
   resources: [onnxmodels/status, onnxmodelrevisions/status]
   verbs: [patch]
@@ -37,9 +37,6 @@ no object of a model but its status.
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch]
-- apiGroups: [""]
-  resources: [persistentvolumeclaims]
-  verbs: [get]
 # list: why a Job has no pods (a quota, Pod Security) is told in Events alone.
 - apiGroups: [events.k8s.io]
   resources: [events]

@@ -70,8 +70,7 @@ def test_a_model_lives_and_dies_and_nothing_was_forbidden(world: World, rights: 
     assert {event["reason"] for event in events if event["reportingController"].startswith("onnx-operator.io/")}
 
     world.delete("minilm")
-    for path in OWNED:
-        world.until(lambda path=path: world.items(path) == [], f"{path} are gone")
+    world.until(lambda: [path for path in OWNED if world.items(path)] == [], "all that it owned is gone")
     said = operator.log.read_text()
     assert "forbidden" not in said.lower()
     assert operator.page("/healthz")[0] == 200
