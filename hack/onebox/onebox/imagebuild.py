@@ -23,7 +23,7 @@ from onebox.console import OneboxError, heartbeat, run, say, stage
 from onebox.places import HACK, REPOSITORY, onebox_cache
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 _NAMESPACES = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--")
 _RUN_FOLDER = Path("/run/onebox-buildah")
@@ -100,9 +100,11 @@ def build_base(ref: str, blobs: BlobStore) -> Image:
     return _taken_out(ref, blobs)
 
 
-def build(dockerfile: Path, ref: str, arguments: dict[str, str], tools: Path, blobs: BlobStore) -> Image:
-    """Build a Dockerfile with the repository's root as context."""
+def build(dockerfile: str, ref: str, arguments: Mapping[str, str], tools: Path, blobs: BlobStore) -> Image:
+    """Build a Dockerfile's text with the repository's root as context."""
     with tempfile.TemporaryDirectory(dir=onebox_cache()) as temporary, heartbeat(f"building {ref}"):
+        written = Path(temporary, "Dockerfile")
+        written.write_text(dockerfile)
         mounts = [f"--volume={source}:{target}:ro" for source, target in _settings(Path(temporary))]
         _buildah(
             "build",
@@ -114,7 +116,7 @@ def build(dockerfile: Path, ref: str, arguments: dict[str, str], tools: Path, bl
             f"--build-context=tools={tools}",
             *(f"--build-arg={name}={value}" for name, value in arguments.items()),
             *mounts,
-            f"--file={dockerfile}",
+            f"--file={written}",
             f"--tag={ref}",
             REPOSITORY,
         )

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import stat
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from onebox import imagebuild, packages, tools
@@ -19,7 +19,7 @@ from onebox.console import OneboxError, run, stage
 from onebox.places import HACK, REPOSITORY, onebox_cache
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
 PREFIX = "localhost/onnx-operator"
@@ -35,7 +35,6 @@ class Recipe:
     name: str
     dockerfile: Path
     tools: tuple[str, ...] = ()  # binaries that it copies from the build context `tools`
-    arguments: dict[str, str] = field(default_factory=dict)
 
 
 #: The project's own images; one whose Dockerfile does not exist (yet) is passed over.
@@ -68,6 +67,21 @@ def copied_paths(dockerfile: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def split_at_own_code(dockerfile: str) -> tuple[str, ...]:
+    """Cut a Dockerfile before the first file of the repository that its last stage copies.
+
+    What comes before (the dependencies) becomes an image of its own, from which the rest starts. The result is the
+    same, but a changed line of our code then costs two seconds: buildah, asked for the whole, would first read
+    through every dependency again to see that `COPY --from` copies the same as the last time.
+    """
+    lines = dockerfile.splitlines(keepends=True)
+    stage = max(number for number, line in enumerate(lines) if line.upper().startswith("FROM "))
+    own = next((number for number in range(stage, len(lines)) if copied_paths(lines[number])), None)
+    head, tail = "".join(lines[:own]), "".join(lines[own:]) if own else ""
+    in_one_piece = not tail or "--from=" in tail or re.search("^ARG ", "".join(lines[stage:own]), re.MULTILINE)
+    return (dockerfile,) if in_one_piece else (head, f"ARG BASE_IMAGE=\nFROM ${{BASE_IMAGE}}\n{tail}")
+
+
 def _files_below(path: Path) -> Iterator[Path]:
     if path.name in _UNTRACKED or path.suffix == ".pyc":
         return
@@ -78,17 +92,13 @@ def _files_below(path: Path) -> Iterator[Path]:
         yield from _files_below(child)
 
 
-def content_hash(recipe: Recipe, base: str, tools_key: str) -> str:
-    """Twelve hex digits over everything that shapes the image."""
-    described = recipe.dockerfile.read_text()
-    shape = hashlib.sha256(repr((described, base, sorted(recipe.arguments.items()))).encode())
-    if recipe.tools:
-        shape.update(tools_key.encode())
-    for pattern in copied_paths(described):
+def content_hash(dockerfile: str, arguments: Mapping[str, str], tools_key: str = "") -> str:
+    """Twelve hex digits over everything that shapes the image; `tools_key` only where it copies tools."""
+    shape = hashlib.sha256(repr((dockerfile, sorted(arguments.items()), tools_key)).encode())
+    for pattern in copied_paths(dockerfile):
         matches = sorted(REPOSITORY.glob(pattern.strip("/"))) if pattern.strip("./") else [REPOSITORY]
         if not matches:
-            message = f"{recipe.dockerfile}: copies {pattern}, and there is no such path in {REPOSITORY}"
-            raise OneboxError(message)
+            raise OneboxError(f"a Dockerfile copies {pattern}, and there is no such path in {REPOSITORY}")
         for file in (file for match in matches for file in _files_below(match)):
             content = str(file.readlink()).encode() if file.is_symlink() else file.read_bytes()
             name = f"{file.relative_to(REPOSITORY)} {file.lstat().st_mode & stat.S_IXUSR}"
@@ -136,21 +146,29 @@ class Catalogue:
         """The Debian base of all other images."""
         recipe = (HACK / "images/base.Dockerfile").read_text() + repr(imagebuild.BASE)
         ref = f"{PREFIX}/base:{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
-        with imagebuild.one_build_at_a_time():
-            return self.find(ref) or self.keep(imagebuild.build_base(ref, self.blobs))
+        return self._found_or_built(ref, lambda: imagebuild.build_base(ref, self.blobs))
 
     def from_recipe(self, recipe: Recipe) -> Image:
         """The image of this recipe as the files are now; built if it is not there."""
-        base = self.base().ref
         folder = tools.ensure(tuple(tool for tool in tools.ALL if tool.name in recipe.tools))
-        ref = f"{PREFIX}/{recipe.name}:{content_hash(recipe, base, folder.name)}"
-        with imagebuild.one_build_at_a_time():
-            found = self.find(ref)
-            if found:
-                return found
-            with stage(f"image {recipe.name}"):
-                arguments = {"BASE_IMAGE": base, **recipe.arguments}
-                return self.keep(imagebuild.build(recipe.dockerfile, ref, arguments, folder, self.blobs))
+        key = folder.name if recipe.tools else ""
+        *dependencies, last = split_at_own_code(recipe.dockerfile.read_text())
+        image = self.base()
+        for name, text in (*((f"{recipe.name}-dependencies", part) for part in dependencies), (recipe.name, last)):
+            image = self._from_dockerfile(name, text, image.ref, folder, key)
+        return image
+
+    def _from_dockerfile(self, name: str, text: str, base: str, folder: Path, key: str) -> Image:
+        arguments = {"BASE_IMAGE": base}
+        ref = f"{PREFIX}/{name}:{content_hash(text, arguments, key)}"
+        return self._found_or_built(ref, lambda: imagebuild.build(text, ref, arguments, folder, self.blobs))
+
+    def _found_or_built(self, ref: str, build: Callable[[], Image]) -> Image:
+        found = self.find(ref)
+        if found:
+            return found
+        with imagebuild.one_build_at_a_time(), stage(f"image {ref}"):
+            return self.find(ref) or self.keep(build())
 
     def from_binary(self, ref: str, binary: Path, key: str, entrypoint: tuple[str, ...], user: str = "") -> Image:
         """An image that holds one static binary and an empty /tmp, nothing else."""

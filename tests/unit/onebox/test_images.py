@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from onebox.console import OneboxError
 
 from onebox import images
-from onebox.console import OneboxError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,8 +26,8 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def hash_of(repository: Path, base: str = "base:1", tools: tuple[str, ...] = (), key: str = "k") -> str:
-    return images.content_hash(images.Recipe("app", repository / "Dockerfile", tools), base, key)
+def hash_of(repository: Path, base: str = "base:1", key: str = "") -> str:
+    return images.content_hash((repository / "Dockerfile").read_text(), {"BASE_IMAGE": base}, key)
 
 
 @pytest.mark.parametrize(
@@ -63,8 +63,7 @@ def test_the_tag_does_not_change_with(repository: Path, change: Callable[[Path],
 
 def test_the_tag_changes_with_the_base_and_with_the_tools_that_are_copied(repository: Path) -> None:
     assert hash_of(repository, base="base:1") != hash_of(repository, base="base:2")
-    assert hash_of(repository, key="k") == hash_of(repository, key="l")
-    assert hash_of(repository, tools=("t",), key="k") != hash_of(repository, tools=("t",), key="l")
+    assert hash_of(repository, key="k") != hash_of(repository, key="l")
 
 
 def test_a_copied_path_that_does_not_exist_is_named(repository: Path) -> None:
@@ -94,4 +93,40 @@ def test_the_inputs_are_read_from_the_dockerfile(line: str, paths: tuple[str, ..
 @pytest.mark.parametrize("recipe", [*images.PROJECT, *images.SYSTEM], ids=lambda recipe: recipe.name)
 def test_every_dockerfile_copies_only_what_exists_and_takes_its_base_as_argument(recipe: images.Recipe) -> None:
     assert "ARG BASE_IMAGE=" in recipe.dockerfile.read_text()
-    assert len(images.content_hash(recipe, "base:1", "key")) == 12
+    assert len(images.content_hash(recipe.dockerfile.read_text(), {})) == 12
+
+
+@pytest.mark.parametrize("recipe", images.PROJECT, ids=lambda recipe: recipe.name)
+def test_a_change_of_our_code_leaves_the_dependencies_of_every_image_alone(recipe: images.Recipe) -> None:
+    dependencies, own = images.split_at_own_code(recipe.dockerfile.read_text())
+    assert "requirements" in dependencies
+    assert "requirements" not in own
+
+
+ARGUMENT = "ARG BASE_IMAGE=public\n"
+STAGE = "FROM ${BASE_IMAGE} AS built\nCOPY locks /l\nRUN install\n"
+
+
+@pytest.mark.parametrize(
+    ("last_stage", "parts"),
+    [
+        pytest.param(
+            "FROM ${BASE_IMAGE}\nCOPY --from=built /x /x\nENV A=1\nCOPY app /app\nUSER 1\n",
+            (
+                ARGUMENT + STAGE + "FROM ${BASE_IMAGE}\nCOPY --from=built /x /x\nENV A=1\n",
+                "ARG BASE_IMAGE=\nFROM ${BASE_IMAGE}\nCOPY app /app\nUSER 1\n",
+            ),
+            id="dependencies, then our code",
+        ),
+        pytest.param("FROM ${BASE_IMAGE}\nCOPY --from=built /x /x\n", None, id="none of our code"),
+        pytest.param(
+            "FROM ${BASE_IMAGE}\nCOPY app /app\nCOPY --from=built /x /x\n", None, id="a stage is needed after our code"
+        ),
+        pytest.param(
+            "FROM ${BASE_IMAGE}\nARG VERSION\nCOPY app /app\nRUN echo $VERSION\n", None, id="an argument of the stage"
+        ),
+    ],
+)
+def test_a_dockerfile_is_cut_before_our_code_where_that_is_safe(last_stage: str, parts: tuple[str, ...] | None) -> None:
+    whole = ARGUMENT + STAGE + last_stage
+    assert images.split_at_own_code(whole) == (parts or (whole,))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from onebox.places import Cluster, cache_root
 
 HOME = Path("/cache/onebox")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-from onebox import tools
 from onebox.archive import Image
-from onebox.images import SystemImages
 from onebox.places import HACK, Cluster
 from onebox.plan import Plan, addon_manifests, node_config
+
+from onebox import tools
+from onebox.images import SystemImages
 
 GO_MOD = (HACK / "go.mod").read_text()
 
@@ -63,15 +64,11 @@ def test_two_clusters_have_the_same_addons_and_different_nodes() -> None:
 
 
 def test_another_gateway_image_is_applied_and_another_pause_image_is_another_node() -> None:
-    gateway = SystemImages(**{**_fields(SYSTEM), "envoy_gateway": image("other")})
-    pause = SystemImages(**{**_fields(SYSTEM), "control_plane": {"pause": image("other")}})
+    gateway = replace(SYSTEM, envoy_gateway=image("other"))
+    pause = replace(SYSTEM, control_plane={"pause": image("other")})
     assert plan(system=gateway).node_hash == plan().node_hash
     assert plan(system=gateway).addons_hash != plan().addons_hash
     assert plan(system=pause).node_hash != plan().node_hash
-
-
-def _fields(system: SystemImages) -> dict[str, object]:
-    return {name: getattr(system, name) for name in SystemImages.__slots__}
 
 
 def test_nothing_in_the_configuration_loosens_who_may_do_what() -> None:
