@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+
 from checkpoints import BAD, Bad, bad, tiny
 from onnx_converter.reasons import BY_NAME, PERMANENT_CODES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conftest import Line
+    from unit.converter.steps import Line
 
 
 @pytest.mark.parametrize("case", BAD, ids=lambda case: case.name.replace(" ", "-"))
