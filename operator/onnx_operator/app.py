@@ -56,6 +56,8 @@ async def run(settings: Settings, reconcile: Reconcile, prometheus: Prometheus |
     queue = WorkQueue(now=clock.monotonic)
     configuration = await load_configuration(settings.kubeconfig)
     async with contextlib.AsyncExitStack() as closing:
+        if prometheus is not None:
+            closing.push_async_callback(prometheus.close)
         # A client of its own: no crowd of requests may keep a renewal waiting for a connection.
         lease_kube = await closing.enter_async_context(Kube(configuration, fence=lambda: True))
         lease = Lease(
@@ -66,7 +68,7 @@ async def run(settings: Settings, reconcile: Reconcile, prometheus: Prometheus |
             # Of this process, not of this pod: a restarted container must not take itself for its predecessor.
             identity=f"{settings.pod_name}_{uuid.uuid4().hex[:8]}",
             attempted=health.expect("lease", within=60),
-            answered=health.ready,
+            answered=health.answered,
         )
         await closing.enter_async_context(_serving(settings, health, metrics, queue))
         if not await _before(stop, lease.acquire()):
@@ -106,7 +108,13 @@ async def _lead(  # noqa: PLR0917
     """What only the leader does, until told to stop."""
     settings, metrics, clock = context.settings, context.metrics, context.clock
     inbox = Inbox(context.store, queue)
-    watch = Watch(settings, configuration, inbox, metrics)
+    watch = Watch(
+        settings,
+        configuration,
+        inbox,
+        metrics,
+        running=health.expect("watch", within=300, when=lambda: relist.age < 3 * settings.relist_seconds),
+    )
     relist = Relist(
         context.kube,
         context.store,
@@ -127,6 +135,7 @@ async def _lead(  # noqa: PLR0917
     workers = Workers(queue, reconcile, context, metrics, finished=finished)
     if not await _before(stop, relist.first()):
         return
+    health.ready_only_if(lambda: watch.is_established)
     async with asyncio.TaskGroup() as group:
         watching = group.create_task(watch.run(), name="watch")
         relisting = group.create_task(relist.run(), name="relist")

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _STOP_SECONDS = 5.0
+_SETTLED_SECONDS = 5.0
 #: Kopf must never meet its own finalizer or annotations on an object; these names are nobody's.
 _KOPF_MARK = f"transport.{kube.GROUP}"
 
@@ -85,7 +86,16 @@ class Inbox:
 class Watch:
     """Keeps Kopf running and carries its events over into our event loop."""
 
-    def __init__(self, settings: Settings, configuration: client.Configuration, inbox: Inbox, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        configuration: client.Configuration,
+        inbox: Inbox,
+        metrics: Metrics,
+        *,
+        running: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._running = running
         self._settings = settings
         self._configuration = configuration
         self._inbox = inbox
@@ -93,6 +103,13 @@ class Watch:
         self._loop = asyncio.get_running_loop()
         self._restart = asyncio.Event()
         self._told_at: dict[Resource, float] = {}
+        self._session_began: float | None = None
+
+    @property
+    def is_established(self) -> bool:
+        """Whether Kopf runs and did not end right away, as it does where something is wrong with its world."""
+        began = self._session_began
+        return began is not None and self._loop.time() - began > _SETTLED_SECONDS
 
     def restart(self) -> None:
         """Look anew which kinds the cluster serves; Kopf itself does so only when it starts."""
@@ -106,13 +123,18 @@ class Watch:
         backoffs = iter(EndlessBackoffs())
         while True:
             self._restart.clear()
-            started_at = self._loop.time()
+            self._session_began = self._loop.time()
             session = _Session(self._settings, self._configuration, self._receive)
             ended = asyncio.create_task(session.run_in_thread())
             asked = asyncio.create_task(self._restart.wait())
             try:
-                await asyncio.wait((ended, asked), return_when=asyncio.FIRST_COMPLETED)
+                while not (ended.done() or asked.done()):
+                    await asyncio.wait((ended, asked), timeout=_SETTLED_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                    if self.is_established:
+                        self._running()
+                        backoffs = iter(EndlessBackoffs())
             finally:
+                self._session_began = None
                 asked.cancel()
                 session.stop()
                 # A thread that does not end is left behind: it holds nothing, writes nothing, and is a daemon.
@@ -123,8 +145,6 @@ class Watch:
                 log.info("watch restarts: the cluster serves other kinds than before")
                 continue
             log.error("watch ended by itself", extra={"error": str(error)})
-            if self._loop.time() - started_at > 60:  # noqa: PLR2004
-                backoffs = iter(EndlessBackoffs())
             await asyncio.sleep(next(backoffs))
 
     def _receive(self, resource: Resource, event_type: str | None, manifest: Manifest) -> None:

@@ -3,7 +3,8 @@
 A process whose HTTP server answers may still be dead inside: a loop that ended, workers that all hang, a lease
 that nobody renews. So every loop leaves a beat each time round, whether that round succeeded or not (an API server
 that is down is not our illness, and a restart cures nothing), and liveness asks how old the beats are.
-A standby is ready: it serves no requests, and an update must not wait for it to lead.
+A standby is ready: it serves no requests, and an update must not wait for it to lead. A leader that cannot watch is
+not ready, so that a broken installation shows before it is relied on.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Health:
 
     now: Callable[[], float]
     _beats: dict[str, _Beat] = field(default_factory=dict)
-    _is_ready: bool = False
+    _answered: bool = False
+    _conditions: list[Callable[[], bool]] = field(default_factory=list)
 
     def expect(self, name: str, *, within: float, when: Callable[[], bool] = lambda: True) -> Callable[[], None]:
         """From now on `name` is to beat at least every `within` seconds; returns what to call for a beat."""
@@ -45,12 +47,17 @@ class Health:
 
         return strike
 
-    def ready(self) -> None:
-        self._is_ready = True
+    def answered(self) -> None:
+        """The API server has answered: this process could lead."""
+        self._answered = True
+
+    def ready_only_if(self, condition: Callable[[], bool]) -> None:
+        """From now on readiness depends on this as well."""
+        self._conditions.append(condition)
 
     @property
     def is_ready(self) -> bool:
-        return self._is_ready
+        return self._answered and all(condition() for condition in self._conditions)
 
     def complaints(self) -> list[str]:
         """What has made no progress for too long; empty is healthy."""
@@ -72,7 +79,7 @@ def build_server(health: Health, registry: CollectorRegistry, refresh: Callable[
     async def ready(_: web.Request) -> web.Response:
         if health.is_ready:
             return web.Response(text="ok")
-        return web.Response(text="the API server has not answered yet", status=503)
+        return web.Response(text="the API server has not answered, or the watch does not run", status=503)
 
     async def metrics(request: web.Request) -> web.Response:
         refresh()

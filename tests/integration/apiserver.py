@@ -10,6 +10,7 @@ lies in a folder of the run. Each part can be stopped, started, paused and resum
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import secrets
@@ -21,11 +22,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 ROOT = Path(__file__).resolve().parents[2]
 BINARIES = ("etcd", "kube-apiserver", "kube-controller-manager")
@@ -40,16 +43,17 @@ T = TypeVar("T")
 _STARTER = ThreadPoolExecutor(1, "starter")
 
 
-def start_dying_with_us(command: list[str], log: Path, **options: Any) -> subprocess.Popen[bytes]:
+def start_dying_with_us(
+    command: list[str], log: Path, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
     """Start a process that is killed when this one ends, however that comes about."""
-    with log.open("ab") as output:
-        return _STARTER.submit(
-            subprocess.Popen,
-            ["setpriv", "--pdeathsig", "KILL", "--", *command],
-            stdout=output,
-            stderr=output,
-            **options,
-        ).result()
+    command = ["setpriv", "--pdeathsig", "KILL", "--", *command]
+
+    def start() -> subprocess.Popen[bytes]:
+        with log.open("ab") as output:
+            return subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+
+    return _STARTER.submit(start).result()
 
 
 class ApiAnswer(Exception):  # noqa: N818 - what the server answered, not what went wrong in a test
@@ -157,10 +161,8 @@ class Client:
                 return answer
         except urllib.error.HTTPError as error:
             text = error.read().decode(errors="replace")
-            try:
+            with contextlib.suppress(ValueError, KeyError, TypeError):
                 text = json.loads(text)["message"]
-            except (ValueError, KeyError, TypeError):
-                pass
             raise ApiAnswer(error.code, text) from error
 
     def get(self, path: str) -> Manifest | None:
@@ -226,7 +228,7 @@ class ControlPlane:
         path.chmod(0o600)
         return path
 
-    def up(self, users: dict[str, tuple[str, ...]]) -> None:
+    def up(self, users: Mapping[str, tuple[str, ...]]) -> None:
         """Start all parts; `users` are the names that may log in and their groups."""
         users = {**users, ADMIN: ("system:masters",), CONTROLLER_MANAGER: ()}
         self._tokens = {name: (secrets.token_hex(16), groups) for name, groups in users.items()}

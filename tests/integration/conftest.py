@@ -6,6 +6,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 import pytest
+
 from integration.apiserver import ROOT, ControlPlane, find_binaries
 
 if TYPE_CHECKING:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from integration.apiserver import ROOT, ControlPlane, free_port, start_dying_with_us, wait_until
+
+if TYPE_CHECKING:
+    import signal
+    import subprocess
+    from pathlib import Path
 
 
 @dataclass
@@ -51,7 +53,7 @@ class OperatorProcess:
             "TRITON_IMAGE": "triton",
             **self.settings,
         }
-        self.process = start_dying_with_us([sys.executable, *self.program], self.log, env=environment)
+        self.process = start_dying_with_us([sys.executable, *self.program], self.log, environment)
         self.starts += 1
         return self
 

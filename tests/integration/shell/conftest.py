@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
+
 from integration.processes import OperatorProcess
 from onnx_operator.adapters import kube
 

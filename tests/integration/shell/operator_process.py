@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 
 def say(**fields: object) -> None:
-    print(json.dumps({"at": time.time(), **fields}), flush=True)
+    sys.stdout.write(json.dumps({"at": time.time(), **fields}) + "\n")
+    sys.stdout.flush()
 
 
 async def reconcile(key: Key, context: Context) -> float | None:
@@ -50,6 +51,8 @@ async def reconcile(key: Key, context: Context) -> float | None:
         case "slow":
             await asyncio.sleep(2)
             say(event="slow work finished", key=str(key))
+        case _:
+            pass
     if (model.get("status") or {}).get("observedGeneration") != status["observedGeneration"] or kind == "busy":
         await context.kube.patch_status(kube.ONNX_MODEL, key.namespace, key.name, status, metadata["resourceVersion"])
     return 0.2 if kind == "busy" else None

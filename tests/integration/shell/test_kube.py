@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
+
 from integration.apiserver import ControlPlane, wait_until
 from onnx_operator.adapters import kube
 from onnx_operator.adapters.errors import (
