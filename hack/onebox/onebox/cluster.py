@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from onebox import addons, imports, leftovers, tools
 from onebox.console import OneboxError, run, say, stage
-from onebox.images import Catalogue, project_images
+from onebox.images import PREFIX, Catalogue, project_images
 from onebox.machine import Machine, wait_for
 from onebox.places import HACK, Cluster, onebox_cache
 from onebox.plan import Plan, plan_of
@@ -119,7 +119,8 @@ def _start(machine: Machine, plan: Plan, catalogue: Catalogue) -> None:
         project = building.result()
     with stage("project's images"):
         imports.load_project(machine, catalogue, project)
-        imports.drop_old(machine, (*plan.system.all(), *project.values()))
+        wanted = {image.ref for image in (*plan.system.all(), *project.values())}
+        imports.drop_unused(machine, (f"{PREFIX}/",), wanted)
     cluster.node_hash.write_text(plan.node_hash)
 
 

@@ -10,7 +10,6 @@ import configparser
 import fcntl
 import json
 import os
-import shutil
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -110,7 +109,7 @@ def build(dockerfile: str, ref: str, arguments: Mapping[str, str], tools: Path, 
             "build",
             "--isolation=chroot",
             "--network=host",
-            "--layers",
+            "--layers=false",  # one layer per image; what is worth caching is an image of its own
             "--pull-never",
             f"--ignorefile={HACK / 'images/ignore'}",
             f"--build-context=tools={tools}",
@@ -179,6 +178,11 @@ def _packed_layer(identity: str, blobs: BlobStore) -> str:
     return digest
 
 
-def forget() -> None:
-    """Delete the storage; the next build starts from nothing."""
-    shutil.rmtree(_storage(), ignore_errors=True)
+def prune(prefix: str, keep: frozenset[str]) -> None:
+    """Delete the images with this prefix that are not to be kept, and what killed builds have left."""
+    _buildah("rm", "--all")
+    listed = _buildah("images", "--format", "{{.Name}}:{{.Tag}}").split()
+    old = [ref for ref in listed if ref.startswith(f"{prefix}/") and ref not in keep]
+    if old:
+        _buildah("rmi", *old)
+    _buildah("rmi", "--prune")

@@ -26,6 +26,7 @@ PREFIX = "localhost/onnx-operator"
 _UNTRACKED = {"__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
 _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NOBODY = "65532:65532"
+_KEPT_STATES = 3  # of each image: enough to go back and forth between two states of the repository
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,15 +126,30 @@ class Catalogue:
             return None
         known = json.loads(record.read_text())
         image = Image(known["ref"], known["manifest"], tuple(known["blobs"]))
-        return image if self.blobs.has_all(image.blobs) else None
+        if not self.blobs.has_all(image.blobs):
+            return None
+        record.touch()  # by which `_prune` knows what is in use
+        return image
 
-    def keep(self, image: Image, key: str = "") -> Image:
+    def _keep(self, image: Image, key: str = "") -> Image:
         """Remember a built image."""
         record = self._record(image.ref, key)
         unfinished = record.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(asdict(image)))
         unfinished.rename(record)
+        self._prune()
         return image
+
+    def _prune(self) -> None:
+        """Forget all but the newest states of each image; called with the lock for builds held."""
+        states: dict[str, list[Path]] = {}
+        for record in sorted(self._records.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True):
+            states.setdefault(json.loads(record.read_text())["ref"].rpartition(":")[0], []).append(record)
+        for old in (record for records in states.values() for record in records[_KEPT_STATES:]):
+            old.unlink()
+        kept = [json.loads(record.read_text()) for records in states.values() for record in records[:_KEPT_STATES]]
+        self.blobs.prune(blob for image in kept for blob in image["blobs"])
+        imagebuild.prune(PREFIX, frozenset(image["ref"] for image in kept))
 
     def blobs_of(self, present: Mapping[str, str]) -> frozenset[str]:
         """Every blob of those images, digest by ref, that are known here."""
@@ -146,7 +162,7 @@ class Catalogue:
         """The Debian base of all other images."""
         recipe = (HACK / "images/base.Dockerfile").read_text() + repr(imagebuild.BASE)
         ref = f"{PREFIX}/base:{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
-        return self._found_or_built(ref, lambda: imagebuild.build_base(ref, self.blobs))
+        return self._found_or_built(ref, "", lambda: imagebuild.build_base(ref, self.blobs))
 
     def from_recipe(self, recipe: Recipe) -> Image:
         """The image of this recipe as the files are now; built if it is not there."""
@@ -161,26 +177,29 @@ class Catalogue:
     def _from_dockerfile(self, name: str, text: str, base: str, folder: Path, key: str) -> Image:
         arguments = {"BASE_IMAGE": base}
         ref = f"{PREFIX}/{name}:{content_hash(text, arguments, key)}"
-        return self._found_or_built(ref, lambda: imagebuild.build(text, ref, arguments, folder, self.blobs))
-
-    def _found_or_built(self, ref: str, build: Callable[[], Image]) -> Image:
-        found = self.find(ref)
-        if found:
-            return found
-        with imagebuild.one_build_at_a_time(), stage(f"image {ref}"):
-            return self.find(ref) or self.keep(build())
+        return self._found_or_built(ref, "", lambda: imagebuild.build(text, ref, arguments, folder, self.blobs))
 
     def from_binary(self, ref: str, binary: Path, key: str, entrypoint: tuple[str, ...], user: str = "") -> Image:
         """An image that holds one static binary and an empty /tmp, nothing else."""
+
+        def build() -> Image:
+            files = {f"usr/local/bin/{binary.name}": binary}
+            layer = self.blobs.put_layer(lambda tar: add_files(tar, files, folders=("tmp",)))
+            settings = {"Env": [_PATH], "Entrypoint": list(entrypoint), "User": user}
+            return self.blobs.put_image(ref, {"architecture": "amd64", "os": "linux", "config": settings}, (layer,))
+
+        return self._found_or_built(ref, key, build)
+
+    def _found_or_built(self, ref: str, key: str, build: Callable[[], Image]) -> Image:
         found = self.find(ref, key)
         if found:
             return found
-        layer = self.blobs.put_layer(
-            lambda tar: add_files(tar, {f"usr/local/bin/{binary.name}": binary}, folders=("tmp",))
-        )
-        settings = {"Env": [_PATH], "Entrypoint": list(entrypoint), "User": user}
-        config = {"architecture": "amd64", "os": "linux", "config": settings}
-        return self.keep(self.blobs.put_image(ref, config, (layer,)), key)
+        with imagebuild.one_build_at_a_time():
+            found = self.find(ref, key)  # somebody else may have built it while we waited
+            if found:
+                return found
+            with stage(f"image {ref}"):
+                return self._keep(build(), key)
 
 
 def project_images(catalogue: Catalogue) -> dict[str, Image]:

@@ -14,7 +14,7 @@ from onebox.console import OneboxError, say
 from onebox.images import PREFIX, Catalogue
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from onebox.archive import Image
     from onebox.machine import Machine
@@ -68,13 +68,23 @@ def _stream(machine: Machine, catalogue: Catalogue, missing: tuple[Image, ...], 
 def load_project(machine: Machine, catalogue: Catalogue, project: dict[str, Image]) -> None:
     """Bring the project's images in and write their refs, by name, to images.json in the cluster's folder."""
     import_missing(machine, catalogue, project.values())
+    file = machine.cluster.images_file
+    before = json.loads(file.read_text()) if file.exists() else {}
     refs = {name: image.ref for name, image in project.items()}
-    machine.cluster.images_file.write_text(json.dumps(refs, indent=2, sort_keys=True) + "\n")
+    file.write_text(json.dumps(refs, indent=2, sort_keys=True) + "\n")
+    names = tuple(f"{PREFIX}/{name}:" for name in project)
+    drop_unused(machine, names, {*refs.values(), *before.values()})
 
 
-def drop_old(machine: Machine, wanted: Iterable[Image]) -> None:
-    """Delete images of earlier states of the project, which nothing in a new cluster can use."""
-    refs = {image.ref for image in wanted}
-    old = [ref for ref in _present(machine) if ref.startswith(f"{PREFIX}/") and ref not in refs]
-    if old:
-        machine.inside(*_CTR, "delete", *old)
+def drop_unused(machine: Machine, prefixes: tuple[str, ...], keep: Collection[str]) -> None:
+    """Delete images with these prefixes that are not to be kept and of which no container was made."""
+    rows = machine.inside("ctr", "--namespace", "k8s.io", "containers", "list").splitlines()[1:]
+    used = {row.split()[1] for row in rows}
+    present = _present(machine)
+    old = {ref for ref in present if ref.startswith(prefixes) and ref not in keep and ref not in used}
+    if not old:
+        return
+    held = {digest for ref, digest in present.items() if ref not in old and not ref.startswith("sha256:")}
+    # The CRI plugin's own names of an image would keep its bytes.
+    nicknames = {ref for ref, digest in present.items() if ref.startswith("sha256:") and digest not in held}
+    machine.inside(*_CTR, "delete", *old, *nicknames)
