@@ -1,0 +1,66 @@
+"""Reading golden.json."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from onnx_operator.prober.golden import GoldenError, read_golden
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+IDS = {"datatype": "INT64", "shape": [1, 3], "data": [101, 7, 102]}
+VECTOR = {"datatype": "FP32", "shape": [1, 2], "data": [[0.5, -0.5]]}
+
+
+def test_requests_are_read_with_types_and_shapes(tmp_path: Path) -> None:
+    path = tmp_path / "golden.json"
+    path.write_text(json.dumps([{"name": "a", "inputs": {"input_ids": IDS}, "outputs": {"embedding": VECTOR}}]))
+    [golden] = read_golden(path)
+    assert golden.name == "a"
+    assert golden.inputs["input_ids"].values.dtype == np.int64
+    assert golden.inputs["input_ids"].values.tolist() == [[101, 7, 102]]
+    assert golden.outputs["embedding"].shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        pytest.param("{", "is not JSON", id="half a file"),
+        pytest.param("{}", "holds no list of requests", id="not a list"),
+        pytest.param("[]", "holds no list of requests", id="an empty list"),
+        pytest.param("[3]", "request 0: has no inputs or no outputs", id="a number"),
+        pytest.param(
+            [{"inputs": {"x": IDS}, "outputs": {}}], "request 0: has no inputs or no outputs", id="no outputs"
+        ),
+        pytest.param(
+            [{"inputs": {"x": IDS | {"shape": [2, 2]}}, "outputs": {"y": VECTOR}}],
+            "request 0, input x: .*cannot reshape",
+            id="less data than the shape says",
+        ),
+        pytest.param(
+            [{"inputs": {"x": IDS | {"datatype": "INT65"}}, "outputs": {"y": VECTOR}}],
+            "request 0, input x: 'INT65' is no datatype",
+            id="an unknown datatype",
+        ),
+        pytest.param(
+            [{"inputs": {"x": {"shape": [1]}}, "outputs": {"y": VECTOR}}],
+            "input x: KeyError.'datatype'.; it needs datatype, shape",
+            id="a missing field",
+        ),
+    ],
+)
+def test_a_file_without_requests_is_refused_in_words(tmp_path: Path, content: Any, complaint: str) -> None:
+    path = tmp_path / "golden.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(GoldenError, match=complaint):
+        read_golden(path)
+
+
+def test_a_missing_file_says_what_to_mount(tmp_path: Path) -> None:
+    with pytest.raises(GoldenError, match=r"cannot be read: No such file or directory; mount stable's artifact"):
+        read_golden(tmp_path / "golden.json")
