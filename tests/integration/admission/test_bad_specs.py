@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from integration.admission.conftest import Installation, dry_run
+from integration.admission.conftest import BACKUP, Installation, dry_run
 from integration.admission.specs import ABSENT, CLAIM, HUB, Bad, Manifest, changed, model, model_class, revision
 from integration.apiserver import ApiAnswer
 
@@ -324,12 +324,12 @@ def test_a_bad_change_of_a_good_model_is_refused_and_leaves_it_as_it_was(
     assert installation.admin.merge(f"{path}/minilm", mended)["metadata"]["generation"] == 2
 
 
-def test_a_revision_is_immutable_even_for_the_operator(installation: Installation, namespace: str) -> None:
-    operator = installation.operator()
+def test_a_revision_is_immutable_even_for_who_may_write_it(installation: Installation, namespace: str) -> None:
+    backup = installation.plane.client(BACKUP)
     path = f"/apis/onnx-operator.io/v1alpha1/namespaces/{namespace}/onnxmodelrevisions"
-    operator.create(path, revision())
+    backup.create(path, revision())
     with pytest.raises(ApiAnswer, match=r"spec.*a revision is immutable; change the OnnxModel instead"):
-        operator.merge(f"{path}/minilm-1", {"spec": {"opset": 19}})
+        backup.merge(f"{path}/minilm-1", {"spec": {"opset": 19}})
 
 
 def test_kubectl_shows_the_refusal_as_it_is(installation: Installation, namespace: str) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+PATIENCE = 180
 QUICK = {"steps": [{"weight": 50, "duration": "1s"}], "analysis": {"interval": "1s", "metrics": []}}
 OWNED = (
     "batch/v1/jobs",
@@ -31,6 +32,8 @@ OWNED = (
 def world(installation: Installation, namespace: str, tmp_path: Path) -> Iterator[World]:
     for definition in gateway_crds():
         installation.plane.install_crd(definition)
+    # Left by other tests; an operator for the whole cluster would be at work on them first.
+    installation.kubectl("delete", "onnxmodels", "--all", "--all-namespaces")
     made = World(installation.plane, namespace, tmp_path)
     made.hands.start()
     yield made
@@ -62,15 +65,17 @@ def rights(
 def test_a_model_lives_and_dies_and_nothing_was_forbidden(world: World, rights: dict[str, str]) -> None:
     operator = world.operator(**rights).start()
     world.apply("minilm", rollout=QUICK)
-    world.until_ready("minilm")
+    world.until_ready("minilm", within=PATIENCE)
     world.apply("minilm", rollout=QUICK, quantization={"scheme": "int8-dynamic"})
-    world.until(lambda: (world.status("minilm").get("stable") or {}).get("number") == 2, "revision 2 is promoted")
-    world.until_ready("minilm")
+    world.until_ready("minilm", within=PATIENCE)
+    assert world.status("minilm")["stable"]["number"] == 2
     events = world.items("events.k8s.io/v1/events")
     assert {event["reason"] for event in events if event["reportingController"].startswith("onnx-operator.io/")}
 
     world.delete("minilm")
-    world.until(lambda: [path for path in OWNED if world.items(path)] == [], "all that it owned is gone")
+    world.until(
+        lambda: [path for path in OWNED if world.items(path)] == [], "all that it owned is gone", within=PATIENCE
+    )
     said = operator.log.read_text()
     assert "forbidden" not in said.lower()
     assert operator.page("/healthz")[0] == 200
