@@ -53,7 +53,11 @@ def _parser() -> argparse.ArgumentParser:
     hit.add_argument("--process", required=True, help="such as kubelet, containerd, etcd, kube-apiserver")
     hit.add_argument("--signal", required=True, choices=["TERM", "KILL", "STOP", "CONT"])
     only = command("tools", _tools, "build the binaries if needed and print their folder", cluster=False)
-    only.add_argument("--only", choices=["integration"], help="etcd, kube-apiserver, kube-controller-manager, kubectl")
+    only.add_argument(
+        "--only",
+        choices=["integration", "helm"],
+        help="integration: etcd, kube-apiserver, kube-controller-manager, kubectl; helm: helm",
+    )
     command("packages", _packages, "install the Debian packages that are missing", cluster=False)
     command("images", _images, "build the project's images that changed and print their refs", cluster=False)
     return parser
@@ -99,7 +103,14 @@ def _signal(asked: argparse.Namespace) -> None:
 
 
 def _tools(asked: argparse.Namespace) -> None:
-    print(tools.integration_folder() if asked.only else tools.ensure(tools.ALL))
+    match asked.only:
+        case "integration":
+            folder = tools.integration_folder()
+        case "helm":
+            folder = tools.ensure(tuple(tool for tool in tools.ALL if tool.name == "helm"))
+        case _:
+            folder = tools.ensure(tools.ALL)
+    print(folder)
 
 
 def _packages(asked: argparse.Namespace) -> None:
