@@ -427,7 +427,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     option("--slower-than", type=float, default=0.5, help="seconds above which a good answer is counted as slow")
     option("--min-cosine", type=float, help="count answers further from those in the requests' file as wrong")
-    option("--most-in-flight", type=int, default=256)
+    option("--most-in-flight", type=int, default=32, help="the rate falls before requests pile up at a server")
     option("--listen", metavar="ADDRESS:PORT", default="0.0.0.0:8080", help="where the counters are served")
     options = parser.parse_args(arguments)
     if not options.http and not options.grpc:

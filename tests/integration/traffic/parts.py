@@ -85,7 +85,7 @@ class Program:
             assert self.process.poll() is None, f"{self.name} ended:\n{self.log.read_text()}"
             return is_up(url)
 
-        wait_until(answers, within=30, what=f"{self.name} answers at {url}")
+        wait_until(answers, within=120, what=f"{self.name} answers at {url}")
 
     def stop(self) -> int:
         """Ask it to end; its exit code."""
