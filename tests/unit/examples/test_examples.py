@@ -148,3 +148,8 @@ def test_the_second_version_differs_from_the_first_in_its_precision_alone() -> N
 def test_all_versions_are_one_model(name: str) -> None:
     (manifest,) = documents((ROOT / "examples" / f"{name}.yaml").read_text())
     assert manifest["metadata"] == {"name": "minilm"}
+
+
+def test_the_list_of_examples_names_every_file() -> None:
+    page = (ROOT / "examples" / "README.md").read_text()
+    assert [path.name for path in EXAMPLES if f"`{path.name}`" not in page] == []
