@@ -133,9 +133,10 @@ async def _lead(  # noqa: PLR0917
         when=lambda: queue.oldest_age > _STUCK_FACTOR * settings.reconcile_seconds,
     )
     workers = Workers(queue, reconcile, context, metrics, finished=finished)
+    # From here on this process is not ready until it has read the cluster once and watches it.
+    health.ready_only_if(lambda: watch.is_established)
     if not await _before(stop, relist.first()):
         return
-    health.ready_only_if(lambda: watch.is_established)
     async with asyncio.TaskGroup() as group:
         watching = group.create_task(watch.run(), name="watch")
         relisting = group.create_task(relist.run(), name="relist")

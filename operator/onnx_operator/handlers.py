@@ -23,7 +23,7 @@ from onnx_operator.adapters import kube
 from onnx_operator.adapters.store import CHILD_KINDS, KINDS, Store, owner_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
     from kubernetes.aio import client
 
@@ -65,10 +65,6 @@ class Inbox:
             self._store.forget(resource, metadata.get("namespace"), metadata["name"], metadata["uid"])
         elif not self._store.upsert(resource, manifest):
             return
-        self.touched(resource, manifest)
-
-    def touched(self, resource: Resource, manifest: Mapping[str, Any]) -> None:
-        """Queue whoever depends on the object."""
         if resource == kube.ONNX_MODEL_CLASS:
             self.class_changed(manifest["metadata"]["name"])
             return
@@ -78,9 +74,10 @@ class Inbox:
 
     def class_changed(self, name: str) -> None:
         """Queue the models of a class; those that name none may have it as their default."""
-        for model in self._store.all(kube.ONNX_MODEL):
+        for key in self._store.keys():  # noqa: SIM118 - a method of ours
+            model = self._store.get(kube.ONNX_MODEL, *key) or {}
             if (model.get("spec") or {}).get("className") in {None, "", name}:
-                self._queue.add(owner_key(kube.ONNX_MODEL, model) or _impossible())
+                self._queue.add(key)
 
 
 class Watch:
@@ -286,7 +283,3 @@ def build_kopf_settings(settings: Settings) -> kopf.OperatorSettings:
         key = (resource.group, resource.version, resource.plural)
         kopf_settings.watching.label_selectors[key] = kube.MANAGED_BY_US
     return kopf_settings
-
-
-def _impossible() -> Any:
-    raise AssertionError("a model without a key")

@@ -10,6 +10,7 @@ import pytest_asyncio
 
 from integration.apiserver import ControlPlane, wait_until
 from onnx_operator.adapters import kube
+from onnx_operator.adapters.clock import Clock
 from onnx_operator.adapters.errors import (
     AdmissionDenied,
     AlreadyExists,
@@ -22,6 +23,7 @@ from onnx_operator.adapters.errors import (
     Unauthorized,
     Unavailable,
 )
+from onnx_operator.adapters.events import Events
 from onnx_operator.adapters.kube import Kube, load_configuration
 from onnx_operator.adapters.store import Store
 
@@ -309,6 +311,27 @@ async def test_a_namespace_that_ends_takes_nothing_new(api: Kube, namespace: str
         await api.create(config_map(namespace, "late"))
     control_plane.admin.merge(kube.CONFIG_MAP.path(namespace, "kept"), {"metadata": {"finalizers": None}})
     assert refused.value.by == "NamespaceTerminating"
+
+
+async def test_events_appear_once_and_are_counted(api: Kube, namespace: str, control_plane: ControlPlane) -> None:
+    created = await api.create(model(namespace))
+    seconds = [0.0]
+    clock = Clock(monotonic=lambda: seconds[0])
+    # The second one is what a restarted operator has: no memory of what was said.
+    for events in (Events(api, clock, instance="pod-1"), Events(api, clock, instance="pod-2")):
+        posting = asyncio.create_task(events.run())
+        for _ in range(3):
+            events.publish(created, "Warning", "RolledBack", "errorRatio 0.2 is above 0.01")
+        seconds[0] += 3601
+        events.publish(created, "Warning", "RolledBack", "errorRatio 0.2 is above 0.01")
+        await events.flush()
+        posting.cancel()
+    [event] = control_plane.admin.items(kube.EVENT.path(namespace))
+    assert (event["reason"], event["type"], event["series"]["count"]) == ("RolledBack", "Warning", 4)
+    described = control_plane.admin.items(
+        f"/api/v1/namespaces/{namespace}/events?fieldSelector=involvedObject.name=m,involvedObject.kind=OnnxModel"
+    )
+    assert [entry["message"] for entry in described] == ["errorRatio 0.2 is above 0.01"]
 
 
 async def test_nothing_is_written_once_the_lease_may_be_lost(control_plane: ControlPlane, namespace: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from integration.apiserver import wait_until
+from onnx_operator.adapters import kube
 
 if TYPE_CHECKING:
     import pytest
@@ -49,6 +50,60 @@ def test_sigterm_finishes_what_was_begun_and_gives_the_lease_back(operator: Star
     assert first.lines(message="lease released")
     # Without the release it would take the 15 s of the lease.
     second.wait_leading(within=10)
+
+
+def test_a_standby_told_to_stop_goes_and_touches_nothing(operator: StartOperator) -> None:
+    first = operator("one").start()
+    first.wait_leading()
+    second = operator("two").start()
+    wait_until(lambda: second.page("/readyz")[0] == 200, within=30, what="the standby is ready")
+    second.signal(signal.SIGTERM)
+    assert second.wait(10) == 0, second.tail()
+    wait_until(lambda: first.page("/readyz")[0] == 200, within=30, what="the leader is ready")
+    assert first.page("/healthz") == (200, "ok")
+
+
+def test_a_leader_that_may_not_read_the_cluster_is_not_ready(
+    operator: StartOperator, control_plane: ControlPlane, namespace: str
+) -> None:
+    roles = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}"
+    control_plane.admin.create(
+        f"{roles}/roles",
+        {
+            "metadata": {"name": "leases"},
+            "rules": [
+                {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update"]}
+            ],
+        },
+    )
+    control_plane.admin.create(
+        f"{roles}/rolebindings",
+        {
+            "metadata": {"name": "leases"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "leases"},
+            "subjects": [{"kind": "User", "name": "operator"}],
+        },
+    )
+    one = operator("one")
+    one.user = "operator"
+    one.start().wait_leading()
+    wait_until(lambda: one.lines(message="kind not readable"), within=30, what="it says what it may not read")
+    assert 'cannot list resource "onnxmodels"' in one.lines(message="kind not readable")[0]["error"]
+    assert one.page("/readyz")[0] == 503
+
+
+def test_an_idle_operator_writes_nothing_but_its_lease(
+    operator: StartOperator, models: Models, control_plane: ControlPlane
+) -> None:
+    models.create("a", "b", "c")
+    one = operator("one", RELIST_SECONDS="0.5").start()
+    one.wait_leading()
+    wait_until(lambda: all(models.is_settled(name) for name in "abc"), within=30, what="settled")
+    before = [models.get(name) for name in "abc"]
+    seen = len(one.reconciled())
+    wait_until(lambda: len(one.reconciled()) >= seen + 12, within=60, what="every model was looked at four times")
+    assert [models.get(name) for name in "abc"] == before
+    assert control_plane.admin.items(kube.EVENT.path(models.namespace)) == []
 
 
 def test_a_leader_stopped_in_mid_work_writes_nothing_when_it_wakes_up_dethroned(
