@@ -19,7 +19,7 @@ reasons that are not the model, such as one bad node, look like the model's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
 from math import inf, lgamma, log, log1p
@@ -282,76 +282,3 @@ def _evidence_of_excess(candidate: Counts, stable: Counts, tolerance: float) -> 
 
 def _log_beta(a: float, b: float) -> float:
     return lgamma(a) + lgamma(b) - lgamma(a + b)
-
-
-class Ruling(StrEnum):
-    """What the rollout does after a look."""
-
-    ADVANCE = "Advance"
-    """The step may end when its time is up."""
-    HOLD = "Hold"
-    """Stay at this weight and look again."""
-    ROLL_BACK = "RollBack"
-    """Take the candidate's traffic now: it was shown to be bad."""
-    GIVE_UP = "GiveUp"
-    """Take the candidate's traffic, because it was not shown to be good in time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How many looks of a step may end in a verdict before the candidate is taken out; None is any number.
-
-    By default one Fail is enough, and everything else holds until the progress deadline.
-    """
-
-    fail: int | None = 0
-    provider_error: int | None = None
-    no_data: int | None = None
-    inconclusive: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Tally:
-    """How often each verdict was seen in this step."""
-
-    fail: int = 0
-    provider_error: int = 0
-    no_data: int = 0
-    inconclusive: int = 0
-    passed: int = 0
-
-    def add(self, verdict: Verdict) -> Tally:
-        """The tally after one more look."""
-        match verdict:
-            case Verdict.FAIL:
-                return replace(self, fail=self.fail + 1)
-            case Verdict.PROVIDER_ERROR:
-                return replace(self, provider_error=self.provider_error + 1)
-            case Verdict.NO_DATA:
-                return replace(self, no_data=self.no_data + 1)
-            case Verdict.INCONCLUSIVE:
-                return replace(self, inconclusive=self.inconclusive + 1)
-            case Verdict.PASS:
-                return replace(self, passed=self.passed + 1)
-
-
-def rule(tally: Tally, limits: Limits, last: Verdict, *, deadline_passed: bool) -> Ruling:
-    """What follows from `last`, which `tally` already holds.
-
-    A deadline never takes out a candidate that passes: what is left of its step is a matter of time, not of proof.
-    """
-    if _is_exceeded(tally.fail, limits.fail):
-        return Ruling.ROLL_BACK
-    if (
-        _is_exceeded(tally.provider_error, limits.provider_error)
-        or _is_exceeded(tally.no_data, limits.no_data)
-        or _is_exceeded(tally.inconclusive, limits.inconclusive)
-    ):
-        return Ruling.GIVE_UP
-    if last is Verdict.PASS:
-        return Ruling.ADVANCE
-    return Ruling.GIVE_UP if deadline_passed else Ruling.HOLD
-
-
-def _is_exceeded(seen: int, allowed: int | None) -> bool:
-    return allowed is not None and seen > allowed

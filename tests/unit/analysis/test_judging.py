@@ -16,16 +16,12 @@ from onnx_operator.api.rollout import Analysis, Metric, MetricName
 from onnx_operator.core.analysis import (
     Counts,
     Criterion,
-    Limits,
     Measurement,
     Outcome,
-    Ruling,
-    Tally,
     Verdict,
     criteria,
     judge,
     judge_all,
-    rule,
     worst,
 )
 
@@ -305,46 +301,3 @@ def test_a_crash_level_regression_fails_within_seconds_of_traffic() -> None:
 )
 def test_the_worst_verdict_wins(verdicts: list[Verdict], expected: Verdict) -> None:
     assert worst(verdicts) is expected
-
-
-def tally(*verdicts: Verdict) -> Tally:
-    seen = Tally()
-    for each in verdicts:
-        seen = seen.add(each)
-    return seen
-
-
-@pytest.mark.parametrize(
-    ("seen", "limits", "deadline_passed", "expected"),
-    [
-        pytest.param([Verdict.PASS], Limits(), False, Ruling.ADVANCE, id="a pass lets the step end"),
-        pytest.param([Verdict.PASS], Limits(), True, Ruling.ADVANCE, id="a pass needs no deadline"),
-        pytest.param([Verdict.PASS] * 99 + [Verdict.FAIL], Limits(), False, Ruling.ROLL_BACK, id="one fail is enough"),
-        pytest.param([Verdict.FAIL, Verdict.PASS], Limits(), False, Ruling.ROLL_BACK, id="a fail is not forgotten"),
-        pytest.param([Verdict.NO_DATA] * 99, Limits(), False, Ruling.HOLD, id="silence holds"),
-        pytest.param([Verdict.PROVIDER_ERROR] * 99, Limits(), False, Ruling.HOLD, id="an outage holds"),
-        pytest.param([Verdict.INCONCLUSIVE] * 99, Limits(), False, Ruling.HOLD, id="doubt holds"),
-        pytest.param([Verdict.NO_DATA], Limits(), True, Ruling.GIVE_UP, id="silence at the deadline gives up"),
-        pytest.param([Verdict.PROVIDER_ERROR], Limits(), True, Ruling.GIVE_UP, id="an outage at the deadline gives up"),
-        pytest.param([Verdict.INCONCLUSIVE], Limits(), True, Ruling.GIVE_UP, id="doubt at the deadline gives up"),
-        pytest.param([Verdict.FAIL], Limits(fail=1), False, Ruling.HOLD, id="an allowed fail holds"),
-        pytest.param([Verdict.FAIL] * 2, Limits(fail=1), False, Ruling.ROLL_BACK, id="one fail more than allowed"),
-        pytest.param([Verdict.NO_DATA] * 3, Limits(no_data=2), False, Ruling.GIVE_UP, id="more silence than allowed"),
-        pytest.param(
-            [Verdict.NO_DATA, Verdict.PASS, Verdict.NO_DATA],
-            Limits(no_data=2),
-            False,
-            Ruling.HOLD,
-            id="allowed silence",
-        ),
-    ],
-)
-def test_the_ruling_when(seen: list[Verdict], limits: Limits, deadline_passed: bool, expected: Ruling) -> None:  # noqa: FBT001 - a column of the table
-    assert rule(tally(*seen), limits, seen[-1], deadline_passed=deadline_passed) is expected
-
-
-@given(st.lists(st.sampled_from(Verdict), min_size=1), st.booleans())
-def test_nothing_but_a_pass_ever_advances(seen: list[Verdict], deadline_passed: bool) -> None:  # noqa: FBT001 - drawn
-    if rule(tally(*seen), Limits(), seen[-1], deadline_passed=deadline_passed) is Ruling.ADVANCE:
-        assert seen[-1] is Verdict.PASS
-        assert Verdict.FAIL not in seen
