@@ -36,6 +36,7 @@ def apply(machine: Machine, plan: Plan) -> None:
     folder.mkdir(exist_ok=True)
     for name, content in plan.addons.items():
         (folder / name).write_text(content)
+    machine.kubectl("apply", "-f", folder / "namespaces.yaml")
     with ThreadPoolExecutor() as pool:
         chart = pool.submit(_install_gateway_chart, machine)
         machine.kubectl("apply", "-f", folder / "coredns.yaml")
@@ -68,7 +69,7 @@ def _install_gateway_chart(machine: Machine) -> None:
             [
                 *(machine.binaries / "helm", "--kubeconfig", machine.cluster.kubeconfig),
                 *("upgrade", "--install", "eg", tools.gateway_chart()),
-                *("--namespace", "envoy-gateway-system", "--create-namespace"),
+                *("--namespace", "envoy-gateway-system"),
                 *("--values", machine.cluster.addons / "gateway-values.yaml", "--timeout=180s"),
             ]
         )

@@ -39,6 +39,7 @@ def _kubeadm_config(cluster: Cluster) -> str:
 def addon_manifests(system: images.SystemImages) -> dict[str, str]:
     """The manifests of the addons, by name."""
     return {
+        "namespaces.yaml": _rendered("namespaces.yaml"),
         "coredns.yaml": _rendered("coredns.yaml"),
         "storage.yaml": _rendered(
             "storage.yaml",
