@@ -24,7 +24,19 @@ from onebox.places import HACK, REPOSITORY, onebox_cache
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-_NAMESPACES = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--")
+# A killed command takes its build along: the lock that it held would be free while the build went on.
+_NAMESPACES = (
+    "setpriv",
+    "--pdeathsig",
+    "KILL",
+    "unshare",
+    "--mount",
+    "--pid",
+    "--fork",
+    "--kill-child",
+    "--mount-proc",
+    "--",
+)
 _RUN_FOLDER = Path("/run/onebox-buildah")
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 

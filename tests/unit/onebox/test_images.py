@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 import pytest
 from onebox.console import OneboxError
 
-from onebox import images
+from onebox import imagebuild, images
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from onebox.archive import Image
 
 DOCKERFILE = "FROM base\nCOPY app /app\n"
 
@@ -101,6 +103,50 @@ def test_a_change_of_our_code_leaves_the_dependencies_of_every_image_alone(recip
     dependencies, own = images.split_at_own_code(recipe.dockerfile.read_text())
     assert "requirements" in dependencies
     assert "requirements" not in own
+
+
+@pytest.fixture
+def catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> images.Catalogue:
+    monkeypatch.setenv("ONNX_OPERATOR_CACHE", str(tmp_path))
+    monkeypatch.setattr(imagebuild, "prune", lambda _prefix, _keep: None)
+    return images.Catalogue()
+
+
+def binary_image(catalogue: images.Catalogue, folder: Path, state: int) -> Image:
+    binary = folder / "tool"
+    binary.write_text(f"state {state}")
+    return catalogue.from_binary(f"localhost/tool:{state}", binary, f"key{state}", ("tool",))
+
+
+def test_the_last_states_of_an_image_are_kept_and_older_ones_leave_nothing(
+    catalogue: images.Catalogue, tmp_path: Path
+) -> None:
+    built = [binary_image(catalogue, tmp_path, state) for state in range(5)]
+    found = [catalogue.find(image.ref, f"key{state}") for state, image in enumerate(built)]
+    assert found == [None, None, *built[2:]]
+    assert not catalogue.blobs.has_all(built[0].blobs[:1])
+
+
+def test_an_image_that_was_asked_for_again_counts_as_new(catalogue: images.Catalogue, tmp_path: Path) -> None:
+    first = binary_image(catalogue, tmp_path, 0)
+    for state in range(1, 5):
+        assert catalogue.find(first.ref, "key0") == first
+        binary_image(catalogue, tmp_path, state)
+    assert catalogue.find(first.ref, "key0") == first
+
+
+def test_an_image_with_a_lost_blob_is_no_image(catalogue: images.Catalogue, tmp_path: Path) -> None:
+    image = binary_image(catalogue, tmp_path, 0)
+    catalogue.blobs.path(image.blobs[-1]).unlink()
+    assert catalogue.find(image.ref, "key0") is None
+
+
+def test_the_blobs_that_a_cluster_holds_are_those_of_its_images_in_the_same_bytes(
+    catalogue: images.Catalogue, tmp_path: Path
+) -> None:
+    image = binary_image(catalogue, tmp_path, 0)
+    assert catalogue.blobs_of({image.ref: image.manifest}) == frozenset(image.blobs)
+    assert catalogue.blobs_of({image.ref: "sha256:other"}) == frozenset()
 
 
 ARGUMENT = "ARG BASE_IMAGE=public\n"
