@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import onnxruntime as ort
-from serving_contract import SHRINK_ARENA, ContractError, GraphTensor, Settings, check_shapes, check_signature, rows_per_run
+from serving_contract import (
+    SHRINK_ARENA,
+    ContractError,
+    GraphTensor,
+    Settings,
+    check_shapes,
+    check_signature,
+    rows_per_run,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,12 +57,10 @@ class Graph:
         Triton puts only requests of one row shape into a batch (ragged ones are refused at load), so whatever is here
         can be laid end to end.
         """
-        answers = [self._refusal(question) for question in questions]
-        sound = [index for index, refusal in enumerate(answers) if refusal is None]
-        together = self._run_together([questions[index] for index in sound])
-        for index, answer in zip(sound, together, strict=True):
-            answers[index] = answer
-        return answers
+        refusals = {index: error for index, question in enumerate(questions) if (error := self._refusal(question))}
+        sound = [question for index, question in enumerate(questions) if index not in refusals]
+        ran = iter(self._run_together(sound))
+        return [refusals[index] if index in refusals else next(ran) for index in range(len(questions))]
 
     def _refusal(self, question: Question) -> ContractError | None:
         try:
@@ -73,7 +79,7 @@ class Graph:
         try:
             batch = {name: np.concatenate([question.inputs[name] for question in questions]) for name in names}
             outputs = self._run(batch, wanted)
-        except GraphError:
+        except (GraphError, ValueError):
             return [self._run_alone(question) for question in questions]
         return [
             {name: outputs[name][end - count : end] for name in question.outputs}
@@ -93,19 +99,28 @@ class Graph:
         total = next(iter(shapes.values()))[0]
         step = rows_per_run(self.settings, shapes)
         parts = [
-            self._run_session({name: array[start : start + step] for name, array in inputs.items()}, wanted)
+            self._run_rows({name: array[start : start + step] for name, array in inputs.items()}, wanted)
             for start in range(0, total, step)
         ]
-        outputs = {name: np.concatenate([part[name] for part in parts]) if len(parts) > 1 else parts[0][name] for name in wanted}
+        if len(parts) == 1:
+            return parts[0]
+        try:
+            return {name: np.concatenate([part[name] for part in parts]) for name in wanted}
+        except ValueError as error:
+            raise GraphError(f"the outputs for different rows of one batch do not fit together: {error}") from error
+
+    def _run_rows(self, inputs: Arrays, wanted: tuple[str, ...]) -> Arrays:
+        rows = len(next(iter(inputs.values())))
+        outputs = self._run_session(inputs, wanted)
         for name, array in outputs.items():
-            if array.ndim == 0 or len(array) != total:
-                raise GraphError(f"output '{name}' has shape {list(array.shape)} for a batch of {total} rows")
+            if array.shape[:1] != (rows,):
+                raise GraphError(f"output '{name}' has shape {list(array.shape)} for a batch of {rows} rows")
         return outputs
 
     def _run_session(self, inputs: Arrays, wanted: tuple[str, ...]) -> Arrays:
         try:
             arrays = self.session.run(wanted, inputs, self.run_options)
-        except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no common base, and any is this request's
+        except Exception as error:  # onnxruntime's errors have no common base, and any of them is this request's
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
             raise GraphError(f"the graph failed on {shapes}: {error}") from error
         return dict(zip(wanted, arrays, strict=True))
@@ -120,7 +135,7 @@ def load_graph(path: Path, settings: Settings, kind: str, device: int) -> Graph:
         raise ContractError(f"instance_group.kind: KIND_{kind} is not one of KIND_CPU, KIND_GPU")
     if provider not in ort.get_available_providers():
         raise ContractError(
-            f"instance_group.kind: KIND_{kind} needs {provider}, which onnxruntime {ort.__version__} of this image does "
+            f"instance_group.kind: KIND_{kind} needs {provider}, which onnxruntime {ort.__version__} here does "
             f"not have (it has {', '.join(ort.get_available_providers())}); use KIND_CPU, or NVIDIA's Triton image"
         )
     if not path.is_file():

@@ -131,7 +131,7 @@ def check_signature(settings: Settings, inputs: Sequence[GraphTensor], outputs: 
 
 
 def check_shapes(inputs: Sequence[GraphTensor], shapes: Mapping[str, Sequence[int]]) -> None:
-    """Refuse a request whose tensors contradict the graph or each other, before the graph fails on them in its own words.
+    """Refuse a request whose tensors contradict the graph or each other, before the graph fails in its own words.
 
     Triton has compared each tensor with config.pbtxt by now. What it cannot know is that two dynamic dimensions of the
     graph carry one name and must be equal.
@@ -141,7 +141,9 @@ def check_shapes(inputs: Sequence[GraphTensor], shapes: Mapping[str, Sequence[in
         for axis, (wanted, given) in enumerate(zip(tensor.shape, shapes[tensor.name], strict=True)):
             if isinstance(wanted, int):
                 if wanted != given:
-                    raise ContractError(f"input '{tensor.name}' has {given} in dimension {axis}, the model has {wanted}")
+                    raise ContractError(
+                        f"input '{tensor.name}' has {given} in dimension {axis}, the model has {wanted}"
+                    )
             elif wanted:
                 other, other_axis, expected = seen.setdefault(wanted, (tensor.name, axis, given))
                 if given != expected:
@@ -206,9 +208,7 @@ def _read_cuda_options(accelerators: Mapping[str, Any]) -> dict[str, str]:
     return options
 
 
-def _check_tensor(
-    field: str, spec: TensorSpec, graph: Sequence[GraphTensor], *, batched: bool, exact: bool
-) -> None:
+def _check_tensor(field: str, spec: TensorSpec, graph: Sequence[GraphTensor], *, batched: bool, exact: bool) -> None:
     where = f"{field} '{spec.name}'"
     found = next((tensor for tensor in graph if tensor.name == spec.name), None)
     if found is None:
@@ -220,7 +220,9 @@ def _check_tensor(
     if len(wanted) != len(found.dims):
         raise ContractError(f"{where}: {shown}, which is rank {len(wanted)}; the graph has {list(found.dims)}")
     if batched and found.dims[0] != DYNAMIC:
-        raise ContractError(f"{where}: max_batch_size > 0 needs a dynamic first dimension; the graph has {found.dims[0]}")
+        raise ContractError(
+            f"{where}: max_batch_size > 0 needs a dynamic first dimension; the graph has {found.dims[0]}"
+        )
     for want, has in zip(wanted, found.dims, strict=True):
         # An output must be declared as the graph declares it; an input may be narrower.
         if want != has and (exact or has != DYNAMIC):
