@@ -582,7 +582,7 @@ def test_a_deleted_deployment_of_stable_comes_back(serving: World) -> None:
 def test_a_deleted_record_of_stable_is_made_again_with_its_number_and_artifact(serving: World) -> None:
     revision = serving.numbered(1)
     digest = revision.status.artifact
-    del serving.revisions[revision.name]
+    serving.lose_record(revision.name)
     jobs = set(serving.jobs)
     serving.finish()
     again = serving.numbered(1)

@@ -105,6 +105,9 @@ class World:
     #: Every split that was ever written, newest last.
     history: list[Split] = field(default_factory=list)
     writes: int = 0
+    #: What the gateway really does, and since when it sends nothing to a Service.
+    in_force: Split | None = None
+    idle_since: dict[str, datetime] = field(default_factory=dict)
 
     # ---- looking
 
@@ -196,7 +199,22 @@ class World:
                 self.servers[key] = replace(state, ready=0, trouble=trouble)
 
     def accept(self) -> None:
-        self.is_accepted = self.split is not None
+        """The gateway takes over what the routes say."""
+        if self.split is None or self.is_accepted:
+            return
+        self.is_accepted = True
+        busy_before = {one.service for one in self.in_force.backends if one.weight} if self.in_force else set()
+        busy = {one.service for one in self.split.backends if one.weight}
+        self.idle_since |= dict.fromkeys(busy_before - busy, self.now)
+        self.in_force = self.split
+
+    def lose_record(self, revision: str) -> None:
+        """Somebody deletes an OnnxModelRevision; the garbage collector takes what it owned."""
+        del self.revisions[revision]
+        for name in [name for name, child in self.children.items() if child.revision == revision]:
+            del self.children[name]
+        for key in [key for key in self.servers if key[0] == revision]:
+            del self.servers[key]
 
     def measure(self, bad: int, total: int) -> None:
         self.measured = (Measurement(MetricName.ERROR_RATIO, Outcome.MEASURED, Counts(bad, total), Counts(0, total)),)
@@ -314,9 +332,20 @@ class World:
         if name.kind == "Job":
             self.jobs.pop(name.name, None)
         if name.kind == "Deployment" and child is not None:
+            self._is_out_of_the_traffic(name.name)
             for provider in ExecutionProvider:
                 if name.name == f"{child.revision}-{provider.short}":
                     self.servers.pop((child.revision, provider), None)
+
+    def _is_out_of_the_traffic(self, service: str) -> None:
+        if self.in_force is not None:
+            named = {one.service for one in self.in_force.backends} | {
+                name for pin in self.in_force.pins for name in pin.services
+            }
+            assert service not in named, f"{service} was removed while the gateway knows it"
+        if service in self.idle_since:
+            idle = (self.now - self.idle_since[service]).total_seconds()
+            assert idle >= 10, f"{service} was removed {idle} s after its last request, before it was drained"
 
     def _write_revision(self, name: str, status: OnnxModelRevisionStatus) -> None:
         self._wrote()

@@ -1,0 +1,231 @@
+"""Whatever happens in whatever order: what must hold at every moment, and how every story ends."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from typing_extensions import override
+
+from onnx_operator.core.analysis import Outcome
+from onnx_operator.core.jobs import JobBlocked, JobRunning
+from onnx_operator.core.pods import Trouble
+from unit.core.worlds import World
+
+STEPS = {10, 50}
+SERVERS = st.sampled_from(
+    [
+        None,
+        Trouble("ImagePullFailed", "no such image"),
+        Trouble("ContainerFailed", "exit code 139", 139, is_crash=True),
+        Trouble("ArtifactCorrupt", "changed", 29, is_crash=True, is_final=True),
+    ]
+)
+TOKENS = st.sampled_from(["", "a", "b"])
+
+
+class AnyHistory(RuleBasedStateMachine):
+    """Users, the cluster and time act in any order; the operator looks now and then, and sometimes dies."""
+
+    @initialize()
+    def start(self) -> None:
+        self.world = World()
+        self.world.measure(0, 1000)
+        self.classes = self.world.classes
+        self.world.serve_first()
+
+    # ---- users
+
+    @rule(threads=st.integers(1, 5))
+    def edit(self, threads: int) -> None:
+        serving = self.world.spec.serving.model_dump(mode="json") | {"threads": threads}
+        self.world.change(serving=serving)
+
+    @rule(threads=st.integers(1, 5), looks=st.integers(1, 5))
+    def edit_in_mid_rollout(self, threads: int, looks: int) -> None:
+        self.edit(threads)
+        self.be_well(looks)
+
+    @rule(path=st.sampled_from(["v1", "v2"]), replicas=st.sampled_from([1, 3, 50]), is_there=st.integers(0, 4))
+    def change_something_else(self, path: str, replicas: int, is_there: int) -> None:
+        serving = self.world.spec.serving.model_dump(mode="json") | {"replicas": replicas}
+        source = {"persistentVolumeClaim": {"claimName": "checkpoints", "path": path}}
+        self.world.change(serving=serving, source=source)
+        self.world.classes = self.classes if is_there else ()
+
+    @rule(paused=st.booleans(), promote=TOKENS, abort=TOKENS, retry=TOKENS)
+    def control(self, paused: bool, promote: str, abort: str, retry: str) -> None:  # noqa: FBT001
+        rollout = {"paused": paused, "promoteToken": promote, "abortToken": abort, "retryToken": retry}
+        self.world.change(rollout=rollout)
+
+    # ---- the cluster
+
+    @precondition(lambda self: self._running())
+    @rule(data=st.data())
+    def fail_a_job(self, data: st.DataObject) -> None:
+        self.world.fail_job(data.draw(st.sampled_from(self._running())), "ParityFailed")
+
+    @precondition(lambda self: self._running())
+    @rule(data=st.data())
+    def block_a_job(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(self._running()))
+        self.world.jobs[name] = JobBlocked("Unschedulable", "no node fits")
+
+    @precondition(lambda self: self.world.servers)
+    @rule(data=st.data(), trouble=SERVERS)
+    def break_servers(self, data: st.DataObject, trouble: Trouble | None) -> None:
+        name, _ = data.draw(st.sampled_from(sorted(self.world.servers)))
+        self.world.break_servers(name, trouble)
+
+    @rule()
+    def accept(self) -> None:
+        self.world.accept()
+
+    @rule(seconds=st.sampled_from([5, 10, 60, 700]))
+    def wait(self, seconds: int) -> None:
+        self.world.wait(seconds)
+
+    @rule(found=st.sampled_from([0, 0, 500, Outcome.NO_DATA, Outcome.PROVIDER_ERROR]))
+    def measure(self, found: int | Outcome) -> None:
+        if isinstance(found, Outcome):
+            self.world.measure_nothing(found)
+        else:
+            self.world.measure(found, 1000)
+
+    @rule(times=st.integers(1, 6))
+    def be_well(self, times: int) -> None:
+        """Everything goes right for a while; without this hardly any story gets as far as a rollout."""
+        for _ in range(times):
+            self.settle()
+            self._end_jobs()
+            self.world.make_ready()
+            self.world.accept()
+            self.world.wait(10)
+            self.settle()
+
+    # ---- the operator
+
+    @rule()
+    def look(self) -> None:
+        self._looked(self.world.look)
+
+    @rule()
+    def settle(self) -> None:
+        for _ in range(60):
+            before = self.world.facts()
+            self._looked(self.world.look)
+            if self.world.facts() == before:
+                return
+        raise AssertionError("restless")
+
+    @rule(writes=st.integers(0, 4))
+    def die_in_mid_look(self, writes: int) -> None:
+        """The process that takes over ends up where the dead one would have."""
+        undisturbed = copy.deepcopy(self.world)
+        undisturbed.settle()
+        self.world.look(dies_after=writes)
+        self.world.settle()
+        assert self.world.facts() == undisturbed.facts()
+
+    # ---- at every moment
+
+    @invariant()
+    def whoever_has_traffic_has_servers(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        deployed = {child.revision for child in self.world.children.values() if child.kind == "Deployment"}
+        for number in self.world.weights():
+            assert self.world.numbered(number).name in deployed
+
+    @invariant()
+    def never_more_than_two_generations_of_servers(self) -> None:
+        if hasattr(self, "world"):
+            assert len({revision for revision, _ in self.world.servers}) <= 2
+
+    @invariant()
+    def numbers_are_never_used_twice(self) -> None:
+        if hasattr(self, "world"):
+            numbers = [one.spec.number for one in self.world.revisions.values()]
+            assert len(numbers) == len(set(numbers))
+
+    @invariant()
+    def ready_means_that_the_revision_of_this_spec_answers_everything(self) -> None:
+        if not hasattr(self, "world") or not self.world.status.conditions:
+            return
+        status = self.world.status
+        if self.world.condition("Ready")[0] == "True" and status.observed_generation == self.world.generation:
+            assert status.stable is not None
+            assert status.candidate is None
+            assert status.retiring == []
+
+    def _looked(self, look: Any) -> None:
+        before = self.world.status
+        splits = len(self.world.history)
+        look()
+        after = self.world.status
+        for split in self.world.history[splits:]:
+            total = sum(one.weight for one in split.backends)
+            shares = sorted(100 * one.weight // total for one in split.backends)
+            assert shares[-1] == 100 or set(shares) & STEPS, shares
+        if before.stable is not None and after.stable is not None and before.stable.revision != after.stable.revision:
+            candidate = before.candidate
+            assert candidate is not None
+            assert candidate.revision == after.stable.revision
+            was_asked = before.handled_tokens.promote != after.handled_tokens.promote
+            # The last judgement may have been made in this very look.
+            found = self.world.measured[0].candidate
+            assert was_asked or candidate.verdict == "Pass" or (found and not found.bad), "promoted without a Pass"
+
+    # ---- the end of every story
+
+    @override
+    def teardown(self) -> None:
+        """Once the spec rests and the cluster is well, it ends, and then there is silence."""
+        if not hasattr(self, "world"):
+            return
+        world = self.world
+        world.classes = self.classes
+        world.measure(0, 1000)
+        serving = world.spec.serving.model_dump(mode="json") | {"replicas": 1}
+        rollout = world.spec.rollout.model_dump(mode="json", exclude_none=True) | {"paused": False}
+        world.change(serving=serving, rollout=rollout)
+        for _ in range(80):
+            world.settle()
+            self._end_jobs()
+            world.make_ready()
+            world.accept()
+            world.wait(20)
+        world.settle()
+        is_ready, is_stalled = world.condition("Ready")[0], world.condition("Stalled")[0]
+        assert (is_ready, is_stalled) in {("True", "False"), ("False", "True")}, world.status.conditions
+        assert world.condition("Reconciling")[0] == "False"
+        assert world.status.candidate is None
+        before = world.writes
+        for _ in range(5):
+            world.wait(600)
+            world.look()
+        assert world.writes == before
+
+    def _running(self) -> list[str]:
+        return sorted(name for name, state in self.world.jobs.items() if isinstance(state, JobRunning | JobBlocked))
+
+    def _end_jobs(self) -> None:
+        for name, state in self.world.jobs.items():
+            if isinstance(state, JobBlocked):
+                self.world.jobs[name] = JobRunning("runs")
+        claim = self.world.spec.source.persistent_volume_claim
+        assert claim is not None
+        self.world.end_jobs(digest=claim.path)
+
+
+AnyHistory.TestCase.settings = settings(
+    max_examples=30,
+    stateful_step_count=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+TestAnyHistory = AnyHistory.TestCase
