@@ -100,6 +100,8 @@ def _conclude(chosen: Site, shown: Screen, stage: Stage, acts: list[Played]) -> 
     inside = chosen.kubectl.within(NAMESPACE)
     shown.heading("Summary")
     shown.table(summary.acts_table(acts, inside.list("onnxmodelrevisions")))
+    for line in summary.reasons(acts):
+        shown.tell(line)
     shown.table(summary.traffic_table(acts))
     for line in summary.traffic_lines(stage.counters()):
         shown.tell(line)

@@ -106,15 +106,9 @@ def put(kubectl: Kubectl, archives: Mapping[str, bytes], *, claim: str, image: s
     name = pod["metadata"]["name"]
     kubectl.delete("pod", name)
     kubectl.apply(pod)
-    until(f"pod {name} to run", lambda: _is_ready(kubectl, name), seconds=120)
+    until(f"pod {name} to run", lambda: kubectl.is_ready(name), seconds=120)
     for folder, archive in archives.items():
         digest = hashlib.sha256(archive).hexdigest()
         if kubectl.execute(name, "python3", "-c", _HELD, folder).strip() != digest:
             kubectl.execute(name, "python3", "-c", _RECEIVE, folder, digest, stdin=archive, timeout=180)
     kubectl.delete("pod", name)
-
-
-def _is_ready(kubectl: Kubectl, pod: str) -> bool:
-    found = kubectl.get("pod", pod)
-    conditions = found["status"].get("conditions", []) if found else []
-    return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)

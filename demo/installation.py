@@ -65,7 +65,9 @@ def prepare(site: Site, namespace: str) -> None:
     site.kubectl.apply(objects.namespace(namespace))
     site.kubectl.apply_file(EXAMPLES / "class.yaml")
     site.kubectl.within(namespace).apply_file(EXAMPLES / "claims.yaml")
-    site.kubectl.apply(objects.upstream_in_answers(site.gateway.name, site.gateway.namespace))
+    site.kubectl.within(site.gateway.namespace).apply(
+        objects.upstream_in_answers(site.gateway.name, site.gateway.namespace)
+    )
 
 
 def remove(site: Site, namespace: str) -> None:

@@ -138,6 +138,12 @@ class Kubectl:
         attached = () if stdin is None else ("--stdin",)
         return self.run("exec", pod, *chosen, *attached, "--", *command, stdin=stdin, timeout=timeout)
 
+    def is_ready(self, pod: str) -> bool:
+        """Whether a pod says it is ready."""
+        found = self.get("pod", pod)
+        conditions = found["status"].get("conditions", []) if found else []
+        return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
+
     def through(self, service: str, port: int | str, path: str) -> Any:
         """JSON from an HTTP port of `pods/NAME` or `services/NAME`, through the API server's own proxy."""
         kind, _, name = service.partition("/")

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from demo import objects, texts
-from demo.kubectl import NotFoundError, UnreachableError
 from demo.site import ROOT, SiteError, gateway_address
 from demo.waiting import until
 
@@ -26,7 +25,7 @@ _NAME: Final = "load"
 _DIFFERENT_TEXTS: Final = 60
 _SAME: Final = 0.9
 """The cosine below which an answer is not the one that torch gave: int8 stays far above it."""
-RATE: Final = 40
+RATE: Final = 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +112,8 @@ class Load:
             f"--min-cosine={_SAME}",
         )
         kubectl.apply(objects.load_pod(_NAME, image=site.images["operator"], files=files, arguments=arguments))
-        load = cls(kubectl)
-        until("the load pod to send requests", load._has_begun, seconds=60)
-        return load
+        until("the load pod to be ready", lambda: kubectl.is_ready(_NAME), seconds=60)
+        return cls(kubectl)
 
     @classmethod
     def stop(cls, kubectl: Kubectl) -> None:
@@ -125,9 +123,3 @@ class Load:
     def counters(self) -> Counters:
         """What was counted since the start."""
         return Counters.of(self.kubectl.through(f"pods/{_NAME}", 8080, "counters"))
-
-    def _has_begun(self) -> bool:
-        try:
-            return self.counters().sent > 0
-        except (NotFoundError, UnreachableError):
-            return False

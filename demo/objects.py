@@ -84,6 +84,7 @@ def load_pod(name: str, *, image: str, files: Mapping[str, str], arguments: Sequ
                         "image": image,
                         "command": ["python3", "/load/load.py", "--requests=/load/requests.json", *arguments],
                         "ports": [{"name": "http", "containerPort": 8080}],
+                        "readinessProbe": {"httpGet": {"path": "/healthz", "port": "http"}, "periodSeconds": 1},
                         "resources": {"requests": {"cpu": "100m", "memory": "96Mi"}},
                         "securityContext": _CONTAINER_RIGHTS,
                         "volumeMounts": [{"name": "load", "mountPath": "/load", "readOnly": True}],

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from demo.kubectl import Kubectl
     from demo.load import Load
     from demo.screen import Screen
+    from onnx_operator.api.common import Condition
 
 MODEL: Final = "minilm"
 
@@ -44,7 +45,7 @@ class Act:
     story: str
     ending: Ending
     names: tuple[str, ...] = ()
-    seconds: float = 300
+    seconds: float = 600
 
 
 ACTS: Final = (
@@ -167,7 +168,7 @@ class Witness:
 
     def __init__(self, screen: Screen) -> None:
         self._screen = screen
-        self._told: set[tuple[str, str, str]] = set()
+        self._told: set[str] = set()
         self._weight = 0
         self.highest_weight = 0
         self.candidate = ""
@@ -178,17 +179,22 @@ class Witness:
         if candidate:
             self.candidate = candidate.revision
         if model.candidate_weight != self._weight and candidate:
-            self._screen.tell(f"the gateway gives {candidate.revision} {candidate.weight} % of the traffic")
+            self._screen.tell(f"the gateway gives revision {candidate.number} {candidate.weight} % of the traffic")
         self._weight = model.candidate_weight
         self.highest_weight = max(self.highest_weight, self._weight)
         for condition in model.status.conditions:
-            news = (condition.type, condition.status, condition.reason)
-            if condition.observed_generation != model.generation or condition.status == "Unknown":
-                continue
-            if news not in self._told:
-                self._told.add(news)
-                self._screen.tell(f"{condition.type}={condition.status} {condition.reason}: {condition.message}")
+            if is_news(condition, model) and condition.reason not in self._told:
+                self._told.add(condition.reason)
+                self._screen.tell(f"{condition.reason}: {condition.message}")
         self._screen.show(row(model, traffic))
+
+
+def is_news(condition: Condition, model: Model) -> bool:
+    """Whether a condition speaks of the present spec and says more than that nothing is wrong."""
+    if condition.observed_generation != model.generation or not condition.message:
+        return False
+    # Reconciling and Stalled say again what Ready says, and what is Unknown has yet to come.
+    return condition.type not in {"Reconciling", "Stalled"} and condition.status != "Unknown"
 
 
 def row(model: Model, traffic: Counters) -> Row:
@@ -207,8 +213,7 @@ def row(model: Model, traffic: Counters) -> Row:
 
 
 def _why(model: Model) -> str:
-    kind = "Reconciling" if model.holds("Reconciling") else "Ready"
-    told = f"{model.reason(kind)}: {model.message(kind)}"
+    told = f"{model.reason('Ready')}: {model.message('Ready')}"
     if model.status.candidate is None:
         return told
     return "\n".join((told, *(f"{metric.verdict}: {metric.message}" for metric in model.status.candidate.analysis)))
@@ -216,20 +221,11 @@ def _why(model: Model) -> str:
 
 def _played(act: Act, end: Model, witness: Witness, seconds: float, traffic: Counters) -> Played:
     if end.is_promoted:
-        kind, ending = "Ready", Ending.PROMOTED
         revision = end.status.stable.revision if end.status.stable else ""
-    else:
-        kind = "Stalled"
-        ending = Ending.ROLLED_BACK if witness.highest_weight else Ending.REFUSED
-        failure = end.status.last_failure
-        revision = (failure.revision if failure else None) or witness.candidate
-    return Played(
-        act,
-        ending,
-        end.reason(kind),
-        end.message(kind),
-        revision,
-        seconds,
-        witness.highest_weight,
-        traffic,
-    )
+        return Played(act, Ending.PROMOTED, "Promoted", "", revision, seconds, witness.highest_weight, traffic)
+    failure = end.status.last_failure
+    if failure is None:
+        raise ValueError(f"{end.name} is stalled and tells no failure: {end.message('Stalled')}")
+    ending = Ending.ROLLED_BACK if witness.highest_weight else Ending.REFUSED
+    revision = failure.revision or witness.candidate
+    return Played(act, ending, failure.reason, failure.message, revision, seconds, witness.highest_weight, traffic)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -20,12 +19,16 @@ _STAGES = ("convert", "validate-cpu", "publish")
 def acts_table(acts: Iterable[Played], revisions: Iterable[Manifest]) -> Table:
     """One line for each act: how it ended, why, and how long its parts took."""
     by_name = {revision["metadata"]["name"]: revision for revision in revisions}
-    table = Table("act", "ended", "why", *_STAGES, "total", title="What happened")
+    table = Table("act", "ended", *_STAGES, "total", "reason", title="What happened")
     for played in acts:
         stages = stage_seconds(by_name.get(played.revision))
-        why = played.message or played.reason
-        table.add_row(played.act.key, played.ending.value, escape(why), *stages, f"{played.seconds:.0f} s")
+        table.add_row(played.act.key, played.ending.value, *stages, f"{played.seconds:.0f} s", played.reason)
     return table
+
+
+def reasons(acts: Iterable[Played]) -> tuple[str, ...]:
+    """Why each bad version was taken out, in the operator's words."""
+    return tuple(f"{played.act.key}: {played.message}" for played in acts if played.message)
 
 
 def traffic_table(acts: Iterable[Played]) -> Table:
