@@ -71,7 +71,15 @@ def serving(cluster: Site, stage: Stage) -> Iterator[Stage]:
 
 
 #: The story comes first: what follows finds its model and need not convert it again.
-_ORDER = ("test_story", "test_disturbances", "test_rights", "test_truth", "test_bad_checkpoints", "test_deletion")
+_ORDER = (
+    "test_story",
+    "test_disturbances",
+    "test_rights",
+    "test_truth",
+    "test_bad_checkpoints",
+    "test_providers",
+    "test_deletion",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
