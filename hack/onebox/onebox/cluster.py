@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _CGROUPS = Path("/sys/fs/cgroup")
 _API_PORT = 6443
 _PATIENCE_SECONDS = 60  # what came back from an outage gets this long before it counts as broken
+_WEIGHT = 10  # the cluster's share of the processors, in ordinary processes of the host
 _USUAL_INDEX = {"demo": 0, "e2e": 1}
 
 
@@ -148,19 +149,26 @@ def _write_state(cluster: Cluster, plan: Plan) -> None:
 
 
 def _make_cgroups(cluster: Cluster) -> None:
-    """The kubelet wants its root cgroup to exist; cpuset of v1 wants its values copied down by hand."""
+    """Make the kubelet's root cgroup, which must exist, and give the cluster the weight of a machine.
+
+    With the weight of a new folder, all pods and the API server together would count as much as one busy process of
+    the host, and every probe would time out beside a compiler.
+    """
     unified = _CGROUPS / "cgroup.controllers"
     if unified.exists():
         controllers = " ".join(f"+{name}" for name in unified.read_text().split())
         (_CGROUPS / "cgroup.subtree_control").write_text(controllers)
-        (_CGROUPS / cluster.cgroup).mkdir(exist_ok=True)
+        (cluster_cgroup := _CGROUPS / cluster.cgroup).mkdir(exist_ok=True)
+        (cluster_cgroup / "cpu.weight").write_text(str(100 * _WEIGHT))
         return
     for hierarchy in (path for path in _CGROUPS.iterdir() if path.is_dir() and not path.is_symlink()):
         folder = hierarchy / cluster.cgroup
         folder.mkdir(exist_ok=True)
-        for name in ("cpuset.cpus", "cpuset.mems"):
+        for name in ("cpuset.cpus", "cpuset.mems"):  # not inherited in v1
             if (folder / name).exists():
                 (folder / name).write_text((hierarchy / name).read_text())
+        if (folder / "cpu.shares").exists():
+            (folder / "cpu.shares").write_text(str(1024 * _WEIGHT))
 
 
 def _spawn(machine: Machine) -> None:

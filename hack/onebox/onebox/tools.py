@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -133,13 +133,27 @@ def ensure(tools: tuple[Tool, ...]) -> Path:
     with _one_build_at_a_time():
         folder.mkdir(parents=True, exist_ok=True)
         missing = [tool for tool in tools if not (folder / tool.name).exists()]
-        say(f"{len(missing)} of {len(tools)} tools to build, about 35 CPU minutes for all from nothing")
+        if missing:
+            say(f"{len(missing)} of {len(tools)} tools to build, about 35 CPU minutes for all from nothing")
         for number, tool in enumerate(missing, start=1):
             began = time.monotonic()
             with heartbeat(f"building {tool.name}"):
                 _build(tool, folder)
             say(f"{tool.name} built ({number}/{len(missing)}, {time.monotonic() - began:.0f} s)")
+        if all((folder / tool.name).exists() for tool in ALL):
+            _forget_others(folder)
     return folder
+
+
+def _forget_others(folder: Path) -> None:
+    """Delete the binaries of other versions, a gigabyte each, unless a cluster still runs on them."""
+    in_use: set[Path] = set()
+    for process in Path("/proc").glob("[0-9]*/exe"):
+        with suppress(OSError):  # ended meanwhile, or a thread of the kernel
+            in_use.add(process.readlink().parent)
+    for other in folder.parent.iterdir():
+        if other != folder and other not in in_use:
+            shutil.rmtree(other)
 
 
 def _build(tool: Tool, folder: Path) -> None:
