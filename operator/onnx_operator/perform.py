@@ -60,20 +60,31 @@ class Obstacle:
     message: str
 
 
-async def perform(actions: tuple[Action, ...], model: ModelSeen, context: Context) -> Obstacle | None:
+@dataclass(frozen=True, slots=True)
+class Performed:
+    """What came of the actions."""
+
+    #: Whether the cluster is another one now: then it is worth a look at once, as nobody tells us of our own writes.
+    has_changed_something: bool
+    obstacle: Obstacle | None = None
+
+
+async def perform(actions: tuple[Action, ...], model: ModelSeen, context: Context) -> Performed:
     """Carry the actions out in their order; stops at the first that is refused."""
+    has_changed = False
     for action in actions:
         try:
             if isinstance(action, Delete):
-                await _delete(action, model, context)
+                has_changed |= await _delete(action, model, context)
             else:
-                await _ensure(action, context)
+                has_changed |= await _ensure(action, context)
         except (AlreadyExists, Rejected, Forbidden, Invalid, NotFound) as error:
-            return Obstacle(action, _reason(error), error.message)
-    return None
+            return Performed(has_changed, Obstacle(action, _reason(error), error.message))
+    return Performed(has_changed)
 
 
-async def _ensure(want: Want, context: Context) -> None:
+async def _ensure(want: Want, context: Context) -> bool:
+    has_changed = False
     for manifest in build(want):
         resource = resource_of(manifest)
         metadata = manifest["metadata"]
@@ -81,8 +92,12 @@ async def _ensure(want: Want, context: Context) -> None:
         if resource.kind in _IMMUTABLE:
             if live is None or controller_uid(live) != controller_uid(manifest):
                 await _create(manifest, context)
+                has_changed = True
         elif not is_as_wanted(manifest, live):
-            await context.kube.apply(manifest)
+            written = await context.kube.apply(manifest)
+            # An edit that apply cannot undo (somebody else's field) must not make us turn in circles.
+            has_changed |= live is None or written["metadata"]["resourceVersion"] != live["metadata"]["resourceVersion"]
+    return has_changed
 
 
 async def _create(manifest: Manifest, context: Context) -> None:
@@ -96,8 +111,9 @@ async def _create(manifest: Manifest, context: Context) -> None:
             raise
 
 
-async def _delete(action: Delete, model: ModelSeen, context: Context) -> None:
-    await context.kube.delete(_RESOURCES[action.object.kind], model.namespace, action.object.name, action.uid)
+async def _delete(action: Delete, model: ModelSeen, context: Context) -> bool:
+    resource = _RESOURCES[action.object.kind]
+    return await context.kube.delete(resource, model.namespace, action.object.name, action.uid)
 
 
 def _reason(error: ApiError) -> str:

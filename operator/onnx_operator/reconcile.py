@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 #: What a person has to lift is looked at again now and then, since nothing tells when it was lifted.
 _OBSTACLE_SECONDS: Final = 15.0
+_AT_ONCE: Final = 0.0
 
 
 async def reconcile(key: Key, context: Context) -> float | None:
@@ -34,6 +35,8 @@ async def reconcile(key: Key, context: Context) -> float | None:
         context.metrics.forget(key)
         return None
     decision = decide(seen, now)
-    obstacle = await perform(decision.actions, seen.model, context)
-    await report(decision, obstacle, context)
-    return decision.look_again if obstacle is None else _OBSTACLE_SECONDS
+    performed = await perform(decision.actions, seen.model, context)
+    await report(decision, performed.obstacle, context)
+    if performed.obstacle is not None:
+        return _OBSTACLE_SECONDS
+    return _AT_ONCE if performed.has_changed_something else decision.look_again
