@@ -107,7 +107,8 @@ def always(_: Manifest) -> bool:
 class Fate:
     """What the test wants to happen; each function may answer None for `nothing yet`."""
 
-    job: Callable[[Manifest], End | None] = success
+    #: How a Job's pod ends, or the status it has meanwhile.
+    job: Callable[[Manifest], End | Manifest | None] = success
     #: The status of a server's pod, by the pod; None leaves it pending.
     server: Callable[[Manifest], Manifest | None] = ready_pod
     #: Whether the gateway accepts a route as it is now; None while it has not looked yet.
@@ -228,7 +229,7 @@ class Hands:
             wanted = self.fate.server(pod) if component == "server" else ready_pod(pod)
         else:
             end = self.fate.job(pod)
-            wanted = ended_pod(end) if end is not None else None
+            wanted = ended_pod(end) if isinstance(end, End) else end
         if wanted is None or _holds(wanted, pod.get("status") or {}):
             return
         self._write("", "v1", "pods", pod, wanted)
