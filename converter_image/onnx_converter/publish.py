@@ -56,6 +56,7 @@ def run(publish: Publish, progress: Progress) -> dict[str, Any]:
         manifest = artifact.describe(incoming, lineage)
         data = artifact.dump(manifest)
         (incoming / artifact.MANIFEST).write_bytes(data)
+        (incoming / artifact.MANIFEST).chmod(0o444)
         digest = digest_of_bytes(data)
         _settle(incoming, publish.store / hex_of(digest), digest)
     finally:

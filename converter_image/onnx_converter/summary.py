@@ -7,6 +7,7 @@ message would be unreadable JSON), and to read anything that is not exactly such
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 LIMIT: Final = 4096
+#: What a condition of Kubernetes takes as its reason.
+_REASON: Final = re.compile(r"[A-Z][A-Za-z0-9]{0,127}")
 ELLIPSIS: Final = "…"
 
 Outcome = Literal["Succeeded", "Failed"]
@@ -68,6 +71,8 @@ def parse(text: str) -> Summary:
     """The summary in a termination message. A container's output is not to be trusted: every field is checked."""
     try:
         value = json.loads(text)
+        # An escape can write half a surrogate pair, which nothing after this could encode again.
+        json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise SummaryError(f"the termination message is no JSON: {error}") from error
     if not isinstance(value, dict):
@@ -75,6 +80,8 @@ def parse(text: str) -> Summary:
     for name, kind in (("step", str), ("outcome", str), ("reason", str), ("message", str), ("details", dict)):
         if not isinstance(value.get(name), kind):
             raise SummaryError(f"{name} of the termination message is missing or no {kind.__name__}")
+    if not _REASON.fullmatch(value["reason"]):
+        raise SummaryError(f"reason of the termination message is {value['reason'][:80]!r}, not in PascalCase")
     outcome = value["outcome"]
     if outcome not in ("Succeeded", "Failed"):
         raise SummaryError(f"outcome of the termination message is {outcome!r}, neither Succeeded nor Failed")

@@ -1,0 +1,145 @@
+"""The arithmetic of the gate, on numbers written out: it fails closed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onnx_converter import parity
+from onnx_converter.reasons import StepFailedError
+from onnx_converter.samples import Sample
+from onnx_converter.spec import Parity, Scheme, Task
+
+SENTENCE, TOKENS, LABELS = Task.SENTENCE_EMBEDDING, Task.FEATURE_EXTRACTION, Task.TEXT_CLASSIFICATION
+STRICT = parity.Tolerance(min_cosine=0.9, max_absolute=0.1, max_relative=0.1, min_label_agreement=1.0)
+
+
+def sample(mask: Any) -> Sample:
+    return Sample("s", is_text=True, tensors={"attention_mask": np.asarray(mask, np.int64)})
+
+
+def measure(task: Task, mask: Any, truth: Any, answer: Any) -> parity.Measurement:
+    return parity.measure(task, sample(mask), np.asarray(truth, np.float32), np.asarray(answer, np.float32))
+
+
+def measured(**changes: float | None) -> parity.Total:
+    total = parity.Total(
+        samples=1, vectors=1, ignored=0, min_cosine=0.99, max_absolute=0.01, max_relative=0.01, label_agreement=1.0
+    )
+    return replace(total, **changes)  # type: ignore[arg-type]
+
+
+def test_equal_answers_have_cosine_1_and_no_difference() -> None:
+    found = measure(SENTENCE, [[1, 1]], [[3, 4]], [[3, 4]])
+    assert (found.min_cosine, found.max_absolute, found.max_relative, found.vectors) == (1.0, 0.0, 0.0, 1)
+
+
+def test_a_relative_difference_is_that_to_the_largest_number_of_its_vector() -> None:
+    found = measure(SENTENCE, [[1], [1]], [[10, 0.001], [1, 1]], [[10, 0.101], [1, 1.5]])
+    assert found.max_absolute == pytest.approx(0.5)
+    assert found.max_relative == pytest.approx(0.5)
+
+
+def test_the_worst_vector_counts_and_not_the_mean() -> None:
+    rows = [[1, 0]] * 99 + [[0, 1]]
+    found = measure(SENTENCE, [[1]] * 100, rows, [[1, 0]] * 100)
+    assert found.min_cosine == 0
+
+
+def test_a_token_of_padding_is_ignored_and_counted() -> None:
+    found = measure(TOKENS, [[1, 0]], [[[1, 0], [5, 5]]], [[[1, 0], [-5, 9]]])
+    assert (found.vectors, found.ignored, found.min_cosine, found.max_absolute) == (1, 1, 1.0, 0.0)
+
+
+def test_a_text_of_nothing_but_padding_is_ignored_and_counted() -> None:
+    found = measure(SENTENCE, [[1, 1], [0, 0]], [[1, 0], [0, 0]], [[1, 0], [3, 3]])
+    assert (found.vectors, found.ignored, found.max_absolute) == (1, 1, 0.0)
+
+
+def test_a_classifier_is_compared_by_its_largest_logit() -> None:
+    found = measure(LABELS, [[1], [1], [1]], [[1, 2], [3, 1], [5, 6]], [[1, 3], [1, 3], [6, 5]])
+    assert (found.labels, found.labels_agreeing) == (3, 1)
+
+
+def test_an_answer_of_zeros_where_the_original_has_a_direction_has_cosine_0() -> None:
+    assert measure(SENTENCE, [[1]], [[1, 0]], [[0, 0]]).min_cosine == 0
+
+
+def test_two_answers_without_direction_agree() -> None:
+    assert measure(SENTENCE, [[1]], [[0, 0]], [[0, 0]]).min_cosine == 1
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("whose", ["original", "graph"])
+def test_a_number_that_is_none_stops_everything_on_either_side(value: float, whose: str) -> None:
+    answers = {"original": [[1.0, 0.0]], "graph": [[1.0, 0.0]]}
+    answers[whose][0][1] = value
+    with pytest.raises(StepFailedError, match=f"the {whose} answers with NaN"):
+        measure(SENTENCE, [[1]], answers["original"], answers["graph"])
+
+
+def test_a_number_that_is_none_counts_even_on_padding() -> None:
+    with pytest.raises(StepFailedError, match="NaN"):
+        measure(TOKENS, [[1, 0]], [[[1, 0], [5, 5]]], [[[1, 0], [math.nan, 9]]])
+
+
+def test_another_shape_is_no_answer() -> None:
+    with pytest.raises(StepFailedError, match="shape"):
+        measure(SENTENCE, [[1]], [[1, 0]], [[1, 0, 0]])
+
+
+def test_an_empty_set_of_samples_proves_nothing() -> None:
+    with pytest.raises(StepFailedError, match="nothing was compared"):
+        parity.total([])
+
+
+def test_a_set_of_nothing_but_padding_proves_nothing() -> None:
+    with pytest.raises(StepFailedError, match="nothing was compared"):
+        parity.total([measure(SENTENCE, [[0, 0]], [[0, 0]], [[0, 0]])])
+
+
+def test_numbers_inside_their_bounds_are_no_violation() -> None:
+    assert list(parity.violations(measured(), STRICT)) == []
+
+
+VIOLATIONS = {
+    "a cosine below": ({"min_cosine": 0.89}, "minCosine is 0.89"),
+    "a cosine that touches": ({"min_cosine": 0.9}, "minCosine is 0.9"),
+    "a difference above": ({"max_absolute": 0.2}, "maxAbsolute is 0.2"),
+    "a difference that touches": ({"max_absolute": 0.1}, "maxAbsolute is 0.1"),
+    "a relative difference that touches": ({"max_relative": 0.1}, "maxRelative is 0.1"),
+    "a cosine that is NaN": ({"min_cosine": math.nan}, "minCosine is nan"),
+    "a difference that is NaN": ({"max_absolute": math.nan}, "maxAbsolute is nan"),
+    "an infinite cosine": ({"min_cosine": math.inf}, "minCosine is inf"),
+    "labels that disagree": ({"label_agreement": 0.99}, "minLabelAgreement is 0.99"),
+    "labels that are NaN": ({"label_agreement": math.nan}, "minLabelAgreement is nan"),
+}
+
+
+@pytest.mark.parametrize("case", VIOLATIONS, ids=lambda case: case.replace(" ", "-"))
+def test_a_number_that_is_not_inside_its_bound_is_a_violation_by_name(case: str) -> None:
+    changes, words = VIOLATIONS[case]
+    (violation,) = parity.violations(measured(**changes), STRICT)
+    assert violation.startswith(words)
+
+
+def test_all_labels_equal_reaches_a_bound_of_1() -> None:
+    assert list(parity.violations(measured(label_agreement=1.0), STRICT)) == []
+
+
+@pytest.mark.parametrize("scheme", Scheme)
+@pytest.mark.parametrize("task", [SENTENCE, TOKENS, LABELS, Task.TOKEN_CLASSIFICATION])
+def test_every_scheme_judges_something_of_every_task(scheme: Scheme, task: Task) -> None:
+    tolerance = parity.tolerance_of(Parity(), scheme, task)
+    disaster = measured(min_cosine=0.51, max_absolute=5.0, max_relative=2.0, label_agreement=0.4)
+    assert parity.violations(disaster, tolerance)
+
+
+def test_a_bound_of_the_user_replaces_that_one_alone() -> None:
+    default = parity.tolerance_of(Parity(), Scheme.NONE, SENTENCE)
+    given = parity.tolerance_of(Parity.model_validate({"minCosine": "0.5"}), Scheme.NONE, SENTENCE)
+    assert given == replace(default, min_cosine=0.5)

@@ -1,0 +1,255 @@
+"""What is published: a Triton model repository, golden requests, a report a person can read, and a manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from html.parser import HTMLParser
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from google.protobuf import text_format  # type: ignore[import-untyped]
+from tritonclient.grpc import model_config_pb2
+from typing_extensions import override
+
+from checkpoints import TINY_LENGTH, tiny_sentence
+from onnx_converter import artifact, package
+from onnx_converter.conversion import Conversion
+from onnx_converter.report_html import page
+from onnx_converter.spec import Provider, Serving
+from unit.converter.steps import Line
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CPU = "CPUExecutionProvider"
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Line, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("published")
+    line = Line(folder / "line")
+    digest = line.fetch(tiny_sentence(folder / "model")).details["digest"]
+    line.convert(digest)
+    line.validate(digest)
+    return line, line.publish().details
+
+
+@pytest.fixture
+def folder(published: tuple[Line, dict[str, Any]]) -> Path:
+    line, details = published
+    return line.artifact(details["digest"])
+
+
+def config_of(folder: Path) -> Any:
+    text = (folder / "triton" / CPU / "model" / "config.pbtxt").read_text()
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def test_an_artifact_holds_what_the_contract_names_and_nothing_else(folder: Path) -> None:
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert {path for path in found if not path.startswith("tokenizer/")} == {
+        f"triton/{CPU}/model/config.pbtxt",
+        f"triton/{CPU}/model/1/model.onnx",
+        "golden.json",
+        "report.json",
+        "report.html",
+        "manifest.json",
+    }
+    assert "tokenizer/tokenizer.json" in found
+
+
+def test_the_digest_is_the_manifests_and_the_manifest_names_every_file(
+    published: tuple[Line, dict[str, Any]], folder: Path
+) -> None:
+    details = published[1]
+    assert details["digest"] == "sha256:" + hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+    manifest = artifact.verify(folder, details["digest"])
+    assert details["files"] == len(manifest.files)
+    assert (
+        details["bytes"]
+        == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        - (folder / "manifest.json").stat().st_size
+    )
+    assert details["reportDigest"] == "sha256:" + hashlib.sha256((folder / "report.json").read_bytes()).hexdigest()
+
+
+def test_the_lineage_names_source_tools_parameters_and_what_the_operator_added(folder: Path) -> None:
+    lineage = json.loads((folder / "manifest.json").read_text())["lineage"]
+    assert lineage["operator"] == {"model": "m"}
+    assert lineage["source"]["digest"] == lineage["conversion"]["sourceDigest"]
+    assert lineage["conversion"]["spec"]["opset"] == 18
+    assert lineage["serving"]["maxBatchSize"] == 32
+    assert {"torch", "transformers", "onnx", "onnxruntime", "onnxscript", "python"} <= set(
+        lineage["conversion"]["tools"]
+    )
+
+
+def test_publishing_again_finds_the_same_artifact_and_leaves_it_untouched(
+    published: tuple[Line, dict[str, Any]], folder: Path
+) -> None:
+    before = {path: path.stat().st_ino for path in folder.rglob("*")}
+    assert published[0].publish().details == published[1]
+    assert {path: path.stat().st_ino for path in folder.rglob("*")} == before
+
+
+def test_files_of_an_artifact_are_read_only(folder: Path) -> None:
+    assert {oct(path.stat().st_mode & 0o777) for path in folder.rglob("*") if path.is_file()} == {"0o444"}
+
+
+def test_an_artifact_that_was_damaged_in_the_store_is_reported_and_not_overwritten(tmp_path: Path, line: Line) -> None:
+    digest = line.fetch(tiny_sentence(tmp_path / "model")).details["digest"]
+    line.convert(digest)
+    line.validate(digest)
+    golden = line.artifact(line.publish().details["digest"]) / "golden.json"
+    golden.chmod(0o644)
+    golden.write_text("[]")
+    ended = line.publish()
+    assert (ended.summary.reason, ended.code) == ("ArtifactCorrupt", 29)
+    assert golden.read_text() == "[]"
+
+
+def test_the_configuration_is_complete_and_in_tritons_own_words(folder: Path) -> None:
+    config = config_of(folder)
+    assert (config.backend, config.max_batch_size, config.name) == ("onnxruntime", 32, "")
+    assert [(item.name, item.data_type, list(item.dims)) for item in config.input] == [
+        (name, model_config_pb2.TYPE_INT64, [-1]) for name in ("input_ids", "attention_mask", "token_type_ids")
+    ]
+    assert [(item.name, item.data_type, list(item.dims)) for item in config.output] == [
+        ("sentence_embedding", model_config_pb2.TYPE_FP32, [32])
+    ]
+    (group,) = config.instance_group
+    assert (group.kind, group.count) == (model_config_pb2.ModelInstanceGroup.KIND_CPU, 1)
+    assert config.dynamic_batching.max_queue_delay_microseconds == 2000
+    assert config.parameters["intra_op_thread_count"].string_value == "1"
+
+
+def test_warming_up_stays_within_the_graphs_bounds_and_the_graph_answers_it(folder: Path) -> None:
+    session = onnxruntime.InferenceSession(folder / "triton" / CPU / "model" / "1" / "model.onnx", providers=[CPU])
+    warmups = config_of(folder).model_warmup
+    assert [item.batch_size for item in warmups] == [1, 8]
+    for item in warmups:
+        inputs = {
+            name: np.zeros((item.batch_size, *tensor.dims), np.int64)
+            for name, tensor in item.inputs.items()
+            if tensor.zero_data
+        }
+        assert all(tensor.shape[1] <= TINY_LENGTH for tensor in inputs.values())
+        assert np.isfinite(session.run(None, inputs)[0]).all()
+
+
+def configured(folder: Path, serving: dict[str, int], provider: Provider = Provider.CPU) -> Any:
+    conversion = Conversion.read(folder)
+    text = package.config_of(conversion, Serving.model_validate(serving), provider)
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def test_serving_parameters_reach_the_configuration(published: tuple[Line, dict[str, Any]]) -> None:
+    graph = published[0].work / "graph"
+    serving = {"maxBatchSize": 4, "maxQueueDelayMicroseconds": 7, "instances": 3, "threads": 2}
+    config = configured(graph, serving)
+    assert config.max_batch_size == 4
+    assert config.dynamic_batching.max_queue_delay_microseconds == 7
+    assert config.instance_group[0].count == 3
+    assert config.parameters["intra_op_thread_count"].string_value == "2"
+    assert [item.batch_size for item in config.model_warmup] == [1, 4]
+
+
+def test_without_batches_nothing_waits_for_others(published: tuple[Line, dict[str, Any]]) -> None:
+    config = configured(published[0].work / "graph", {"maxBatchSize": 1})
+    assert config.max_batch_size == 1
+    assert not config.HasField("dynamic_batching")
+
+
+def test_on_cuda_the_instances_are_of_the_gpu(published: tuple[Line, dict[str, Any]]) -> None:
+    config = configured(published[0].work / "graph", {}, Provider.CUDA)
+    assert config.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
+    assert "memory.enable_memory_arena_shrinkage" not in config.parameters
+
+
+def test_golden_requests_are_mixed_in_length_and_answered_by_the_published_graph(folder: Path) -> None:
+    golden = json.loads((folder / "golden.json").read_text())
+    assert len(golden) >= 24
+    assert len({request["name"] for request in golden}) == len(golden)
+    session = onnxruntime.InferenceSession(folder / "triton" / CPU / "model" / "1" / "model.onnx", providers=[CPU])
+    lengths = set()
+    for request in golden:
+        inputs = {
+            name: np.array(tensor["data"], np.int64).reshape(tensor["shape"])
+            for name, tensor in request["inputs"].items()
+        }
+        assert {tensor.shape[0] for tensor in inputs.values()} == {1}
+        lengths.add(inputs["input_ids"].shape[1])
+        ((name, wanted),) = request["outputs"].items()
+        assert (name, wanted["datatype"], wanted["shape"]) == ("sentence_embedding", "FP32", [1, 32])
+        found = session.run([name], inputs)[0]
+        np.testing.assert_allclose(found, np.array(wanted["data"]).reshape(wanted["shape"]), atol=1e-6)
+    assert len(lengths) >= 8
+
+
+class _Page(HTMLParser):
+    """Collects tags, texts and whatever the page would load from elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.texts: list[str] = []
+        self.loads: list[str] = []
+
+    @override
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loads += [str(value) for name, value in attrs if name in {"src", "href", "action"}]
+
+    @override
+    def handle_data(self, data: str) -> None:
+        if data.strip():
+            self.texts.append(data.strip())
+
+
+def read_page(text: str) -> _Page:
+    parsed = _Page()
+    parsed.feed(text)
+    return parsed
+
+
+def test_the_report_is_one_page_with_the_verdict_first_and_nothing_from_elsewhere(folder: Path) -> None:
+    text = (folder / "report.html").read_text()
+    shown = read_page(text)
+    assert shown.loads == []
+    assert "script" not in shown.tags
+    assert "url(" not in text
+    words = shown.texts[shown.texts.index("bert, sentence-embedding, none", 1) + 1 :]
+    assert words[0] == "Passed"
+    assert "Smallest cosine" in words
+    assert "Lineage" in words
+
+
+def test_the_report_takes_words_of_a_checkpoint_for_words(folder: Path) -> None:
+    reports = json.loads((folder / "report.json").read_text())["reports"]
+    reports[CPU]["message"] = "<script>alert(1)</script>"
+    lineage = json.loads((folder / "manifest.json").read_text())["lineage"]
+    lineage["conversion"]["architecture"] = '"><img src=x onerror=alert(1)>'
+    lineage["<b>key</b>"] = "<i>value</i>"
+    shown = read_page(page(reports, lineage))
+    assert not {"script", "img", "b", "i"} & set(shown.tags)
+
+
+def test_the_report_says_how_each_sample_did_and_what_was_ignored(folder: Path) -> None:
+    report = json.loads((folder / "report.json").read_text())["reports"][CPU]
+    assert report["verdict"] == "Passed"
+    assert report["samples"] == len(report["rows"])
+    assert report["ignored"] == sum(row["ignored"] for row in report["rows"]) > 0
+    names = " ".join(row["sample"] for row in report["rows"])
+    for wanted in (
+        "batch 1",
+        "batch 4",
+        "length 1,",
+        f"length {TINY_LENGTH}",
+        "left padding",
+        "right padding",
+        "all-row",
+    ):
+        assert wanted in names
