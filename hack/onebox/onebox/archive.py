@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
 _LAYER = "application/vnd.oci.image.layer.v1.tar"
 _CONFIG = "application/vnd.oci.image.config.v1+json"
@@ -140,8 +140,11 @@ def add_files(tar: tarfile.TarFile, files: Mapping[str, Path], folders: Iterable
             tar.addfile(entry, content)
 
 
-def add_overlay_folder(tar: tarfile.TarFile, folder: Path) -> None:
-    """Fill a layer with an overlay file system's upper folder, its deletions in the words of OCI layers."""
+def add_overlay_folder(tar: tarfile.TarFile, folder: Path, mount_points: Collection[str] = ()) -> None:
+    """Fill a layer with an overlay file system's upper folder, its deletions in the words of OCI layers.
+
+    Empty files at `mount_points` are what a build left where it had mounted something, and stay out.
+    """
     for parent, folders, files in os.walk(folder):
         here = Path(parent)
         if here != folder:
@@ -152,7 +155,9 @@ def add_overlay_folder(tar: tarfile.TarFile, folder: Path) -> None:
         links = [name for name in folders if (here / name).is_symlink()]
         folders[:] = sorted(set(folders).difference(links))
         for file in sorted(files + links):
-            _add_file(tar, here / file, str((here / file).relative_to(folder)))
+            name = str((here / file).relative_to(folder))
+            if name not in mount_points or (here / file).lstat().st_size:
+                _add_file(tar, here / file, name)
 
 
 def _add_file(tar: tarfile.TarFile, path: Path, name: str) -> None:

@@ -38,6 +38,9 @@ _NAMESPACES = (
     "--",
 )
 _RUN_FOLDER = Path("/run/onebox-buildah")
+_PIP = Path("/etc/pip.conf")
+_UV = Path("/etc/uv/uv.toml")
+_MOUNT_POINTS = {str(path.relative_to("/")) for path in (_PIP, _UV, Path("/etc/hosts"), Path("/etc/resolv.conf"))}
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
@@ -151,13 +154,13 @@ def _settings(folder: Path) -> Iterator[tuple[Path, Path]]:
     yield from ((path, path) for path in local - {_CERTIFICATES})
     with (folder / "pip.conf").open("w") as file:
         pip.write(file)
-    yield folder / "pip.conf", Path("/etc/pip.conf")
+    yield folder / "pip.conf", _PIP
     uv = {
         "index-url": os.environ.get("UV_DEFAULT_INDEX") or os.environ.get("UV_INDEX_URL"),
         "extra-index-url": (os.environ.get("UV_EXTRA_INDEX_URL") or "").split() or None,
     }
     (folder / "uv.toml").write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in uv.items() if value))
-    yield folder / "uv.toml", Path("/etc/uv/uv.toml")
+    yield folder / "uv.toml", _UV
 
 
 def _taken_out(ref: str, blobs: BlobStore) -> Image:
@@ -182,7 +185,8 @@ def _packed_layer(identity: str, blobs: BlobStore) -> str:
     known = onebox_cache() / "layers" / identity
     if known.exists() and blobs.has_all([known.read_text()]):
         return known.read_text()
-    digest = blobs.put_layer(partial(add_overlay_folder, folder=_storage() / "overlay" / identity / "diff"))
+    folder = _storage() / "overlay" / identity / "diff"
+    digest = blobs.put_layer(partial(add_overlay_folder, folder=folder, mount_points=_MOUNT_POINTS))
     known.parent.mkdir(parents=True, exist_ok=True)
     unfinished = known.with_suffix(".unfinished")
     unfinished.write_text(digest)

@@ -46,6 +46,16 @@ def test_an_overlay_folder_becomes_a_layer_with_its_deletions_spelt_out(tmp_path
     assert found["sub/.wh.deleted"].size == 0
 
 
+def test_what_a_build_mounted_leaves_no_empty_file_behind(tmp_path: Path) -> None:
+    folder = tmp_path / "diff"
+    folder.mkdir()
+    for name, content in (("settings", ""), ("hosts", "127.0.0.1"), ("empty", "")):
+        (folder / name).write_text(content)
+    store = BlobStore(tmp_path / "blobs")
+    layer = store.put_layer(lambda tar: add_overlay_folder(tar, folder, mount_points={"settings", "hosts"}))
+    assert set(entries(store, layer)) == {"hosts", "empty"}
+
+
 def test_a_layer_of_files_has_its_folders_and_is_the_same_each_time(tmp_path: Path) -> None:
     program = tmp_path / "program"
     program.write_bytes(b"\x7fELF")
