@@ -1,0 +1,219 @@
+"""Every manifest the operator writes: input YAML beside the output YAML it must become.
+
+`GOLDEN_UPDATE=1 pytest tests/golden` writes the outputs anew; read the difference before you commit it.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typing_extensions import override
+
+from onnx_operator.api.model import OnnxModelSpec, OnnxModelStatus
+from onnx_operator.api.model_class import OnnxModelClassSpec
+from onnx_operator.api.revision import ArtifactStatus, OnnxModelRevisionStatus
+from onnx_operator.core.acceptance import Offer, accept
+from onnx_operator.core.actions import (
+    Want,
+    WantConvert,
+    WantFetch,
+    WantJobsPolicy,
+    WantProber,
+    WantPublish,
+    WantRevision,
+    WantRoutes,
+    WantServers,
+    WantValidate,
+)
+from onnx_operator.core.observation import ClassSeen, DefaultImages, ModelSeen, RevisionSeen
+from onnx_operator.core.revisions import name_of, resolve, source_key
+from onnx_operator.core.traffic import GatewayAddress, split
+from onnx_operator.core.view import side_of
+from onnx_operator.render.compare import is_as_wanted
+from onnx_operator.render.manifests import build
+
+FOLDER = Path(__file__).parent / "manifests"
+CASES = sorted(path.name.removesuffix(".in.yaml") for path in FOLDER.glob("*.in.yaml"))
+IMAGES = DefaultImages("operator:1", "converter:1", "triton:1")
+DIGEST = "sha256:" + "ab" * 32
+
+
+def wants(case: dict[str, Any]) -> list[Want]:
+    """Everything there ever is to want for the case's model, in the order of a rollout."""
+    model = ModelSeen(
+        case["namespace"],
+        case["name"],
+        "0a1b2c3d-0000-4000-8000-000000000000",
+        1,
+        "1",
+        OnnxModelSpec.model_validate(case["spec"]),
+        OnnxModelStatus(),
+    )
+    offer = accept(model, (ClassSeen("standard", OnnxModelClassSpec.model_validate(case["class"]), is_default=True),))
+    assert isinstance(offer, Offer), offer
+    candidate = revision(model, offer, number=2)
+    stable = revision(model, offer, number=1, name="minilm-0123456789")
+    gateway = GatewayAddress("10.0.0.1", 80, 9000)
+    found: list[Want] = [
+        WantJobsPolicy(model),
+        WantFetch(model, offer, source_key(offer, ""), IMAGES.converter),
+        WantRevision(model, candidate.name, candidate.spec),
+        WantConvert(model, candidate, offer.class_spec),
+    ]
+    providers = [placed.name for placed in candidate.spec.execution_providers]
+    found += [WantValidate(model, candidate, offer.class_spec, provider) for provider in providers]
+    found.append(WantPublish(model, candidate, offer.class_spec))
+    found += [WantServers(model, candidate, provider, offer.spec.serving.replicas) for provider in providers]
+    wanted = split(stable=side_of(stable), candidate=side_of(candidate), weight=case["weight"], retiring=[])
+    found.append(WantRoutes(model, offer.class_spec, wanted))
+    found.append(WantProber(model, offer.class_spec, stable, candidate, gateway, "0.95"))
+    return found
+
+
+def revision(model: ModelSeen, offer: Offer, *, number: int, name: str | None = None) -> RevisionSeen:
+    spec = resolve(model.name, offer, IMAGES, source_digest=DIGEST, number=number)
+    status = OnnxModelRevisionStatus(artifact=ArtifactStatus(digest="sha256:" + f"{number:02d}" * 32))
+    return RevisionSeen(name or name_of(spec), f"revision-uid-{number}", "1", spec, status)
+
+
+class Plain(yaml.SafeDumper):
+    """Without anchors, which nobody wants to read."""
+
+    @override
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def rendered(case: dict[str, Any]) -> list[dict[str, Any]]:
+    return [manifest for want in wants(case) for manifest in build(want)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_input_becomes_exactly_this(name: str) -> None:
+    case = yaml.safe_load((FOLDER / f"{name}.in.yaml").read_text())
+    output = yaml.dump_all(rendered(case), Dumper=Plain, sort_keys=False, width=110)
+    expected = FOLDER / f"{name}.out.yaml"
+    if os.environ.get("GOLDEN_UPDATE"):
+        expected.write_text(output)
+    assert output == expected.read_text()
+
+
+def pods() -> list[Any]:
+    found = []
+    for name in CASES:
+        for manifest in rendered(yaml.safe_load((FOLDER / f"{name}.in.yaml").read_text())):
+            if manifest["kind"] in {"Job", "Deployment"}:
+                template = manifest["spec"]["template"]
+                found.append(pytest.param(template, id=f"{name}-{manifest['metadata']['name']}"))
+    return found
+
+
+@pytest.mark.parametrize("template", pods())
+def test_every_pod_is_restricted_by_its_own_words_and_holds_no_token(template: dict[str, Any]) -> None:
+    spec = template["spec"]
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in [*spec["containers"], *spec.get("initContainers", [])]:
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert container["resources"]["limits"]["memory"]
+    assert not any("hostPath" in volume for volume in spec["volumes"])
+
+
+@pytest.mark.parametrize("template", pods())
+def test_only_fetch_ever_gets_a_secret_or_the_users_own_claim(template: dict[str, Any]) -> None:
+    spec = template["spec"]
+    is_fetch = template["metadata"]["labels"]["onnx-operator.io/component"] == "fetch"
+    variables = [one for container in spec["containers"] for one in container.get("env", [])]
+    secrets = [one for one in variables if "valueFrom" in one]
+    claims = [one["persistentVolumeClaim"]["claimName"] for one in spec["volumes"] if "persistentVolumeClaim" in one]
+    assert is_fetch or (not secrets and claims == ["artifacts"])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_names_fit_whatever_the_model_is_called(name: str) -> None:
+    case = yaml.safe_load((FOLDER / f"{name}.in.yaml").read_text()) | {"name": "m" + "x" * 62}
+    for manifest in rendered(case):
+        limit = 253 if manifest["kind"] in {"NetworkPolicy", "HTTPRoute", "GRPCRoute"} else 63
+        assert len(manifest["metadata"]["name"]) <= limit
+        assert all(len(value) <= 63 for value in manifest["metadata"]["labels"].values())
+
+
+def test_what_was_rendered_is_as_wanted_and_any_change_of_it_is_not() -> None:
+    case = yaml.safe_load((FOLDER / "two-providers.in.yaml").read_text())
+    for manifest in rendered(case):
+        live = {**manifest, "metadata": {**manifest["metadata"], "uid": "x"}, "status": {"anything": "else"}}
+        assert is_as_wanted(manifest, live)
+        for path in leaves(manifest["spec"]):
+            assert not is_as_wanted(manifest, changed(live, path)), f"{manifest['kind']}: {path}"
+
+
+Path_ = tuple[str | int, ...]
+
+
+def leaves(value: Any, path: Path_ = ()) -> list[Path_]:
+    if isinstance(value, dict) and value:
+        return [leaf for key, item in value.items() for leaf in leaves(item, (*path, key))]
+    if isinstance(value, list) and value:
+        return [leaf for index, item in enumerate(value) for leaf in leaves(item, (*path, index))]
+    return [path] if value not in ({}, []) else []
+
+
+def changed(manifest: dict[str, Any], path: Path_) -> dict[str, Any]:
+    edited = copy.deepcopy(manifest)
+    *parents, last = path
+    node: Any = edited["spec"]
+    for part in parents:
+        node = node[part]
+    node[last] = "something else"
+    return edited
+
+
+@pytest.mark.parametrize(
+    ("wanted", "live", "is_same"),
+    [
+        ("1", "1000m", True),
+        ("0.5", "500m", True),
+        ("1024Mi", "1Gi", True),
+        ("2e3", "2k", True),
+        ("1", "1001m", False),
+        ("1Gi", "1G", False),
+    ],
+)
+def test_amounts_are_compared_by_what_they_mean(wanted: str, live: str, is_same: bool) -> None:  # noqa: FBT001
+    def with_limit(amount: str) -> dict[str, Any]:
+        return {"metadata": {}, "spec": {"limits": {"cpu": amount}}}
+
+    assert is_as_wanted(with_limit(wanted), with_limit(live)) is is_same
+
+
+def test_what_others_add_to_lists_with_keys_is_none_of_our_business() -> None:
+    wanted = {"metadata": {}, "spec": {"containers": [{"name": "main", "args": ["a"]}]}}
+    live = {"metadata": {}, "spec": {"containers": [{"name": "sidecar"}, {"name": "main", "args": ["a"], "tty": True}]}}
+    assert is_as_wanted(wanted, live)
+
+
+def test_a_list_without_keys_is_ours_as_a_whole() -> None:
+    wanted = {"metadata": {}, "spec": {"args": ["a"]}}
+    assert not is_as_wanted(wanted, {"metadata": {}, "spec": {"args": ["a", "b"]}})
+
+
+def test_weights_of_two_providers_are_even() -> None:
+    case = yaml.safe_load((FOLDER / "two-providers.in.yaml").read_text())
+    (route,) = [one for one in rendered(case) if one["kind"] == "HTTPRoute"]
+    shares: dict[str, Decimal] = {}
+    backends = route["spec"]["rules"][0]["backendRefs"]
+    total = sum(one["weight"] for one in backends)
+    for one in backends:
+        shares[one["name"]] = Decimal(one["weight"]) / total
+    assert sorted(shares.values()) == [Decimal("0.15")] * 2 + [Decimal("0.35")] * 2
