@@ -30,8 +30,9 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if asked.down:
             return _down(asked)
+        chosen = _site(asked)
         with screen() as shown:
-            return _demo(_site(asked), shown)
+            return _demo(chosen, shown)
     except (site.SiteError, KubectlError, DeadlineError) as trouble:
         print(f"error: {trouble}", file=sys.stderr)
         return 1
@@ -98,17 +99,18 @@ def _set_up(chosen: Site, shown: Screen) -> Stage:
 
 def _conclude(chosen: Site, shown: Screen, stage: Stage, acts: list[Played]) -> int:
     inside = chosen.kubectl.within(NAMESPACE)
+    traffic = stage.counters()
+    Load.stop(inside)
     shown.heading("Summary")
     shown.table(summary.acts_table(acts, inside.list("onnxmodelrevisions")))
     for line in summary.reasons(acts):
-        shown.tell(line)
+        shown.say(line)
     shown.table(summary.traffic_table(acts))
-    for line in summary.traffic_lines(stage.counters()):
-        shown.tell(line)
-    kubectl = f"{chosen.kubectl.binary} --kubeconfig={chosen.kubectl.kubeconfig}"
+    for line in summary.traffic_lines(traffic):
+        shown.say(line)
     shown.heading("Try next")
-    for command in summary.next_commands(kubectl, NAMESPACE, MODEL):
-        shown.tell(command)
+    for command in summary.next_commands(chosen, inside, stage.model()):
+        shown.say(command)
     if len(acts) == len(ACTS) and all(played.is_as_expected for played in acts):
         return 0
     shown.heading(f"Not as expected: {acts[-1].act.title} {acts[-1].ending.value}: {acts[-1].message}")

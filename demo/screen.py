@@ -42,6 +42,9 @@ class Screen(Protocol):
     def tell(self, text: str) -> None:
         """Say what happened."""
 
+    def say(self, text: str) -> None:
+        """Say something that has no time."""
+
     def show(self, row: Row) -> None:
         """Show how the model stands now."""
 
@@ -72,6 +75,9 @@ class LiveScreen:
 
     def tell(self, text: str) -> None:
         self._console.print(f"[dim]{_clock(self._started)}[/] {escape(text)}")
+
+    def say(self, text: str) -> None:
+        self._console.print(escape(text), highlight=False, soft_wrap=True)
 
     def show(self, row: Row) -> None:
         if row == self._shown:
@@ -107,6 +113,9 @@ class PlainScreen:
 
     def tell(self, text: str) -> None:
         self._line(f"{_clock(self._started)} {text}")
+
+    def say(self, text: str) -> None:
+        self._line(text)
 
     def show(self, row: Row) -> None:
         # Counters alone are no news: a log with a line for every second would tell less, not more.

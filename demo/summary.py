@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from demo.site import gateway_address
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from demo.kubectl import Manifest
+    from demo.kubectl import Kubectl, Manifest
     from demo.load import Counters
+    from demo.model import Model
     from demo.scenario import Played
+    from demo.site import Site
 
 _STAGES = ("convert", "validate-cpu", "publish")
 
@@ -61,13 +65,19 @@ def traffic_lines(traffic: Counters) -> tuple[str, ...]:
     )
 
 
-def next_commands(command: str, namespace: str, model: str) -> tuple[str, ...]:
+def next_commands(site: Site, inside: Kubectl, model: Model) -> tuple[str, ...]:
     """What a reader may want to try now."""
-    kubectl = f"{command} -n {namespace}"
+    asked: tuple[str, ...] = ()
+    if model.status.endpoint is not None:
+        address = f"{gateway_address(site)}:{site.gateway.http_port}"
+        asked = (f"curl -H 'Host: {model.status.endpoint.host}' http://{address}/v2/models/{model.name}",)
+    kubectl = f"kubectl -n {inside.namespace}"
     return (
+        f"export KUBECONFIG={inside.kubeconfig} PATH={inside.binary.parent}:$PATH",
         f"{kubectl} get onnxmodels,onnxmodelrevisions",
-        f"{kubectl} describe onnxmodel {model}",
-        f"{kubectl} get events --sort-by=.lastTimestamp",
-        f"{kubectl} explain onnxmodel.spec.rollout",
-        f'{kubectl} patch onnxmodel {model} --type=merge -p \'{{"spec":{{"rollout":{{"retryToken":"again"}}}}}}\'',
+        f"{kubectl} describe onnxmodel {model.name}",
+        f"{kubectl} events --for onnxmodel/{model.name}",
+        f"{kubectl} apply -f examples/minilm-v2.yaml   # mends it, and converts nothing",
+        "kubectl explain onnxmodel.spec.rollout",
+        *asked,
     )
