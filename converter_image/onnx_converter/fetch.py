@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
 from onnx_converter import hub, policy, weights
-from onnx_converter.digest import chunks_of, hex_of, open_regular, sha256_of, tree_digest
+from onnx_converter.digest import chunks_of, hex_of, is_digest, open_regular, sha256_of, tree_digest
 from onnx_converter.reasons import DIGEST_MISMATCH, LINK_REFUSED, SOURCE_NOT_FOUND, StepFailedError
 
 if TYPE_CHECKING:
@@ -92,11 +92,6 @@ def _copy_claim(source: ClaimSource, root: Path, incoming: Path, progress: Progr
             f"source.persistentVolumeClaim.path {source.path!r} is no folder on claim {source.claim_name}",
         )
     selection = policy.select(policy.list_folder(folder))
-    if not selection.read:
-        raise StepFailedError(
-            SOURCE_NOT_FOUND,
-            f"source.persistentVolumeClaim.path {source.path!r} on claim {source.claim_name} holds no checkpoint",
-        )
     for path in selection.left:
         progress.tell("FileLeftBehind", file=path)
     for number, path in enumerate(selection.read):
@@ -150,6 +145,6 @@ def _remove_leftovers(output: Path) -> None:
 
 
 def _prune(output: Path, keep: int, current: str) -> None:
-    folders = [path for path in output.iterdir() if path.is_dir() and path.name != current]
+    folders = [path for path in output.iterdir() if is_digest(f"sha256:{path.name}") and path.name != current]
     for path in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)[max(keep - 1, 0) :]:
         shutil.rmtree(path, ignore_errors=True)

@@ -21,6 +21,7 @@ from urllib.request import getproxies
 
 from onnx_converter import policy
 from onnx_converter.digest import chunks_of, open_regular
+from onnx_converter.progress import without_queries
 from onnx_converter.reasons import (
     DIGEST_MISMATCH,
     DISK_FULL,
@@ -29,6 +30,7 @@ from onnx_converter.reasons import (
     SOURCE_UNAUTHORIZED,
     SOURCE_UNREACHABLE,
     StepFailedError,
+    gist,
 )
 from onnx_converter.spec import COMMIT
 
@@ -186,7 +188,7 @@ def _trouble_of(error: Exception, name: str, hub: Hub) -> Exception:
         error, errors.HfHubHTTPError | errors.LocalEntryNotFoundError | httpx2.HTTPError | OSError | ValueError
     ):
         return error
-    what = str(error).strip().partition("\n")[0][:200]
+    what = without_queries(gist(error))
     return StepFailedError(
         SOURCE_UNREACHABLE, f"{hub.endpoint} could not be read for {name}: {type(error).__name__}: {what}"
     )
@@ -215,7 +217,7 @@ class Guard:
             is_encrypted=url.scheme == "https",
             allows_private=any(not address.is_global for address in addresses),
             allows_loopback=any(address.is_loopback for address in addresses),
-            has_proxy=bool(getproxies()),
+            has_proxy=bool({"http", "https", "all"} & getproxies().keys()),
         )
 
     def client(self) -> httpx2.Client:

@@ -43,6 +43,9 @@ def session(path: Path, provider: Provider, profile: Path | None = None) -> onnx
         raise StepFailedError(
             PLACEMENT_FAILED, f"this image's onnxruntime has no {provider}: use the image flavour that has it"
         )
+    if provider is Provider.CUDA:
+        # The CUDA libraries come as wheels beside torch's; the loader does not look there by itself.
+        onnxruntime.preload_dlls()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads()
     options.log_severity_level = 3

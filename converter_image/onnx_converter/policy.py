@@ -25,6 +25,7 @@ from onnx_converter.reasons import (
     PICKLE_REFUSED,
     REMOTE_CODE_REFUSED,
     SOURCE_ESCAPES,
+    SOURCE_NOT_FOUND,
     StepFailedError,
 )
 
@@ -118,10 +119,18 @@ def select(paths: Iterable[str]) -> Selection:
         )
     read = tuple(path for path, use in uses.items() if use is Use.READ)
     others = [path for path, use in uses.items() if use is Use.WEIGHTS_OF_ANOTHER_KIND]
-    if others and not any(path.endswith(".safetensors") for path in read):
+    if others and not {WEIGHTS, WEIGHTS_INDEX} & set(read):
         raise StepFailedError(
             PICKLE_REFUSED,
             f"the weights come only as {others[0]}, which may run code when read: convert them to {WEIGHTS}",
+        )
+    if not read:
+        raise StepFailedError(
+            SOURCE_NOT_FOUND, "the source holds no checkpoint: point it at the folder with config.json"
+        )
+    if CONFIG not in read:
+        raise StepFailedError(
+            CHECKPOINT_INCOMPLETE, f"{CONFIG} is missing: point the source at the folder that holds it"
         )
     return Selection(read, tuple(path for path in listed if path not in set(read)))
 
@@ -233,10 +242,6 @@ def _refuse_incomplete(folder: Path, present: frozenset[str]) -> None:
         raise StepFailedError(
             ARCHITECTURE_UNSUPPORTED,
             "adapter_config.json makes this an adapter to another checkpoint: merge it into its base model first",
-        )
-    if CONFIG not in present:
-        raise StepFailedError(
-            CHECKPOINT_INCOMPLETE, f"{CONFIG} is missing: point the source at the folder that holds it"
         )
     for shard in shards_of(folder, present):
         if shard not in present:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,6 +17,8 @@ from onnx_converter.overriding import override
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+_QUERY = re.compile(r"(?<=\S)\?[^\s'\"<>]+")
 
 Scalar = str | int | float | bool | None
 
@@ -45,6 +48,11 @@ class Progress:
         self.stream.flush()
 
 
+def without_queries(text: str) -> str:
+    """Addresses of a content network carry their signature in the query: it must not reach a log."""
+    return _QUERY.sub("?…", text)
+
+
 class ProgressHandler(logging.Handler):
     """Carries the warnings of libraries as lines of the step."""
 
@@ -54,5 +62,5 @@ class ProgressHandler(logging.Handler):
 
     @override
     def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage().strip()
+        text = without_queries(record.getMessage().strip())
         self._progress.tell("LibraryWarning", level=record.levelname.lower(), logger=record.name, text=text[:500])

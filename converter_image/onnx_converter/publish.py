@@ -5,9 +5,12 @@ Refuses to publish what no report of this very graph says has passed, and never 
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import tempfile
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from onnx_converter.spec import ConversionSpec, Lineage, Provider, Serving
 
 _INCOMING: Final = ".incoming-"
+_DEAD_AFTER_SECONDS: Final = 24 * 3600
 SCHEMA: Final = "onnx-operator.io/reports/v1alpha1"
 
 
@@ -47,8 +51,7 @@ def run(publish: Publish, progress: Progress) -> dict[str, Any]:
         raise StepFailedError(ARTIFACT_CORRUPT, "--spec is not the one the graph was converted with: convert again")
     reports = {provider: _report_of(publish.work, provider, conversion) for provider in conversion.graphs}
     publish.store.mkdir(parents=True, exist_ok=True)
-    for path in publish.store.glob(f"{_INCOMING}*"):
-        shutil.rmtree(path, ignore_errors=True)
+    _remove_leftovers(publish.store)
     incoming = Path(tempfile.mkdtemp(prefix=_INCOMING, dir=publish.store))
     try:
         lineage = _lineage_of(conversion, publish)
@@ -121,10 +124,21 @@ def _fill(
 
 
 def _settle(incoming: Path, final: Path, digest: str) -> None:
-    if final.is_dir():
-        # The same input gave the same artifact before; it must still be that one.
+    sync_tree(incoming)
+    try:
+        incoming.rename(final)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        # The same input gave the same artifact before, perhaps a moment ago; it must still be that one.
         artifact.verify(final, digest)
         return
-    sync_tree(incoming)
-    incoming.rename(final)
     sync(final.parent)
+
+
+def _remove_leftovers(store: Path) -> None:
+    """What killed runs left. Other models publish into the same store now, so only what is long dead goes."""
+    for path in store.glob(f"{_INCOMING}*"):
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > _DEAD_AFTER_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)

@@ -5,7 +5,6 @@ Refuses to quantise for a provider that has no kernels for it, and to call a gra
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Final
 
 import onnx
@@ -32,8 +31,6 @@ def int8_dynamic(source: Path, target: Path) -> None:
     model = onnx.load(source)
     # The quantizer transposes weights and leaves the shapes written beside them as they were.
     del model.graph.value_info[:]
-    root = logging.getLogger()
-    level = root.level
     try:
         quantize_dynamic(
             model,
@@ -51,9 +48,6 @@ def int8_dynamic(source: Path, target: Path) -> None:
             EXPORT_FAILED,
             f"onnxruntime's quantizer gives up: {type(error).__name__}: {gist(error)}",
         ) from error
-    finally:
-        # It sets up logging for the whole process when it is used.
-        root.setLevel(level)
     quantised = onnx.load(target, load_external_data=False)
     if not any(
         node.op_type in ("MatMulInteger", "DynamicQuantizeMatMul", "QLinearMatMul") for node in quantised.graph.node
