@@ -140,6 +140,8 @@ ObjectName = Annotated[
 Token = Annotated[str, Field(max_length=128)]
 Image = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^\S+$")]
 Text = Annotated[str, Field(max_length=1024)]
+#: A number that a container told: bounded, as the API server refuses what 64 bits cannot hold.
+Count = Annotated[int, Field(ge=0, le=2**53)]
 
 
 class ExecutionProvider(StrEnum):

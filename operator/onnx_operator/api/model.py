@@ -10,6 +10,7 @@ from pydantic import Field
 from onnx_operator.api.common import (
     ApiModel,
     Condition,
+    Count,
     DecimalString,
     Digest,
     DnsLabel,
@@ -228,9 +229,9 @@ class SourceStatus(ApiModel):
     """Identifies the declared source and attempt that this is the result of."""
     digest: Digest | None = None
     """Digest over all files of the checkpoint; unset when the fetch failed."""
-    files: Annotated[int, Field(ge=0)] = 0
+    files: Count = 0
     """Number of files."""
-    bytes: Annotated[int, Field(ge=0)] = 0
+    bytes: Count = 0
     """Total size."""
     reason: Annotated[str, Field(max_length=128)] = ""
     """The documented reason it ended with."""

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from onnx_operator.api.common import (
     ApiModel,
+    Count,
     Digest,
     DnsLabel,
     ExecutionProvider,
@@ -141,7 +142,7 @@ class ParityStatus(ApiModel):
     """Largest relative difference seen."""
     min_label_agreement: Measured | None = None
     """Smallest label agreement seen."""
-    samples: Annotated[int, Field(ge=0)] = 0
+    samples: Count = 0
     """Number of inputs compared."""
     report_digest: Digest | None = None
     """Digest of the full report."""
@@ -152,7 +153,7 @@ class ArtifactStatus(ApiModel):
 
     digest: Digest
     """Digest of its manifest, which lists every file."""
-    bytes: Annotated[int, Field(ge=0)] = 0
+    bytes: Count = 0
     """Total size."""
     report_digest: Digest | None = None
     """Digest of report.json inside it."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from onnx_converter.summary import Summary, SummaryError, parse
 from onnx_operator.core import reasons
+from onnx_operator.core.names import COMPONENT_LABEL
 from onnx_operator.core.pods import Trouble, failure, trouble
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def read_job(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], refusals
         return _under_way(job, newest_first, refusals)
     seconds = _seconds(job, ended)
     if ended["type"] == "Complete":
-        return _succeeded(newest_first, seconds)
+        return _succeeded(job, newest_first, seconds)
     return _failed(ended, newest_first, seconds)
 
 
@@ -104,18 +105,28 @@ def _under_way(
     return JobRunning(f"Job {name} runs")
 
 
-def _succeeded(pods: Sequence[Mapping[str, Any]], seconds: int) -> JobSucceeded | JobFailed:
+def _succeeded(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], seconds: int) -> JobSucceeded | JobFailed:
     for pod in pods:
         ended = _terminated(pod)
         if ended is None or ended.get("exitCode") != 0:
             continue
         try:
-            return JobSucceeded(parse(ended.get("message") or ""), seconds)
+            return JobSucceeded(_result(job, ended.get("message") or ""), seconds)
         except SummaryError as error:
             message = f"the Job ended well but its result cannot be read: {error}; change retryToken to run it again"
             return JobFailed(reasons.RESULT_UNREADABLE, message, 0, seconds)
     message = "the Job ended well but its pod is gone and with it the result; change retryToken to run it again"
     return JobFailed(reasons.RESULT_UNREADABLE, message, None, seconds)
+
+
+def _result(job: Mapping[str, Any], text: str) -> Summary:
+    summary = parse(text)
+    if summary.outcome != "Succeeded":
+        raise SummaryError(f"the termination message says {summary.outcome}, the exit code 0 says the opposite")
+    step = job["metadata"]["labels"][COMPONENT_LABEL]
+    if summary.step != step:
+        raise SummaryError(f"the termination message is of step {summary.step}, the Job of step {step}")
+    return summary
 
 
 def _failed(ended: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], seconds: int) -> JobFailed:

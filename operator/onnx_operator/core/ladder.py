@@ -360,7 +360,8 @@ def _note_result(view: View, revision: RevisionSeen, story: _Story, summary: Sum
 def _with_result(status: OnnxModelRevisionStatus, story: _Story, details: Any) -> OnnxModelRevisionStatus:
     match story.stage:
         case Stage.VALIDATED:
-            measured = ParityStatus.model_validate({**details, **details.get("parity", {})})
+            parity = details.get("parity")
+            measured = ParityStatus.model_validate({**details, **parity} if isinstance(parity, dict) else parity)
             return status.model_copy(update={"parity": [*status.parity, measured]})
         case Stage.PUBLISHED:
             return status.model_copy(update={"artifact": ArtifactStatus.model_validate(details)})

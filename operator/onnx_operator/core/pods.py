@@ -49,6 +49,11 @@ def trouble(pod: Mapping[str, Any]) -> Trouble | None:
     return None
 
 
+def is_ready(pod: Mapping[str, Any]) -> bool:
+    conditions = (pod.get("status") or {}).get("conditions") or ()
+    return any(one.get("type") == "Ready" and one.get("status") == "True" for one in conditions)
+
+
 def last_words(container: Mapping[str, Any]) -> Summary | None:
     """The summary a terminated container left; None where there is none that can be read."""
     try:
@@ -63,7 +68,8 @@ def failure(pod: Mapping[str, Any], ended: Mapping[str, Any]) -> Trouble:
     if ended.get("reason") == "OOMKilled":
         message = f"pod {_name(pod)} needed more memory than its limit; raise the limit or make the model smaller"
         return Trouble(reasons.OOM_KILLED, message, code, is_crash=True)
-    if summary := last_words(ended):
+    summary = last_words(ended)
+    if summary is not None and summary.outcome == "Failed":
         is_final = code in converter_reasons.PERMANENT_CODES
         return Trouble(summary.reason, summary.message, code, is_crash=True, is_final=is_final)
     text = " ".join((ended.get("message") or "").split())[-600:]
