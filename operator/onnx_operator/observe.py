@@ -32,6 +32,7 @@ from onnx_operator.core.observation import (
     Observation,
     RevisionSeen,
 )
+from onnx_operator.core.pods import is_ready
 from onnx_operator.core.servers import read_servers
 from onnx_operator.core.traffic import GatewayAddress, read_route
 from onnx_operator.core.view import look, moment, side_of
@@ -285,7 +286,8 @@ def _prober_url(candidate: RevisionSeen, pods: list[Object]) -> str | None:
         status = pod.get("status") or {}
         if _label(pod, COMPONENT_LABEL) != Component.PROBER or _label(pod, REVISION_LABEL) != candidate.name:
             continue
-        if status.get("phase") == "Running" and status.get("podIP") and "deletionTimestamp" not in pod["metadata"]:
+        # A pod that does not listen yet would look like one that is broken.
+        if is_ready(pod) and status.get("podIP") and "deletionTimestamp" not in pod["metadata"]:
             return f"http://{status['podIP']}:8080"
     return None
 

@@ -83,6 +83,22 @@ def artifact_key(model: str, offer: Offer, images: DefaultImages, source_digest:
     )
 
 
+def conversion_key(revision: OnnxModelRevisionSpec) -> str:
+    """Identifies the graphs alone: other bounds for the validation or another batch size convert nothing anew."""
+    return digest_of(
+        {
+            "source": revision.source_digest,
+            "task": revision.task,
+            "opset": revision.opset,
+            "quantization": revision.quantization.model_dump(exclude_defaults=True),
+            "maxSequenceLength": revision.max_sequence_length,
+            "providers": [one.name for one in revision.execution_providers],
+            "converter": revision.converter_image,
+        },
+        16,
+    )
+
+
 def name_of(revision: OnnxModelRevisionSpec) -> str:
     """The revision's name. Fields at their defaults are left out, so that a new field renames nothing."""
     identity = revision.model_dump(mode="json", exclude_none=True, exclude_defaults=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from onnx_operator.core import reasons
-from onnx_operator.core.pods import Trouble, trouble
+from onnx_operator.core.pods import Trouble, is_ready, trouble
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,7 +45,9 @@ def read_servers(deployment: Mapping[str, Any], pods: Sequence[Mapping[str, Any]
 
 
 def _trouble(status: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> Trouble | None:
-    found = [one for pod in pods if not _is_ready(pod) and (one := trouble(pod)) is not None]
+    # What is on its way out may be in any state.
+    here = [pod for pod in pods if not pod["metadata"].get("deletionTimestamp") and not is_ready(pod)]
+    found = [one for pod in here if (one := trouble(pod)) is not None]
     if found:
         # What can never work says more than what may come right.
         return max(found, key=lambda one: (one.is_final, one.is_crash))
@@ -55,10 +57,3 @@ def _trouble(status: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> Tr
             reason = reasons.QUOTA_EXCEEDED if "exceeded quota" in message else reasons.POD_REFUSED
             return Trouble(reason, f"the servers' pods are refused: {message}")
     return None
-
-
-def _is_ready(pod: Mapping[str, Any]) -> bool:
-    if pod["metadata"].get("deletionTimestamp"):
-        return True  # on its way out, so none of its trouble matters
-    conditions = (pod.get("status") or {}).get("conditions") or ()
-    return any(one.get("type") == "Ready" and one.get("status") == "True" for one in conditions)

@@ -19,7 +19,7 @@ from onnx_operator.core.names import (
     jobs_policy_name,
     work_folder,
 )
-from onnx_operator.core.revisions import declared, devices
+from onnx_operator.core.revisions import conversion_key, declared, devices
 from onnx_operator.render.parts import (
     ARTIFACTS,
     TMP,
@@ -95,7 +95,7 @@ def build_convert_job(want: WantConvert) -> Manifest:
     flags += ["--spec", _json(_conversion(revision.spec)), "--output", "/graph"]
     mounts = [
         _mount("/checkpoint", _checkpoint(model, revision), read_only=True),
-        _mount("/graph", f"{_conversion_folder(model, revision)}/graph"),
+        _mount("/graph", _graph(model, revision)),
     ]
     container = _container(
         Component.CONVERT,
@@ -113,11 +113,10 @@ def build_validate_job(want: WantValidate) -> Manifest:
     flags = ["--checkpoint", "/checkpoint", "--graph", "/graph", "--provider", str(want.provider)]
     flags += ["--spec", _json(_conversion(revision.spec))]
     flags += ["--parity", _json(revision.spec.parity.model_dump(exclude_none=True)), "--output", "/validation"]
-    folder = _conversion_folder(model, revision)
     mounts = [
         _mount("/checkpoint", _checkpoint(model, revision), read_only=True),
-        _mount("/graph", f"{folder}/graph", read_only=True),
-        _mount("/validation", f"{folder}/validation-{want.provider}"),
+        _mount("/graph", _graph(model, revision), read_only=True),
+        _mount("/validation", _validation(model, revision, want.provider)),
     ]
     jobs = want.class_spec.jobs.resources
     amounts = jobs.model_copy(
@@ -136,10 +135,12 @@ def build_publish_job(want: WantPublish) -> Manifest:
     model, revision = want.model, want.revision
     flags = ["--work", "/work", "--store", "/artifacts", "--spec", _json(_conversion(revision.spec))]
     flags += ["--serving", _json(_serving(revision.spec)), "--lineage", _json(_lineage(revision.spec))]
-    mounts = [
-        _mount("/work", _conversion_folder(model, revision), read_only=True),
-        _mount("/artifacts", ARTIFACTS),
+    mounts = [_mount("/work/graph", _graph(model, revision), read_only=True)]
+    mounts += [
+        _mount(f"/work/validation-{one.name}", _validation(model, revision, one.name), read_only=True)
+        for one in revision.spec.execution_providers
     ]
+    mounts.append(_mount("/artifacts", ARTIFACTS))
     container = _container(
         Component.PUBLISH,
         flags,
@@ -278,8 +279,17 @@ def _checkpoint(model: ModelSeen, revision: RevisionSeen) -> str:
     return f"{work_folder(model.name, model.uid)}/checkpoints/{digest_hex(revision.spec.source_digest)}"
 
 
+def _graph(model: ModelSeen, revision: RevisionSeen) -> str:
+    return f"{_conversion_folder(model, revision)}/graph"
+
+
+def _validation(model: ModelSeen, revision: RevisionSeen, provider: ExecutionProvider) -> str:
+    """Below the graphs it speaks of, apart for each set of bounds."""
+    return f"{_conversion_folder(model, revision)}/{revision.spec.artifact_key}/validation-{provider}"
+
+
 def _conversion_folder(model: ModelSeen, revision: RevisionSeen) -> str:
-    return f"{work_folder(model.name, model.uid)}/{revision.spec.artifact_key}"
+    return f"{work_folder(model.name, model.uid)}/{conversion_key(revision.spec)}"
 
 
 def _conversion(spec: OnnxModelRevisionSpec) -> dict[str, Any]:

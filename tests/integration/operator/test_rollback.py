@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from integration.operator.hands import crashed_pod, waiting_pod
+from integration.operator.hands import always, crashed_pod, never, waiting_pod
 
 if TYPE_CHECKING:
     from integration.operator.conftest import World
@@ -79,13 +79,13 @@ def test_a_candidate_whose_image_cannot_be_pulled_is_given_up_at_the_deadline(wo
 
 
 def test_a_gateway_that_refuses_the_routes_is_told_and_recovers(world: World) -> None:
-    world.fate.accepts = lambda route: False
+    world.fate.accepts = never
     world.operator().start()
     world.apply("minilm")
     found = world.until_condition("minilm", "TrafficProgrammed", "False", "RoutesRefused")
     assert "NoMatchingParent" in found["message"]
     assert world.condition("minilm", "Ready")["status"] == "False"
-    world.fate.accepts = lambda route: True
+    world.fate.accepts = always
     world.until_ready("minilm")
 
 
@@ -99,7 +99,7 @@ def test_a_weight_counts_only_when_the_gateway_has_accepted_it(world: World) -> 
     candidate = world.status("minilm")["candidate"]
     assert candidate["weight"] == 0
     assert "stepStartedTime" not in candidate
-    world.fate.accepts = lambda route: True
+    world.fate.accepts = always
     world.until(lambda: world.status("minilm")["candidate"]["weight"] == 20, "the weight counts")
     assert world.status("minilm")["stable"]["weight"] == 80
     assert stable in world.split("minilm")
