@@ -1,4 +1,4 @@
-"""Judges a candidate: measurements in, verdicts out, and what a verdict means for the rollout.
+"""Judges a candidate: measurements in, verdicts out. What a verdict means for the rollout is told by `moves`.
 
 Pure: no client, no clock, nothing remembered. What is measured and how is `measure`'s business, when to look again
 the reconciler's.
