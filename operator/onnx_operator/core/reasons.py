@@ -143,9 +143,6 @@ ANALYSIS_PROVIDER_ERROR: Final = Reason(
 CANDIDATE_CRASHED: Final = Reason(
     "CandidateCrashed", "surfaces when the candidate's servers crashed while they had traffic"
 )
-CANDIDATE_WITHDRAWN: Final = Reason(
-    "CandidateWithdrawn", "surfaces when the candidate lost its last ready server: weight 0 until it is back"
-)
 ABORTED: Final = Reason("Aborted", "surfaces when abortToken changed")
 SUPERSEDED: Final = Reason("Superseded", "surfaces when the spec changed and wants another revision")
 

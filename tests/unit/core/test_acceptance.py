@@ -1,0 +1,134 @@
+"""What a class lets through, and what follows where a spec says nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from onnx_operator.api.model import OnnxModelStatus
+from onnx_operator.core.acceptance import Offer, Refusal, accept, choose_class
+from onnx_operator.core.observation import ClassSeen, ModelSeen
+from unit.core.worlds import a_class, a_spec
+
+COMMIT = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf"
+
+
+def hub(revision: str) -> dict[str, Any]:
+    return {"huggingFace": {"repository": "a/b", "revision": revision}}
+
+
+def judged(spec: dict[str, Any], **class_spec: Any) -> Offer | Refusal:
+    model = ModelSeen("shop", "minilm", "uid", 1, "1", a_spec(**spec), OnnxModelStatus())
+    return accept(model, (a_class(**class_spec),))
+
+
+@pytest.mark.parametrize(
+    ("spec", "class_spec"),
+    [
+        pytest.param({}, {}, id="the smallest spec"),
+        pytest.param({"source": hub(COMMIT)}, {}, id="a commit"),
+        pytest.param(
+            {"source": hub("main")},
+            {"sources": {"huggingFace": {"allowMutableRevisions": True}}},
+            id="a branch where the class allows it",
+        ),
+        pytest.param({"serving": {"replicas": 10}}, {}, id="as many replicas as allowed"),
+    ],
+)
+def test_the_class_lets_this_through(spec: dict[str, Any], class_spec: dict[str, Any]) -> None:
+    assert isinstance(judged(spec, **class_spec), Offer)
+
+
+@pytest.mark.parametrize(
+    ("spec", "class_spec", "reason", "words"),
+    [
+        pytest.param(
+            {"source": hub(COMMIT)},
+            {"sources": {"allowed": ["persistentVolumeClaim"]}},
+            "SourceNotAllowed",
+            "spec.source.huggingFace is not allowed by OnnxModelClass standard",
+            id="a kind of source that is not allowed",
+        ),
+        pytest.param(
+            {"source": hub("main")}, {}, "MutableRevisionNotAllowed", "'main', a branch or tag", id="a branch"
+        ),
+        pytest.param(
+            {"source": hub(COMMIT[:39])}, {}, "MutableRevisionNotAllowed", "40 hexadecimal digits", id="a short commit"
+        ),
+        pytest.param(
+            {"executionProviders": [{"name": "CUDAExecutionProvider"}]},
+            {},
+            "ExecutionProviderNotOffered",
+            "it offers CPUExecutionProvider",
+            id="a provider that is not offered",
+        ),
+        pytest.param(
+            {"serving": {"replicas": 11}},
+            {},
+            "ReplicasAboveLimit",
+            "spec.serving.replicas is 11, above the limit of 10",
+            id="too many replicas",
+        ),
+        pytest.param(
+            {"rollout": {"steps": [{"weight": 5, "duration": "10m"}]}},
+            {},
+            "StepLongerThanDeadline",
+            "rollout step 0 lasts 10m",
+            id="a step as long as the class's deadline",
+        ),
+        pytest.param(
+            {"rollout": {"progressDeadline": "30s"}},
+            {},
+            "StepLongerThanDeadline",
+            "rollout step 0 lasts 1m",
+            id="a deadline shorter than the class's step",
+        ),
+    ],
+)
+def test_the_class_refuses_in_words(spec: dict[str, Any], class_spec: dict[str, Any], reason: str, words: str) -> None:
+    found = judged(spec, **class_spec)
+    assert isinstance(found, Refusal)
+    assert found.reason == reason
+    assert words in found.message
+    assert found.class_spec is not None, "what serves can still be looked after"
+
+
+def test_a_spec_that_cannot_be_read_is_told_by_its_field() -> None:
+    model = ModelSeen("shop", "minilm", "uid", 1, "1", None, OnnxModelStatus(), problem="spec.opset: too high")
+    assert accept(model, (a_class(),)) == Refusal("InvalidSpec", "spec.opset: too high")
+
+
+def named(name: str, *, default: bool = False, created: str = "2026-01-01T00:00:00Z") -> ClassSeen:
+    return replace(a_class(), name=name, is_default=default, created=created)
+
+
+def test_a_named_class_wins_over_the_default() -> None:
+    assert choose_class("b", (named("a", default=True), named("b"))) == named("b")
+
+
+def test_of_two_defaults_the_newest_counts() -> None:
+    older = named("z", default=True)
+    newer = named("a", default=True, created="2026-02-01T00:00:00Z")
+    assert choose_class(None, (newer, older)) == newer
+
+
+def test_a_class_that_does_not_exist_is_told_with_those_that_do() -> None:
+    found = choose_class("gold", (named("b"), named("a")))
+    assert isinstance(found, Refusal)
+    assert found.message == "spec.className names OnnxModelClass gold, which does not exist; there is a, b"
+
+
+def test_without_a_default_the_way_out_is_told() -> None:
+    found = choose_class(None, (named("a"),))
+    assert isinstance(found, Refusal)
+    assert 'annotate one with onnx-operator.io/is-default-class: "true"' in found.message
+
+
+def test_what_the_model_leaves_unset_is_the_classs() -> None:
+    found = judged({"rollout": {"steps": [{"weight": 5, "duration": "1s"}]}})
+    assert isinstance(found, Offer)
+    assert [step.weight for step in found.plan.steps] == [5]
+    assert found.plan.progress_deadline.total_seconds() == 600
+    assert found.plan.analysis.interval == "10s"

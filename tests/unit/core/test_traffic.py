@@ -1,0 +1,102 @@
+"""Splits: what is written, and what counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from onnx_operator.api.model_class import GatewayReference
+from onnx_operator.core.traffic import Side, carries, read_route, split, trouble_of
+from unit.core.worlds import CPU, CUDA
+
+GATEWAY = GatewayReference(name="edge", namespace="gateway")
+STABLE, CANDIDATE, OLD = Side("m-1", (CPU,)), Side("m-2", (CPU,)), Side("m-0", (CPU,))
+
+
+def a_route(wanted: Any, *, conditions: dict[str, str] | None = None, seen: int = 3, parent: str = "edge") -> Any:
+    rules: list[Any] = [{"backendRefs": [{"name": one.service, "weight": one.weight} for one in wanted.backends]}]
+    rules += [
+        {
+            "matches": [{"headers": [{"name": "x-onnx-track", "value": str(pin.track)}]}],
+            "backendRefs": [{"name": name, "weight": 1} for name in pin.services],
+        }
+        for pin in wanted.pins
+    ]
+    given = conditions if conditions is not None else {"Accepted": "True", "ResolvedRefs": "True"}
+    status = [
+        {"type": kind, "status": value, "reason": "Because", "message": "words", "observedGeneration": seen}
+        for kind, value in given.items()
+    ]
+    return {
+        "metadata": {"generation": 3},
+        "spec": {"rules": rules},
+        "status": {"parents": [{"parentRef": {"name": parent, "namespace": "gateway"}, "conditions": status}]},
+    }
+
+
+def test_a_candidates_weight_is_taken_from_stable() -> None:
+    found = split(stable=STABLE, candidate=CANDIDATE, weight=10, retiring=[])
+    assert [(one.service, one.weight) for one in found.backends] == [("m-1-cpu", 90), ("m-2-cpu", 10)]
+    assert (found.percent(STABLE), found.percent(CANDIDATE)) == (90, 10)
+
+
+def test_both_sides_are_always_pinned_even_at_weight_0() -> None:
+    found = split(stable=STABLE, candidate=CANDIDATE, weight=0, retiring=[OLD])
+    assert [(pin.track, pin.services) for pin in found.pins] == [
+        ("candidate", ("m-2-cpu",)),
+        ("stable", ("m-1-cpu",)),
+        ("retiring", ("m-0-cpu",)),
+    ]
+
+
+@pytest.mark.parametrize("weight", [0, 1, 33, 50, 99, 100])
+def test_one_provider_here_and_two_there_still_share_exactly(weight: int) -> None:
+    two = Side("m-2", (CPU, CUDA))
+    found = split(stable=STABLE, candidate=two, weight=weight, retiring=[])
+    total = sum(one.weight for one in found.backends)
+    mine = {one.weight for one in found.backends if one.service in two.services}
+    assert len(mine) == 1
+    assert 2 * mine.pop() * 100 == weight * total
+
+
+def test_a_route_reads_back_as_it_was_written() -> None:
+    wanted = split(stable=STABLE, candidate=CANDIDATE, weight=10, retiring=[OLD])
+    assert read_route(a_route(wanted), GATEWAY).split == wanted
+
+
+WANTED = split(stable=STABLE, candidate=CANDIDATE, weight=10, retiring=[])
+
+
+@pytest.mark.parametrize(
+    ("route", "counts"),
+    [
+        pytest.param(a_route(WANTED), True, id="accepted as it is"),
+        pytest.param(a_route(WANTED, seen=2), False, id="an older generation was accepted"),
+        pytest.param(a_route(WANTED, conditions={"Accepted": "True"}), False, id="references not resolved yet"),
+        pytest.param(
+            a_route(WANTED, conditions={"Accepted": "True", "ResolvedRefs": "False"}), False, id="a Service is missing"
+        ),
+        pytest.param(a_route(WANTED, conditions={}), False, id="nothing said yet"),
+        pytest.param(a_route(WANTED, parent="other"), False, id="another gateway said so"),
+        pytest.param(
+            a_route(split(stable=STABLE, candidate=CANDIDATE, weight=20, retiring=[])), False, id="another weight"
+        ),
+    ],
+)
+def test_a_weight_counts_only_once_the_gateway_has_accepted_it(route: Any, counts: bool) -> None:  # noqa: FBT001
+    seen = read_route(route, GATEWAY)
+    assert carries((seen, seen), WANTED) is counts
+
+
+def test_both_routes_have_to_be_accepted() -> None:
+    good, bad = read_route(a_route(WANTED), GATEWAY), read_route(a_route(WANTED, seen=2), GATEWAY)
+    assert not carries((good, bad), WANTED)
+    assert not carries((good, None), WANTED)
+
+
+def test_a_refused_route_is_told_in_the_gateways_words() -> None:
+    bad = read_route(a_route(WANTED, conditions={"Accepted": "False"}), GATEWAY)
+    reason, message = trouble_of((("HTTPRoute", None), ("GRPCRoute", bad)))
+    assert reason == "RoutesRefused"
+    assert message == "the gateway refuses the GRPCRoute: Because: words"
