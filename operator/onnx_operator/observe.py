@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import ValidationError
 
 from onnx_operator.adapters import kube
+from onnx_operator.adapters.errors import Forbidden
 from onnx_operator.adapters.kube import controller_uid
 from onnx_operator.adapters.prober import ProberReader
 from onnx_operator.api.common import ExecutionProvider
@@ -236,7 +237,10 @@ async def _with_gateway(context: Context, seen: Observation, view: View) -> Obse
     if view.class_spec is None or candidate is None or candidate.digest is None or not needs_prober(view):
         return seen
     reference = view.class_spec.traffic.gateway
-    gateway = await context.kube.get(kube.GATEWAY, reference.namespace, reference.name)
+    try:
+        gateway = await context.kube.get(kube.GATEWAY, reference.namespace, reference.name)
+    except Forbidden as error:
+        return replace(seen, gateway_problem=error.message)
     return replace(seen, gateway=_address(gateway, reference) if gateway is not None else None)
 
 

@@ -11,7 +11,7 @@ down. What to do about a candidate gone bad is not here but in `moves`, which ha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
@@ -120,14 +120,11 @@ def climb(view: View) -> Standing:
 def _accepted(view: View) -> Rung:
     if isinstance(view.accepted, Refusal):
         return _stalled(Finding(ConditionType.ACCEPTED, "False", view.accepted.reason, view.accepted.message))
-    return _met(
-        Finding(
-            ConditionType.ACCEPTED,
-            "True",
-            reasons.ACCEPTED,
-            f"OnnxModelClass {view.accepted.class_name} allows what the spec asks for",
-        )
-    )
+    message = f"OnnxModelClass {view.accepted.class_name} allows what the spec asks for"
+    defaults = [one.name for one in view.seen.classes if one.is_default]
+    if view.accepted.spec.class_name is None and len(defaults) > 1:
+        message += f"; of the default classes {', '.join(sorted(defaults))} it is the newest"
+    return _met(Finding(ConditionType.ACCEPTED, "True", reasons.ACCEPTED, message))
 
 
 def _source_resolved(view: View) -> Rung:  # noqa: PLR0911  (a table of Job states)
@@ -154,7 +151,8 @@ def _source_resolved(view: View) -> Rung:  # noqa: PLR0911  (a table of Job stat
             return _waiting(Finding(ConditionType.SOURCE_RESOLVED, "False", reason, message), want)
         case JobSucceeded(summary, _):
             return _note_source(view, name, _source_of(view, summary))
-        case JobFailed(reason, message, exit_code, _):
+        case JobFailed(reason, _, exit_code, _) as failed:
+            message = _with_what_blocked_it(view, ConditionType.SOURCE_RESOLVED, failed)
             return _note_source(view, name, _no_source(view, reason, message), exit_code)
         case unreachable:
             assert_never(unreachable)
@@ -331,9 +329,18 @@ def _job(view: View, revision: RevisionSeen, story: _Story, want: Want) -> Rung:
         case JobSucceeded(summary, seconds):
             return _note_result(view, revision, story, summary, seconds)
         case JobFailed():
-            return _note_failure(view, revision, story, state)
+            message = _with_what_blocked_it(view, story.condition, state)
+            return _note_failure(view, revision, story, replace(state, message=message))
         case unreachable:
             assert_never(unreachable)
+
+
+def _with_what_blocked_it(view: View, kind: ConditionType, failed: JobFailed) -> str:
+    """A Job that ran out of time takes its pods with it; what it waited for is known from the look before."""
+    before = next((one for one in view.ledger.conditions if one.type == kind), None)
+    if failed.reason != reasons.JOB_DEADLINE_EXCEEDED or before is None or before.status != "False":
+        return failed.message
+    return f"{failed.message}; it was waiting: {before.message}"
 
 
 def _note_result(view: View, revision: RevisionSeen, story: _Story, summary: Summary, seconds: int) -> Rung:
@@ -362,7 +369,8 @@ def _with_result(status: OnnxModelRevisionStatus, story: _Story, details: Any) -
         case Stage.VALIDATED:
             parity = details.get("parity")
             measured = ParityStatus.model_validate({**details, **parity} if isinstance(parity, dict) else parity)
-            return status.model_copy(update={"parity": [*status.parity, measured]})
+            others = [one for one in status.parity if one.provider != measured.provider]  # of an earlier attempt
+            return status.model_copy(update={"parity": [*others, measured]})
         case Stage.PUBLISHED:
             return status.model_copy(update={"artifact": ArtifactStatus.model_validate(details)})
         case _:
@@ -453,6 +461,10 @@ def _programmed(view: View) -> Rung:
         return _waiting(Finding(condition, "False", reasons.GATEWAY_API_MISSING, message))
     if not view.is_programmed:
         return _waiting(programmed_finding(view), look_at=view.deadline)
+    if needs_prober(view) and view.seen.gateway_problem:
+        return _waiting(
+            Finding(condition, "False", reasons.FORBIDDEN, view.seen.gateway_problem), look_at=view.deadline
+        )
     if needs_prober(view) and view.seen.gateway is None:
         gateway = _class_spec(view).traffic.gateway
         message = f"Gateway {gateway.namespace}/{gateway.name} has no address, or lacks the class's listeners"

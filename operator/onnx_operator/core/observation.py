@@ -114,5 +114,7 @@ class Observation:
     has_gateway_api: bool = True
     #: Read only while a prober is wanted; None otherwise, and when the Gateway has no address yet.
     gateway: GatewayAddress | None = None
+    #: Why it could not even be read.
+    gateway_problem: str = ""
     #: None unless an analysis was due and carried out.
     measurements: tuple[Measurement, ...] | None = None

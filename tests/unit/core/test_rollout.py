@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from onnx_operator.core.analysis import Outcome
@@ -534,6 +536,53 @@ def test_a_blocked_job_says_so_and_goes_on_by_itself(world: World) -> None:
     assert world.condition("Stalled")[0] == "False"
     world.jobs[name] = JobRunning("runs")
     world.serve_first()
+
+
+def test_a_job_that_ran_out_of_time_says_what_it_waited_for(world: World) -> None:
+    world.settle()
+    (name,) = world.jobs
+    world.jobs[name] = JobBlocked("Unschedulable", "no node has a GPU")
+    world.settle()
+    world.fail_job("-fetch", "JobDeadlineExceeded", None)
+    world.settle()
+    assert world.condition("Stalled") == ("True", "JobDeadlineExceeded")
+    assert "it was waiting: no node has a GPU" in world.message("Stalled")
+
+
+def test_a_second_attempt_replaces_the_parity_of_the_first(world: World) -> None:
+    for _ in range(3):
+        world.settle()
+        world.end_jobs()
+    world.settle()
+    world.fail_job("-publish-", "DiskFull", 31)
+    world.settle()
+    world.change(rollout={"retryToken": "again"})
+    world.serve_first()
+    assert len(world.numbered(1).status.parity) == 1
+    assert world.numbered(1).status.attempt == 1
+
+
+def test_without_the_right_to_read_the_gateway_no_step_begins_and_the_right_is_named(serving: World) -> None:
+    serving.classes = (a_class(rollout={"analysis": {"metrics": [{"name": "disagreement", "maximum": "0.1"}]}}),)
+    serving.gateway, serving.gateway_problem = None, 'cannot get resource "gateways"'
+    serving.change(quantization=INT8)
+    for _ in range(6):
+        serving.settle()
+        serving.end_jobs()
+        serving.make_ready()
+        serving.accept()
+    serving.settle()
+    assert serving.condition("TrafficProgrammed") == ("False", "Forbidden")
+    assert serving.weights() == {1: 100, 2: 0}
+    serving.gateway_problem = ""
+    serving.settle()
+    assert serving.condition("TrafficProgrammed") == ("False", "GatewayNotProgrammed")
+
+
+def test_of_several_default_classes_the_choice_is_told(world: World) -> None:
+    world.classes = (*world.classes, replace(a_class(), name="newer", created="2026-02-01T00:00:00Z"))
+    world.settle()
+    assert "of the default classes newer, standard it is the newest" in world.message("Accepted")
 
 
 def test_a_source_that_changes_in_mid_canary_takes_the_candidate_out_before_it_is_fetched(canary: World) -> None:

@@ -100,6 +100,7 @@ class World:
     is_accepted: bool = False
     generation: int = 1
     gateway: GatewayAddress | None = _GATEWAY
+    gateway_problem: str = ""
     #: What the next analysis will find.
     measured: tuple[Measurement, ...] = ()
     #: Every split that was ever written, newest last.
@@ -124,6 +125,7 @@ class World:
             http_route=route,
             grpc_route=route,
             gateway=self.gateway,
+            gateway_problem=self.gateway_problem,
         )
         if look(seen, self.now).is_analysis_due:
             seen = replace(seen, measurements=self.measured)
