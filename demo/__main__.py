@@ -113,7 +113,7 @@ def _conclude(chosen: Site, shown: Screen, stage: Stage, acts: list[Played]) -> 
         shown.say(command)
     if len(acts) == len(ACTS) and all(played.is_as_expected for played in acts):
         return 0
-    shown.heading(f"Not as expected: {acts[-1].act.title} {acts[-1].ending.value}: {acts[-1].message}")
+    shown.heading(f"Not as expected: {acts[-1].act.title}: {'; '.join(acts[-1].surprises)}")
     return 1
 
 

@@ -116,16 +116,28 @@ class Played:
     """What was counted from the start of this act to its end."""
 
     @property
-    def is_as_expected(self) -> bool:
-        """The declared ending, for the declared reason, and nobody harmed but by a bad candidate itself."""
+    def surprises(self) -> tuple[str, ...]:
+        """What differs from the declared ending, its reason, and nobody harmed but by a bad candidate itself."""
         told = f"{self.reason} {self.message}"
-        return (
-            self.ending is self.act.ending
-            and all(name in told for name in self.act.names)
-            and self.traffic.failed == 0
-            and (self.ending is Ending.ROLLED_BACK or self.traffic.errors == 0)
-            and (self.ending is not Ending.REFUSED or self.highest_weight == 0)
-        )
+        found = {
+            f"it ended {self.ending.value}, not {self.act.ending.value}: {told}": self.ending is not self.act.ending,
+            f"the reason does not name {' and '.join(self.act.names)}: {told}": not all(
+                name in told for name in self.act.names
+            ),
+            f"{self.traffic.failed} requests were lost on the way": self.traffic.failed > 0,
+            f"{self.traffic.errors} requests were answered with an error": (
+                self.traffic.errors > 0 and self.ending is not Ending.ROLLED_BACK
+            ),
+            f"it was refused, and yet had {self.highest_weight} % of the traffic": (
+                self.ending is Ending.REFUSED and self.highest_weight > 0
+            ),
+        }
+        return tuple(words for words, is_so in found.items() if is_so)
+
+    @property
+    def is_as_expected(self) -> bool:
+        """Whether the act ended as declared."""
+        return not self.surprises
 
 
 class Stage:
