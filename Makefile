@@ -56,6 +56,7 @@ test-e2e: venv ## The whole product on a one-machine Kubernetes, under traffic.
 crds: venv ## Render crds/ and the generated reference from the API models.
 	PYTHONPATH=operator $(BIN)/python -m onnx_operator.api.schema crds
 	$(BIN)/python hack/reference.py
+	PYTHONPATH=operator:converter_image $(BIN)/python hack/reasons.py
 
 .PHONY: format
 format: venv ## Format the code.
