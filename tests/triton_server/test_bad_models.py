@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,10 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from triton_server import graphs
-from triton_server.serverprocess import FLAGS, Server
+from triton_server.serverprocess import Server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 GOOD = graphs.embedder()
@@ -90,34 +88,27 @@ CASES = {
         + graphs.parameter("enable_mem_arena", "0")
         + graphs.parameter("memory.enable_memory_arena_shrinkage", "cpu:0"),
     ),
+    # Triton 2.51 says "failed to run warmup sample …", or crashes at it; onnxruntime has said what was wrong before.
     "broken-warm-up": Bad(
-        r"failed to run warmup sample",
+        rf"Non-zero status code returned while running Add node.* {graphs.POSITIONS} by {graphs.POSITIONS + 1}",
         config=CONFIG + graphs.warm_up(graphs.POSITIONS + 1),
     ),
-    "gpu-without-gpu": Bad("GPU", config=CONFIG.replace("KIND_CPU", "KIND_GPU")),
+    "gpu-without-gpu": Bad(
+        "has kind KIND_GPU but no GPUs are available", config=CONFIG.replace("KIND_CPU", "KIND_GPU")
+    ),
 }
 
 
-@pytest.fixture(scope="module")
-def reasons(server_root: Path) -> Iterator[dict[str, str]]:
-    """All of them in one server that is told to start anyway; it says of each model why it is not there."""
-    folder = server_root.parent / "bad-models"
-    folder.mkdir()
-    models = [graphs.Model(name, case.graph, case.config) for name, case in CASES.items()]
-    tolerant = [flag for flag in FLAGS if "exit-on-error" not in flag]
-    with Server(server_root, folder, models, [*tolerant, "--exit-on-error=false"]) as server:
-        server.wait_for("/v2/health/live")
-        index = json.loads(server.ask("/v2/repository/index", method="POST").body)
-        yield {model["name"]: model.get("reason", "") for model in index if model.get("state") != "READY"}
-
-
 @pytest.mark.parametrize("name", CASES)
-def test_the_reason_is_in_words(reasons: dict[str, str], name: str) -> None:
-    assert name in reasons, f"{name} was loaded; not loaded: {sorted(reasons)}"
-    assert re.search(CASES[name].words, reasons[name]), reasons[name]
+def test_the_server_ends_and_says_why(server_root: Path, folder: Path, name: str) -> None:
+    case = CASES[name]
+    models = [graphs.Model(name, case.graph, case.config)]
+    with Server(server_root, folder, models) as server:
+        assert server.wait_ended() != 0
+        assert re.search(case.words, server.log), server.log
 
 
-def test_the_server_ends_and_says_why(server_root: Path, folder: Path) -> None:
+def test_one_bad_model_among_good_ones_ends_the_server(server_root: Path, folder: Path) -> None:
     models = [graphs.Model("good", GOOD, CONFIG), graphs.Model("bad", GOOD[:-99], CONFIG)]
     with Server(server_root, folder, models) as server:
         assert server.wait_ended() != 0

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnxruntime
 import triton_python_backend_utils as triton
 from onnx_graph import Graph, GraphError, Question, load_graph
@@ -28,6 +29,7 @@ class TritonPythonModel:
         """Load the model, or raise a sentence that Triton logs before it gives up."""
         folder = Path(args["model_repository"], args["model_version"])
         try:
+            _check_numpy()
             settings = read_settings(json.loads(args["model_config"]))
             self.graph = load_graph(
                 folder / settings.model_file,
@@ -55,6 +57,12 @@ class TritonPythonModel:
         return Question(
             {name: tensor.as_numpy() for name, tensor in inputs.items()}, tuple(request.requested_output_names())
         )
+
+
+def _check_numpy() -> None:
+    # The model would load, be ready, and answer with tensors of no bytes.
+    if not np.__version__.startswith("1."):
+        raise ContractError(f"numpy {np.__version__}: Triton's stub was built for numpy 1 and would send empty outputs")
 
 
 def _respond(answer: Arrays | ContractError | GraphError) -> Any:
