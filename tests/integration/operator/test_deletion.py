@@ -23,7 +23,7 @@ def assert_no_finalizers(world: World) -> None:
 
 def test_a_deletion_in_any_phase_leaves_nothing_behind(world: World) -> None:
     phases = Phases(world)
-    operator = world.operator().start()
+    operator = world.operator().supervise()
     phases.serve()
     phases.hold()
     assert_no_finalizers(world)
@@ -36,7 +36,7 @@ def test_a_deletion_in_any_phase_leaves_nothing_behind(world: World) -> None:
 
 
 def test_a_deletion_needs_no_operator_and_a_new_model_of_the_name_starts_afresh(world: World) -> None:
-    operator = world.operator().start()
+    operator = world.operator().supervise()
     world.apply("canary", rollout={"steps": [{"weight": 20, "duration": "5m"}]})
     world.apply("still")
     uid = world.until_ready("canary") and world.model("canary")["metadata"]["uid"]
@@ -49,14 +49,14 @@ def test_a_deletion_needs_no_operator_and_a_new_model_of_the_name_starts_afresh(
     world.until(lambda: not left_over(world), "everything is gone", within=60)
 
     world.apply("canary")
-    world.operator("later").start()
+    world.operator("later").supervise()
     status = world.until_ready("canary")
     assert status["stable"]["number"] == 1
     assert world.model("canary")["metadata"]["uid"] != uid
 
 
 def test_a_model_made_again_at_once_inherits_nothing_from_the_one_that_goes(world: World) -> None:
-    world.operator().start()
+    world.operator().supervise()
     world.apply("minilm")
     world.until_ready("minilm")
     before = {one["metadata"]["uid"] for kind in KINDS for one in world.items(kind)}
