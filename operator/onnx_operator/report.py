@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Said by every model all the time; an Event would tell nobody anything.
 _QUIET: Final = frozenset({reasons.PENDING, reasons.PROGRESSING, reasons.SETTLED})
+#: Says what Ready says.
+_ECHO: Final = ConditionType.RECONCILING
 
 
 async def report(decision: Decision, obstacle: Obstacle | None, context: Context) -> None:
@@ -54,7 +56,7 @@ def _publish_news(model: ModelSeen, status: OnnxModelStatus, context: Context) -
     told: set[str] = set()
     for condition in sorted(status.conditions, key=_stages_first):
         is_news = before.get(condition.type) != (condition.status, condition.reason)
-        if not is_news or condition.reason in _QUIET or condition.reason in told:
+        if not is_news or condition.reason in _QUIET or condition.reason in told or condition.type == _ECHO:
             continue
         told.add(condition.reason)
         kind: EventType = "Warning" if _is_bad(condition) else "Normal"
@@ -62,8 +64,8 @@ def _publish_news(model: ModelSeen, status: OnnxModelStatus, context: Context) -
 
 
 def _stages_first(condition: Condition) -> int:
-    """Where a stage and a summary have the same reason, the stage's message is the one to tell."""
-    return 0 if condition.type in STAGES else 1
+    """Of conditions with one reason only the first is told: a stage says it best, and Stalled knows how bad it is."""
+    return 0 if condition.type in STAGES else 1 if condition.type == ConditionType.STALLED else 2
 
 
 def _is_bad(condition: Condition) -> bool:

@@ -27,7 +27,7 @@ Side = TypeVar("Side", bound="RevisionInUse")
 
 def tell(view: View, standing: Standing, ledger: OnnxModelStatus, obstacle: Finding | None = None) -> OnnxModelStatus:
     """The ledger with everything that is told beside it. `obstacle` is what kept an action from being done."""
-    findings = _all_findings(view, standing, obstacle)
+    findings = _all_findings(view, standing, obstacle, is_draining=bool(ledger.retiring))
     status = ledger.model_copy(
         update={
             "observed_generation": view.seen.model.generation,
@@ -62,7 +62,7 @@ def host_of(model: str, namespace: str, domain: str) -> str:
     return f"{model}.{namespace}.{domain}"
 
 
-def _all_findings(view: View, standing: Standing, obstacle: Finding | None) -> list[Finding]:
+def _all_findings(view: View, standing: Standing, obstacle: Finding | None, *, is_draining: bool) -> list[Finding]:
     found = {finding.type: finding for finding in standing.findings}
     if ConditionType.TRAFFIC_PROGRAMMED not in found and view.split is not None:
         found[ConditionType.TRAFFIC_PROGRAMMED] = programmed_finding(view)
@@ -70,16 +70,17 @@ def _all_findings(view: View, standing: Standing, obstacle: Finding | None) -> l
         found[obstacle.type] = obstacle
     story = obstacle or standing.story
     stages = [found.get(kind) or _pending(kind, story) for kind in STAGES]
-    return [*_summary(view, standing, story, has_obstacle=obstacle is not None), *stages]
+    is_busy = is_draining or obstacle is not None
+    return [*_summary(view, standing, story, is_busy=is_busy), *stages]
 
 
 def _pending(kind: ConditionType, story: Finding) -> Finding:
     return Finding(kind, "Unknown", reasons.PENDING, f"{story.type} comes first")
 
 
-def _summary(view: View, standing: Standing, story: Finding, *, has_obstacle: bool) -> Iterable[Finding]:
+def _summary(view: View, standing: Standing, story: Finding, *, is_busy: bool) -> Iterable[Finding]:
     """Ready, Reconciling and Stalled, as kstatus understands them."""
-    if standing.passage is Passage.MET and not has_obstacle:
+    if standing.passage is Passage.MET and not is_busy:
         message = _serving_words(view)
         yield Finding(ConditionType.READY, "True", reasons.SERVING, message)
         yield Finding(ConditionType.RECONCILING, "False", reasons.SETTLED, "")
@@ -88,9 +89,8 @@ def _summary(view: View, standing: Standing, story: Finding, *, has_obstacle: bo
     reason, message = _story_words(view, story)
     yield Finding(ConditionType.READY, "False", reason, message)
     is_stalled = standing.passage is Passage.STALLED
-    is_moving = not is_stalled or has_obstacle or bool(view.ledger.retiring)
     moving = Finding(ConditionType.RECONCILING, "True", reason, message)
-    yield moving if is_moving else Finding(ConditionType.RECONCILING, "False", reasons.SETTLED, "")
+    yield moving if is_busy or not is_stalled else Finding(ConditionType.RECONCILING, "False", reasons.SETTLED, "")
     stalled = Finding(ConditionType.STALLED, "True", reason, message)
     yield stalled if is_stalled else Finding(ConditionType.STALLED, "False", reasons.PROGRESSING, "")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from onnx_operator.core.reasons import ALL
+
 if TYPE_CHECKING:
     from integration.operator.conftest import World
 
@@ -45,3 +47,38 @@ def test_a_second_revision_passes_the_steps_and_replaces_the_first(world: World)
     assert world.names("v1/services") == [f"{second}-cpu"]
     assert first != second
     assert [one["status"]["outcome"] for one in world.revisions()] == ["Retired", "Stable"]
+
+
+def test_every_turn_of_a_life_is_an_event_with_its_conditions_reason(world: World) -> None:
+    world.operator().start()
+    world.apply("minilm", rollout={"steps": [{"weight": 20, "duration": "5m"}], "progressDeadline": "10m"})
+    world.until_ready("minilm")
+    world.patch("minilm", {"quantization": {"scheme": "int8-dynamic"}})
+    world.until(lambda: (world.status("minilm").get("candidate") or {}).get("weight") == 20, "the candidate has 20 %")
+    world.patch("minilm", {"rollout": {"abortToken": "stop"}})
+    world.until_condition("minilm", "Stalled", "True", "RolledBack")
+
+    def events() -> dict[str, str]:
+        return {one["reason"]: one["type"] for one in world.items("events.k8s.io/v1/events") if one["reason"] in ALL}
+
+    world.until(lambda: "Aborted" in events(), "the rollback is told")
+    told = events()
+    turns = {"SourceResolved", "Converted", "Validated", "Available", "Promoted", "StepRunning", "RolledBack"}
+    assert turns <= set(told)
+    assert {reason for reason, kind in told.items() if kind == "Warning"} == {"Aborted", "RolledBack"}
+
+
+def test_ten_edits_in_a_second_end_in_the_last_one_with_no_job_left_over(world: World) -> None:
+    world.operator().start()
+    world.apply("minilm")
+    world.until_ready("minilm")
+    for threads in range(2, 12):
+        world.patch("minilm", {"serving": {"threads": threads}})
+    world.until_condition("minilm", "Ready", "True", within=120)
+    stable = world.status("minilm")["stable"]["revision"]
+    assert next(one for one in world.revisions() if one["metadata"]["name"] == stable)["spec"]["threads"] == 11
+    unfinished = [
+        one["metadata"]["name"] for one in world.items("batch/v1/jobs") if not one["status"].get("conditions")
+    ]
+    assert unfinished == []
+    assert world.names("apps/v1/deployments") == [f"{stable}-cpu"]
