@@ -165,7 +165,7 @@ class Server:
 
     def wait_ended(self) -> int:
         """Its exit code."""
-        return self.process.wait(60)
+        return self.process.wait(120)
 
     def stop(self) -> None:
         """Ask it to end and see that it does."""
