@@ -27,6 +27,8 @@ class JobRunning:
     """Under way."""
 
     message: str
+    #: Until a pod is there only Events tell why it is not, and nobody watches those.
+    has_pod: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ def _under_way(
         if refusals:
             reason = reasons.QUOTA_EXCEEDED if "exceeded quota" in refusals[-1] else reasons.POD_REFUSED
             return JobBlocked(reason, f"Job {name} cannot create its pod: {refusals[-1]}")
-        return JobRunning(f"Job {name} waits for its pod")
+        return JobRunning(f"Job {name} waits for its pod", has_pod=False)
     found = trouble(pods[0])
     if found is not None and not found.is_crash:
         return JobBlocked(found.reason, found.message)

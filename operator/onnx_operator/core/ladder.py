@@ -12,6 +12,7 @@ down. What to do about a candidate gone bad is not here but in `moves`, which ha
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
@@ -53,6 +54,10 @@ if TYPE_CHECKING:
     from onnx_operator.core.jobs import JobState
     from onnx_operator.core.observation import RevisionSeen
     from onnx_operator.core.view import View
+
+
+#: How long a Job may be without a pod before its Events are read again.
+_POD_PATIENCE: Final = timedelta(seconds=10)
 
 
 class Passage(Enum):
@@ -145,8 +150,9 @@ def _source_resolved(view: View) -> Rung:  # noqa: PLR0911  (a table of Job stat
                 Finding(ConditionType.SOURCE_RESOLVED, "Unknown", reasons.FETCHING, f"Job {name} is being created"),
                 want,
             )
-        case JobRunning(message):
-            return _waiting(Finding(ConditionType.SOURCE_RESOLVED, "Unknown", reasons.FETCHING, message), want)
+        case JobRunning(message, has_pod):
+            finding = Finding(ConditionType.SOURCE_RESOLVED, "Unknown", reasons.FETCHING, message)
+            return _waiting(finding, want, look_at=None if has_pod else view.now + _POD_PATIENCE)
         case JobBlocked(reason, message):
             return _waiting(Finding(ConditionType.SOURCE_RESOLVED, "False", reason, message), want)
         case JobSucceeded(summary, _):
@@ -293,7 +299,8 @@ def _validated(view: View) -> Rung:
         if rung.move is not None:
             return rung
     teller = next((rung for rung in rungs if rung.findings[0].status == "False"), rungs[0])
-    return _waiting(teller.findings[0], *(want for rung in rungs for want in rung.wants))
+    wants = (want for rung in rungs for want in rung.wants)
+    return _waiting(teller.findings[0], *wants, look_at=_soonest(*(rung.look_at for rung in rungs)))
 
 
 def _published(view: View) -> Rung:
@@ -322,8 +329,9 @@ def _job(view: View, revision: RevisionSeen, story: _Story, want: Want) -> Rung:
         case None:
             message = f"Job {name} is being created"
             return _waiting(Finding(story.condition, "Unknown", story.under_way, message), want)
-        case JobRunning(message):
-            return _waiting(Finding(story.condition, "Unknown", story.under_way, message), want)
+        case JobRunning(message, has_pod):
+            finding = Finding(story.condition, "Unknown", story.under_way, message)
+            return _waiting(finding, want, look_at=None if has_pod else view.now + _POD_PATIENCE)
         case JobBlocked(reason, message):
             return _waiting(Finding(story.condition, "False", reason, message), want)
         case JobSucceeded(summary, seconds):

@@ -657,3 +657,11 @@ def test_an_edited_weight_is_put_back(canary: World) -> None:
     canary.split = canary.history[0]
     canary.settle()
     assert canary.split == wanted
+
+
+def test_a_job_without_a_pod_is_looked_at_again_soon(world: World) -> None:
+    world.settle()
+    (name,) = world.jobs
+    world.jobs[name] = JobRunning("waits for its pod", has_pod=False)
+    world.settle()
+    assert world.look().look_again == 10
