@@ -14,8 +14,10 @@ from rich.console import Console
 
 from demo import checkpoints, diagnosis, installation, site
 from demo.load import Load
-from demo.scenario import ACTS, Stage
+from demo.model import Model
+from demo.scenario import Ending, Stage
 from demo.screen import PlainScreen
+from e2e.rollouts import ACT, settle
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
 CLUSTER = "e2e"
 INDEX = 1
 NAMESPACE = "models"
-ACT = {act.key: act for act in ACTS}
 
 
 @pytest.fixture(scope="session")
@@ -57,25 +58,32 @@ def stage(models: Kubectl) -> Stage:
     return Stage(models, PlainScreen(Console(width=200)))
 
 
-@pytest.fixture(scope="module")
-def serving(cluster: Site, stage: Stage) -> Iterator[Stage]:
-    """The model of the demo with its two good versions made, the second one stable, and traffic on it."""
-    if stage.kubectl.get("onnxmodel", stage.name) is None:
-        assert stage.play(ACT["v1"]).is_as_expected
-    stage.play(ACT["v2"])
-    if stage.load is None:
-        stage.load = Load.start(cluster, stage.kubectl, stage.model())
+@pytest.fixture(scope="session")
+def served(cluster: Site, stage: Stage) -> Iterator[Stage]:
+    """The model of the demo with its two good versions made, one of them stable, and traffic on it."""
+    found = stage.kubectl.get("onnxmodel", stage.name)
+    if found is None or Model.of(found).status.stable is None:
+        for key in ("v1", "v2"):
+            assert stage.play(ACT[key]).ending is Ending.PROMOTED
+    stage.load = Load.start(cluster, stage.kubectl, stage.model())
     yield stage
     Load.stop(stage.kubectl)
     stage.load = None
 
 
+@pytest.fixture
+def serving(served: Stage) -> Stage:
+    """The same, at rest: what is declared is what serves."""
+    settle(served)
+    return served
+
+
 #: The story comes first: what follows finds its model and need not convert it again.
 _ORDER = (
     "test_story",
-    "test_disturbances",
     "test_rights",
     "test_truth",
+    "test_disturbances",
     "test_bad_checkpoints",
     "test_providers",
     "test_deletion",

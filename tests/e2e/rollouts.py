@@ -1,29 +1,66 @@
-"""What several files of this tier ask of a rollout. Looks and waits; changes nothing but what a test names."""
+"""What several files of this tier ask of a rollout: to flip between the two good versions, and to see how it ends.
+
+Both artifacts exist, so a flip converts nothing: every one is a canary of its own, and takes seconds.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
+import yaml
+
+from demo.scenario import ACTS
 from demo.site import EXAMPLES
 from demo.waiting import until
 
 if TYPE_CHECKING:
     from demo.kubectl import Kubectl, Manifest
     from demo.model import Model
-    from demo.scenario import Act, Stage
+    from demo.scenario import Stage
 
-OURS = "app.kubernetes.io/managed-by=onnx-operator"
+OURS: Final = "app.kubernetes.io/managed-by=onnx-operator"
+ACT: Final = {act.key: act for act in ACTS}
+#: The key of the good version with this quantisation.
+_GOOD: Final = {"none": "v1", "int8-dynamic": "v2"}
+#: One step at which the candidate gets its samples at once.
+QUICK: Final = [{"weight": 50, "duration": "8s"}]
 
 
-def begin_canary(stage: Stage, act: Act) -> Model:
-    """Apply a version and wait until it has some of the traffic."""
-    stage.kubectl.apply_file(EXAMPLES / act.file)
+def declared(key: str, **rollout: Any) -> Manifest:
+    """An example with some of its rollout changed."""
+    manifest: Manifest = yaml.safe_load((EXAMPLES / ACT[key].file).read_text())
+    manifest["spec"]["rollout"] |= rollout
+    return manifest
+
+
+def declare(stage: Stage, manifest: Manifest) -> None:
+    """`kubectl apply` a changed example, so that a later `kubectl apply` of a file takes the change back."""
+    stage.kubectl.run("apply", "--filename=-", stdin=yaml.safe_dump(manifest))
+
+
+def stable_version(stage: Stage) -> str:
+    """Which of the two good versions serves."""
+    stable = stage.model().status.stable
+    assert stable is not None
+    revision = stage.kubectl.get("onnxmodelrevision", stable.revision)
+    assert revision is not None
+    return _GOOD[revision["spec"]["quantization"]["scheme"]]
+
+
+def other_version(stage: Stage) -> str:
+    """The good version that does not serve now."""
+    return "v1" if stable_version(stage) == "v2" else "v2"
+
+
+def begin_flip(stage: Stage, **rollout: Any) -> Model:
+    """Declare the other good version and wait until it has some of the traffic."""
+    declare(stage, declared(other_version(stage), **rollout))
 
     def on_its_way() -> Model | None:
         model = stage.model()
         return model if model.is_seen and model.candidate_weight else None
 
-    return until(f"{act.key} to get traffic", on_its_way, seconds=180)
+    return until("the candidate to get traffic", on_its_way, seconds=180, every=0.5)
 
 
 def finish(stage: Stage, *, seconds: float = 240) -> Model:
@@ -34,6 +71,12 @@ def finish(stage: Stage, *, seconds: float = 240) -> Model:
         return model if model.is_promoted or model.is_given_up else None
 
     return until("the rollout to rest", rests, seconds=seconds)
+
+
+def settle(stage: Stage) -> None:
+    """Declare what serves anyway; nothing to do for anybody when that is so already."""
+    stage.kubectl.apply_file(EXAMPLES / ACT[stable_version(stage)].file)
+    assert finish(stage).is_promoted
 
 
 def owned(kubectl: Kubectl, kinds: str, *, model: str = "") -> dict[str, Manifest]:

@@ -7,23 +7,20 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 import pytest
-import yaml
 
 from checkpoints import BAD, Bad, bad, tiny
 from demo import checkpoints as claims
 from demo import installation
 from demo.model import Model
-from demo.scenario import ACTS
-from demo.site import EXAMPLES
 from demo.waiting import until
-from e2e.rollouts import OURS, finish
+from e2e.rollouts import OURS, declare, finish, settle, stable_version
+from e2e.rollouts import declared as example
 
 if TYPE_CHECKING:
     from demo.kubectl import Kubectl, Manifest
     from demo.scenario import Stage
     from demo.site import Site
 
-ACT = {act.key: act for act in ACTS}
 PER_REASON: Final = 2
 #: Each ends in its own time; together they take as long as two cores need for all of their Jobs.
 SECONDS: Final = 600
@@ -60,10 +57,10 @@ def declared(name: str, path: str, **source: str) -> Manifest:
 
 @pytest.fixture(scope="module")
 def refused(
-    cluster: Site, models: Kubectl, serving: Stage, tmp_path_factory: pytest.TempPathFactory
+    cluster: Site, models: Kubectl, served: Stage, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Model]:
     """All bad checkpoints declared at once, and what became of them."""
-    del serving
+    settle(served)
     folder = tmp_path_factory.mktemp("bad")
     for case in CHOSEN:
         bad(folder / slug(case), case)
@@ -124,9 +121,9 @@ def test_a_bad_checkpoint_as_the_next_version_leaves_the_present_one_in_place_un
     del refused
     before = serving.model().status.stable
     assert before is not None
-    manifest = yaml.safe_load((EXAMPLES / ACT["v2"].file).read_text())
+    manifest = example(stable_version(serving))
     manifest["spec"]["source"] = declared("", f"bad/{slug(CHOSEN[0])}")["spec"]["source"]
-    serving.kubectl.run("apply", "--filename=-", stdin=yaml.safe_dump(manifest))
+    declare(serving, manifest)
     broken = finish(serving)
 
     assert broken.is_given_up
@@ -134,8 +131,7 @@ def test_a_bad_checkpoint_as_the_next_version_leaves_the_present_one_in_place_un
     assert broken.status.stable is not None
     assert (broken.status.stable.revision, broken.status.stable.weight) == (before.revision, 100)
 
-    serving.kubectl.apply_file(EXAMPLES / ACT["v2"].file)
-    mended = finish(serving)
+    settle(serving)
 
-    assert mended.is_promoted, mended.message("Ready")
+    assert serving.model().holds("Ready")
     assert serving.counters().failed == 0

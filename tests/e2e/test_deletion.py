@@ -5,19 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-import yaml
 
 from demo.model import Model
-from demo.scenario import ACTS
-from demo.site import EXAMPLES
 from demo.waiting import until
-from e2e.rollouts import begin_canary, owned
+from e2e.rollouts import begin_flip, declared, owned
 
 if TYPE_CHECKING:
     from demo.kubectl import Kubectl
     from demo.scenario import Stage
 
-ACT = {act.key: act for act in ACTS}
 EVERYTHING = (
     "onnxmodelrevisions,jobs,pods,deployments,replicasets,services,httproutes,grpcroutes,"
     "poddisruptionbudgets,networkpolicies,configmaps"
@@ -36,7 +32,7 @@ def reason_of(kubectl: Kubectl, kind: str) -> str:
     ids=["while it is fetched", "while it is converted", "while it is validated"],
 )
 def test_a_model_deleted(models: Kubectl, condition: str, reason: str) -> None:
-    manifest = yaml.safe_load((EXAMPLES / ACT["v1"].file).read_text())
+    manifest = declared("v1")
     manifest["metadata"]["name"] = SHORT_LIVED
     models.apply(manifest)
     until(f"{condition} to say {reason}", lambda: reason_of(models, condition) == reason, seconds=180, every=0.2)
@@ -47,7 +43,7 @@ def test_a_model_deleted(models: Kubectl, condition: str, reason: str) -> None:
 
 
 def test_a_model_deleted_in_the_middle_of_a_canary(serving: Stage) -> None:
-    begin_canary(serving, ACT["v1"])
+    begin_flip(serving)
 
     serving.kubectl.delete("onnxmodel", serving.name, timeout=60)
 

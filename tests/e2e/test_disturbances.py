@@ -11,14 +11,15 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demo import installation
-from demo.scenario import ACTS
 from demo.site import ROOT
 from demo.waiting import until
-from e2e.rollouts import begin_canary, finish, owned
+from e2e.rollouts import QUICK, begin_flip, finish, owned, stable_version
+from onnx_operator.api.common import parse_duration
 
 if TYPE_CHECKING:
     from demo.model import Model
@@ -29,7 +30,7 @@ LEASE_SECONDS = 20
 """The longest that a rollout may be without an operator, by the design."""
 OUTAGE_SECONDS = 120
 RESUME_SECONDS = 30
-ACT = {act.key: act for act in ACTS}
+DEADLINE = "1m"
 
 
 def holder(cluster: Site) -> str:
@@ -37,18 +38,9 @@ def holder(cluster: Site) -> str:
     return str(lease["spec"].get("holderIdentity", "")) if lease else ""
 
 
-def test_a_good_old_version_comes_back_without_a_second_conversion(serving: Stage) -> None:
-    jobs = owned(serving.kubectl, "jobs")
-    begin_canary(serving, ACT["v1"])
-    promoted = finish(serving)
-
-    assert promoted.is_promoted, promoted.message("Ready")
-    assert set(owned(serving.kubectl, "jobs")) <= set(jobs), "a Job ran for an artifact that is there"
-
-
 def test_when_the_active_operator_is_killed_the_other_one_finishes_the_rollout(cluster: Site, serving: Stage) -> None:
     jobs = owned(serving.kubectl, "jobs")
-    begin_canary(serving, ACT["v2"])
+    begin_flip(serving, steps=QUICK)
     active = holder(cluster)
     kill_operator(cluster, active)
     died = time.monotonic()
@@ -95,7 +87,7 @@ def test_while_the_api_server_is_away_traffic_goes_on_and_after_it_the_rollout_d
     cluster: Site, serving: Stage
 ) -> None:
     assert serving.load is not None
-    before = begin_canary(serving, ACT["v1"])
+    before = begin_flip(serving)
     onebox("stop-apiserver")
     stopped = time.monotonic()
     try:
@@ -125,20 +117,34 @@ def onebox(command: str) -> None:
     subprocess.run([sys.executable, ROOT / "hack" / "onebox", command, "--name", "e2e"], check=True)
 
 
-def test_without_prometheus_a_candidate_is_held_and_then_given_up_never_promoted(cluster: Site, serving: Stage) -> None:
+def test_without_prometheus_a_candidate_is_held_then_given_up_never_promoted_and_may_be_tried_again(
+    cluster: Site, serving: Stage
+) -> None:
     monitoring = cluster.kubectl.within("monitoring")
-    begin_canary(serving, ACT["v2"])
+    before = stable_version(serving)
+    begin_flip(serving, progressDeadline=DEADLINE)
     monitoring.run("scale", "deployment/prometheus", "--replicas=0")
     try:
         held = until("the analysis to miss Prometheus", lambda: missed(serving.model()), seconds=60)
         end = finish(serving, seconds=300)
     finally:
         monitoring.run("scale", "deployment/prometheus", "--replicas=1")
+        monitoring.run("rollout", "status", "deployment/prometheus", "--timeout=60s")
 
-    assert held.status.candidate is not None
     assert end.is_given_up
-    assert end.reason("Stalled") == "RolledBack"
     assert end.reason("Promoted") == "AnalysisProviderError"
+    assert stable_version(serving) == before
+    assert end.status.last_failure is not None
+    assert held.status.candidate is not None
+    assert held.status.candidate.progress_time is not None
+    waited = moment(end.status.last_failure.time) - moment(held.status.candidate.progress_time)
+    assert waited >= parse_duration(DEADLINE) - timedelta(seconds=1), "taken back before its deadline"
+
+    serving.kubectl.patch("onnxmodel", serving.name, {"spec": {"rollout": {"retryToken": "Prometheus is back"}}})
+    again = finish(serving)
+
+    assert again.is_promoted, again.message("Ready")
+    assert stable_version(serving) != before
     traffic = serving.counters()
     assert traffic.failed == 0, traffic.failures
 
@@ -146,3 +152,7 @@ def test_without_prometheus_a_candidate_is_held_and_then_given_up_never_promoted
 def missed(model: Model) -> Model | None:
     candidate = model.status.candidate
     return model if candidate and candidate.verdict == "ProviderError" else None
+
+
+def moment(text: str) -> datetime:
+    return datetime.fromisoformat(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,17 +9,15 @@ import yaml
 
 from demo import installation
 from demo.kubectl import KubectlError
-from demo.scenario import ACTS
-from demo.site import EXAMPLES, SiteError
-from e2e.rollouts import begin_canary, finish
+from demo.site import SiteError
+from e2e.rollouts import QUICK, begin_flip, declared, finish, other_version, owned
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from demo.kubectl import Manifest
     from demo.scenario import Stage
     from demo.site import Site
-
-ACT = {act.key: act for act in ACTS}
 
 
 def wait_ready(stage: Stage, seconds: int) -> None:
@@ -29,9 +26,10 @@ def wait_ready(stage: Stage, seconds: int) -> None:
     )
 
 
-def test_kubectl_wait_returns_when_the_new_version_has_all_traffic_and_not_before(serving: Stage) -> None:
+def test_a_good_old_version_comes_back_without_a_conversion_and_kubectl_wait_tells_when(serving: Stage) -> None:
+    jobs = owned(serving.kubectl, "jobs")
     wait_ready(serving, 5)
-    begin_canary(serving, ACT["v1"])
+    begin_flip(serving, steps=QUICK)
     with pytest.raises(KubectlError, match="timed out"):
         wait_ready(serving, 2)
 
@@ -41,14 +39,14 @@ def test_kubectl_wait_returns_when_the_new_version_has_all_traffic_and_not_befor
     assert stable is not None
     assert stable.weight == 100
     assert finish(serving).is_promoted
+    assert set(owned(serving.kubectl, "jobs")) <= set(jobs), "a Job ran for an artifact that is there"
 
 
-def chart_of(act: str, folder: Path) -> Path:
+def chart_of(manifest: Manifest, folder: Path) -> Path:
     """A chart that holds a version of the model, as a team would keep it in Git."""
-    manifest = yaml.safe_load((EXAMPLES / ACT[act].file).read_text())
     (folder / "templates").mkdir(parents=True)
     (folder / "Chart.yaml").write_text(yaml.safe_dump({"apiVersion": "v2", "name": "team", "version": "0.1.0"}))
-    (folder / "templates" / "model.yaml").write_text(json.dumps(manifest))
+    (folder / "templates" / "model.yaml").write_text(yaml.safe_dump(manifest))
     return folder
 
 
@@ -60,7 +58,7 @@ def upgrade(cluster: Site, stage: Stage, chart: Path) -> None:
 def test_helm_upgrade_wait_succeeds_with_a_good_version_once_it_is_promoted(
     cluster: Site, serving: Stage, tmp_path: Path
 ) -> None:
-    upgrade(cluster, serving, chart_of("v2", tmp_path / "good"))
+    upgrade(cluster, serving, chart_of(declared(other_version(serving), steps=QUICK), tmp_path / "good"))
 
     model = serving.model()
     assert model.holds("Ready"), model.message("Ready")
@@ -74,7 +72,7 @@ def test_helm_upgrade_wait_fails_with_a_version_that_is_taken_back(
     before = serving.model().status.stable
 
     with pytest.raises(SiteError, match=r"(?i)failed|stalled"):
-        upgrade(cluster, serving, chart_of("v4", tmp_path / "bad"))
+        upgrade(cluster, serving, chart_of(declared("v4"), tmp_path / "bad"))
 
     after = finish(serving)
     assert after.is_given_up
