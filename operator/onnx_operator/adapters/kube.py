@@ -351,7 +351,8 @@ class Kube:
         if known is None:
             return None
         if controller_uid(known) != owner:
-            raise AlreadyExists(call, "an object of this name exists and is not ours; rename or delete it", status=409)
+            message = f"{resource.kind} {namespace}/{name} exists and is not ours; rename or delete it"
+            raise AlreadyExists(call, message, status=409)
         return str(known["metadata"]["uid"])
 
     async def _write(
