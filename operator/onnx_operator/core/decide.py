@@ -208,7 +208,7 @@ def _reports(view: View, move: Move | None) -> Iterator[RevisionReport]:
         status = revision.status
         if isinstance(move, MoveRevision) and move.name == revision.name:
             status = move.status
-        status = status.model_copy(update={"outcome": outcome_of(revision, status, model)})
+        status = status.model_copy(update={"outcome": outcome_of(revision, status, model, view.wanted_name)})
         if status != revision.status and not revision.is_deleting:
             yield RevisionReport(revision.name, revision.resource_version, status)
 

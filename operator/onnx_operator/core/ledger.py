@@ -194,7 +194,9 @@ def failure_of(revision: RevisionSeen) -> FailureStatus | None:
     )
 
 
-def outcome_of(revision: RevisionSeen, status: OnnxModelRevisionStatus, model: OnnxModelStatus) -> Outcome:
+def outcome_of(
+    revision: RevisionSeen, status: OnnxModelRevisionStatus, model: OnnxModelStatus, wanted: str | None
+) -> Outcome:
     """Where the revision stands in its life; told for people, never read to decide."""
     if status.quarantine is not None:
         return _fate(status.quarantine.stage)
@@ -202,13 +204,13 @@ def outcome_of(revision: RevisionSeen, status: OnnxModelRevisionStatus, model: O
         return Outcome.STABLE
     if model.candidate is not None and model.candidate.revision == revision.name:
         return Outcome.CANDIDATE
-    match status.outcome:
-        case Outcome.STABLE:
-            return Outcome.RETIRED
-        case Outcome.CANDIDATE:
-            return Outcome.SUPERSEDED
-        case unchanged:
-            return unchanged
+    if status.outcome is Outcome.PENDING and wanted is not None and wanted != revision.name:
+        return Outcome.SUPERSEDED
+    return _OUTCOME_AFTER.get(status.outcome, status.outcome)
+
+
+#: What becomes of a revision that is neither side of the traffic any more.
+_OUTCOME_AFTER: Final = {Outcome.STABLE: Outcome.RETIRED, Outcome.CANDIDATE: Outcome.SUPERSEDED}
 
 
 def job_logs(namespace: str, job: str) -> str:
