@@ -164,9 +164,27 @@ def _unwanted(view: View, wants: Iterable[Want]) -> Iterator[Delete]:
     for child in view.seen.children:
         if child.object_name in wanted or child.is_deleting:
             continue
-        if child.kind in _SERVING_KINDS or (child.kind == "Job" and _is_pointless(view, child)):
+        if (child.kind in _SERVING_KINDS and not _is_in_use(view, child)) or (
+            child.kind == "Job" and _is_pointless(view, child)
+        ):
             yield Delete(child.object_name, child.uid)
     yield from _history(view)
+
+
+def _is_in_use(view: View, child: Child) -> bool:
+    """What answers requests is never deleted, even where a lost record leaves us unable to say what it should be."""
+    if child.component != Component.SERVER or child.kind == "PodDisruptionBudget":
+        return False
+    if view.split is not None and not view.is_programmed:
+        return True  # the gateway may do otherwise than the routes say
+    return child.revision in _named_in_ledger(view) or any(
+        route is not None and child.name in route.split.services for route in view.routes
+    )
+
+
+def _named_in_ledger(view: View) -> set[str]:
+    sides = (view.ledger.stable, view.ledger.candidate, *view.ledger.retiring)
+    return {one.revision for one in sides if one is not None}
 
 
 def _is_pointless(view: View, job: Child) -> bool:
@@ -181,8 +199,7 @@ def _history(view: View) -> Iterator[Delete]:
     """The oldest revisions beyond the limit; never one that serves, is on its way, or is what the spec stands for."""
     if view.offer is None:
         return
-    in_use = {one.revision for one in (view.ledger.stable, view.ledger.candidate) if one is not None}
-    in_use |= {one.revision for one in view.ledger.retiring} | {view.wanted_name or ""}
+    in_use = _named_in_ledger(view) | {view.wanted_name or ""}
     finished = sorted(
         (one for one in view.seen.revisions if one.name not in in_use), key=lambda one: one.spec.number, reverse=True
     )

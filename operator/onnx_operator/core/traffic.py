@@ -83,10 +83,15 @@ class Split:
     backends: tuple[Backend, ...]
     pins: tuple[Pin, ...]
 
+    @property
+    def services(self) -> frozenset[str]:
+        """Every Service that any rule leads to, be it with weight 0."""
+        pinned = {name for pin in self.pins for name in pin.services}
+        return frozenset(pinned | {backend.service for backend in self.backends})
+
     def mentions(self, side: Side) -> bool:
-        """Whether any rule leads to the revision, be it with weight 0."""
-        named = {backend.service for backend in self.backends} | {name for pin in self.pins for name in pin.services}
-        return not named.isdisjoint(side.services)
+        """Whether any rule leads to the revision."""
+        return not self.services.isdisjoint(side.services)
 
     def percent(self, side: Side) -> int:
         """The revision's share of unpinned requests."""

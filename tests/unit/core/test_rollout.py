@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from onnx_operator.api.model import OnnxModelStatus
+from onnx_operator.api.revision import OnnxModelRevisionStatus
 from onnx_operator.core.analysis import Outcome
 from onnx_operator.core.jobs import JobBlocked, JobRunning
 from onnx_operator.core.observation import ObjectName
@@ -643,13 +645,25 @@ def test_a_deleted_record_of_stable_is_made_again_with_its_number_and_artifact(s
 
 
 def test_a_lost_status_is_found_again_in_the_routes(canary: World) -> None:
-    from onnx_operator.api.model import OnnxModelStatus  # noqa: PLC0415
-
     canary.status = OnnxModelStatus()
     canary.settle()
     assert canary.stable_number == 1
     assert canary.weights() in ({1: 100}, {1: 100, 2: 0}, {1: 90, 2: 10})
     canary.finish()
+
+
+@pytest.mark.parametrize("is_model_lost_too", [False, True])
+def test_servers_outlive_the_loss_of_everything_that_was_written_down(canary: World, is_model_lost_too: bool) -> None:  # noqa: FBT001
+    for name, revision in canary.revisions.items():
+        canary.revisions[name] = replace(revision, status=OnnxModelRevisionStatus())
+    if is_model_lost_too:
+        canary.status = OnnxModelStatus()
+    for _ in range(5):
+        canary.settle()
+        assert {f"{canary.numbered(number).name}-cpu" for number in (1, 2)} == {
+            name.name for name in canary.children if name.kind == "Deployment"
+        }
+        canary.wait(60)
 
 
 def test_an_edited_weight_is_put_back(canary: World) -> None:
