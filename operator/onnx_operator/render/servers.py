@@ -218,11 +218,13 @@ def _triton(want: WantServers, amounts: Manifest) -> Manifest:
         "env": [{"name": "HOME", "value": TMP["mountPath"]}],
         "startupProbe": ready | {"periodSeconds": 2, "failureThreshold": _STARTUP_SECONDS // 2},
         "readinessProbe": ready | {"periodSeconds": 5, "failureThreshold": 3},
+        # Patient with a slow server, which is the analysis's business; short with a dead one, which cannot unload.
         "livenessProbe": {
             "exec": {"command": ["sh", "-c", _LIVE]},
             "periodSeconds": 10,
-            "timeoutSeconds": 5,
-            "failureThreshold": 6,
+            "timeoutSeconds": 20,
+            "failureThreshold": 3,
+            "terminationGracePeriodSeconds": 5,
         },
         "lifecycle": {"preStop": {"sleep": {"seconds": _PRE_STOP_SECONDS}}},
         "resources": amounts,
