@@ -7,7 +7,7 @@ import subprocess
 from typing import TYPE_CHECKING, Any, Final
 
 from demo import objects
-from demo.site import EXAMPLES, IMAGES, ROOT, SiteError
+from demo.site import EXAMPLES, IMAGES, ROOT, SiteError, gateway_of_class
 
 if TYPE_CHECKING:
     from demo.site import Site
@@ -42,8 +42,15 @@ def install(site: Site) -> None:
 
 
 def uninstall(site: Site) -> None:
-    """Remove the chart; an installation that is not there is fine."""
+    """Remove the chart and what `prepare` made outside of its namespace; what is not there is fine.
+
+    The CRDs stay, as with any uninstallation by helm: with them all models of the cluster would go.
+    """
     helm(site, "uninstall", RELEASE, "--ignore-not-found", "--wait")
+    site.kubectl.run("delete", "--ignore-not-found", "--filename", str(EXAMPLES / "class.yaml"))
+    gateway = site.kubectl.within(gateway_of_class()["namespace"])
+    gateway.delete("clienttrafficpolicy", objects.UPSTREAM_POLICY)
+    site.kubectl.delete("namespace", OPERATOR_NAMESPACE)
 
 
 def values(site: Site) -> dict[str, Any]:
@@ -65,9 +72,9 @@ def prepare(site: Site, namespace: str) -> None:
     site.kubectl.apply(objects.namespace(namespace))
     site.kubectl.apply_file(EXAMPLES / "class.yaml")
     site.kubectl.within(namespace).apply_file(EXAMPLES / "claims.yaml")
-    site.kubectl.within(site.gateway.namespace).apply(
-        objects.upstream_in_answers(site.gateway.name, site.gateway.namespace)
-    )
+    gateway = gateway_of_class()
+    policy = objects.upstream_in_answers(gateway["name"], gateway["namespace"])
+    site.kubectl.within(gateway["namespace"]).apply(policy)
 
 
 def remove(site: Site, namespace: str) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from demo import objects, texts
-from demo.site import ROOT, SiteError, gateway_address
+from demo.site import ROOT, SiteError, gateway_of
 from demo.waiting import until
 
 if TYPE_CHECKING:
@@ -101,11 +101,11 @@ class Load:
         if model.status.endpoint is None:
             raise SiteError(f"OnnxModel {model.name} tells no endpoint: it does not serve yet")
         cls.stop(kubectl)
-        gateway = gateway_address(site)
+        gateway = gateway_of(site)
         files = {"load.py": _SCRIPT.read_text(), "requests.json": texts.as_json(_DIFFERENT_TEXTS)}
         arguments = (
-            f"--http={gateway}:{site.gateway.http_port}",
-            f"--grpc={gateway}:{site.gateway.grpc_port}",
+            f"--http={gateway.address}:{gateway.http_port}",
+            f"--grpc={gateway.address}:{gateway.grpc_port}",
             f"--host={model.status.endpoint.host}",
             f"--model={model.status.endpoint.model_name}",
             f"--rate={RATE}",

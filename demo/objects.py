@@ -26,6 +26,7 @@ _POD: Final[dict[str, Any]] = {
         "seccompProfile": {"type": "RuntimeDefault"},
     },
 }
+UPSTREAM_POLICY: Final = "onnx-demo-upstream"
 _LABELS: Final = {"app.kubernetes.io/part-of": "onnx-operator-demo"}
 
 
@@ -108,7 +109,7 @@ def upstream_in_answers(gateway: str, gateway_namespace: str) -> Manifest:
     return {
         "apiVersion": "gateway.envoyproxy.io/v1alpha1",
         "kind": "ClientTrafficPolicy",
-        "metadata": {"name": "onnx-demo-upstream", "namespace": gateway_namespace, "labels": _LABELS},
+        "metadata": {"name": UPSTREAM_POLICY, "namespace": gateway_namespace, "labels": _LABELS},
         "spec": {
             "targetRefs": [{"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": gateway}],
             "headers": {"lateResponseHeaders": {"set": headers}},

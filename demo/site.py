@@ -1,6 +1,6 @@
 """The cluster that the demo runs on: the one of this machine, or one of the user's own.
 
-A cluster of the user's own is never changed beyond what helm installs and what the demo's namespace holds.
+On a cluster of the user's own nothing is brought up: it must have a Gateway and a Prometheus, and reach the images.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import yaml
 
 from demo.kubectl import Kubectl
 from demo.waiting import until
@@ -28,12 +30,11 @@ class SiteError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """A Gateway of Envoy Gateway with mergeBackends, and its listeners' ports."""
+    """Where models are reached from inside the cluster."""
 
-    namespace: str = "gateway-system"
-    name: str = "edge"
-    http_port: int = 80
-    grpc_port: int = 9000
+    address: str
+    http_port: int
+    grpc_port: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,7 @@ class Site:
     kubectl: Kubectl
     helm: Path
     images: dict[str, str]
-    gateway: Gateway = Gateway()
     prometheus_url: str = "http://prometheus.monitoring.svc.cluster.local:9090"
-    access_mode: str = "ReadWriteOnce"
     values: Path | None = None
 
 
@@ -89,14 +88,28 @@ def own_cluster(kubeconfig: Path, *, registry: str, tag: str, values: Path | Non
     )
 
 
-def gateway_address(site: Site) -> str:
-    """The address of the gateway, as a pod reaches it."""
+def gateway_of_class() -> dict[str, str]:
+    """The Gateway that examples/class.yaml names; on a cluster of your own, name yours there."""
+    declared = yaml.safe_load((EXAMPLES / "class.yaml").read_text())
+    gateway: dict[str, str] = declared["spec"]["traffic"]["gateway"]
+    return gateway
 
-    def look() -> str | None:
-        found = site.kubectl.within(site.gateway.namespace).get("gateway", site.gateway.name)
+
+def gateway_of(site: Site) -> Gateway:
+    """The address and ports of the Gateway, once it has them."""
+    named = gateway_of_class()
+    inside = site.kubectl.within(named["namespace"])
+
+    def look() -> Gateway | None:
+        found = inside.get("gateway", named["name"])
         if found is None:
-            raise SiteError(f"there is no Gateway {site.gateway.name} in namespace {site.gateway.namespace}")
+            raise SiteError(
+                f"there is no Gateway {named['namespace']}/{named['name']}, which examples/class.yaml names"
+            )
+        ports = {listener["name"]: listener["port"] for listener in found["spec"]["listeners"]}
         addresses = found.get("status", {}).get("addresses", [])
-        return str(addresses[0]["value"]) if addresses else None
+        if not addresses:
+            return None
+        return Gateway(addresses[0]["value"], ports[named["httpListener"]], ports[named["grpcListener"]])
 
     return until("the gateway to have an address", look, seconds=60)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from demo.site import gateway_address
+from demo.site import gateway_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -69,8 +69,9 @@ def next_commands(site: Site, inside: Kubectl, model: Model) -> tuple[str, ...]:
     """What a reader may want to try now."""
     asked: tuple[str, ...] = ()
     if model.status.endpoint is not None:
-        address = f"{gateway_address(site)}:{site.gateway.http_port}"
-        asked = (f"curl -H 'Host: {model.status.endpoint.host}' http://{address}/v2/models/{model.name}",)
+        gateway = gateway_of(site)
+        where = f"http://{gateway.address}:{gateway.http_port}/v2/models/{model.name}"
+        asked = (f"curl -H 'Host: {model.status.endpoint.host}' {where}",)
     kubectl = f"kubectl -n {inside.namespace}"
     return (
         f"export KUBECONFIG={inside.kubeconfig} PATH={inside.binary.parent}:$PATH",

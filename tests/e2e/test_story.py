@@ -14,7 +14,7 @@ from rich.console import Console
 from demo import summary, texts
 from demo.load import Load
 from demo.scenario import ACTS, MODEL, Ending, Played, Stage
-from demo.site import gateway_address
+from demo.site import gateway_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -82,8 +82,8 @@ def test_over_http_the_gateway_answers_what_torch_answers(
     theatre: Theatre, cluster: Site, originals: list[NDArray[np.float32]]
 ) -> None:
     theatre.until("v1")
-    address = f"{gateway_address(cluster)}:{cluster.gateway.http_port}"
-    with tritonclient.http.InferenceServerClient(address) as client:
+    gateway = gateway_of(cluster)
+    with tritonclient.http.InferenceServerClient(f"{gateway.address}:{gateway.http_port}") as client:
         # Envoy routes by the Host header, so the name need not be known to any DNS.
         headers = {"Host": host_of(theatre)}
         answers = ask(tritonclient.http, lambda inputs: client.infer(MODEL, inputs, headers=headers))
@@ -95,7 +95,8 @@ def test_over_grpc_the_gateway_answers_what_torch_answers(
     theatre: Theatre, cluster: Site, originals: list[NDArray[np.float32]]
 ) -> None:
     theatre.until("v1")
-    address = f"{gateway_address(cluster)}:{cluster.gateway.grpc_port}"
+    gateway = gateway_of(cluster)
+    address = f"{gateway.address}:{gateway.grpc_port}"
     authority = [("grpc.default_authority", host_of(theatre))]
     with tritonclient.grpc.InferenceServerClient(address, channel_args=authority) as client:
         answers = ask(tritonclient.grpc, lambda inputs: client.infer(MODEL, inputs))

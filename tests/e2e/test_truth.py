@@ -51,8 +51,10 @@ def chart_of(manifest: Manifest, folder: Path) -> Path:
 
 
 def upgrade(cluster: Site, stage: Stage, chart: Path) -> None:
-    flags = ("--install", "--take-ownership", "--wait", "--timeout=5m", f"--namespace={stage.kubectl.namespace}")
-    installation.helm(cluster, "upgrade", "team", str(chart), *flags)
+    # The model is there already, made by kubectl: helm takes it over with all of its fields.
+    taken_over = ("--install", "--take-ownership", "--force-conflicts")
+    waited_for = ("--wait", "--timeout=5m", f"--namespace={stage.kubectl.namespace}")
+    installation.helm(cluster, "upgrade", "team", str(chart), *taken_over, *waited_for)
 
 
 def test_helm_upgrade_wait_succeeds_with_a_good_version_once_it_is_promoted(
