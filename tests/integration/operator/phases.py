@@ -14,6 +14,7 @@ from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from integration.apiserver import ApiAnswer
 from integration.operator.conftest import GROUP, standard_class
 from integration.operator.hands import COMPONENT, REVISION, End, ready_pod, sha, success, summary
 
@@ -207,7 +208,7 @@ class Births:
             root = "/api/" if kind.count("/") == 1 else "/apis/"
             group, plural = kind.rsplit("/", 1)
             path = f"{root}{group}/namespaces/{world.namespace}/{plural}"
-            version = world.client.request("GET", path)["metadata"]["resourceVersion"]
+            version = world.until(partial(_version, world, path), f"{path} can be listed")
             request = urllib.request.Request(
                 f"{world.client.server}{path}?watch=1&resourceVersion={version}",
                 headers={"Authorization": f"Bearer {world.client.token}"},
@@ -220,6 +221,15 @@ class Births:
             event = json.loads(line)
             if event["type"] == "ADDED":
                 self.names[f"{event['object']['kind']}/{event['object']['metadata']['name']}"] += 1
+
+
+def _version(world: World, path: str) -> str:
+    try:
+        return str(world.client.request("GET", path)["metadata"]["resourceVersion"])
+    except ApiAnswer as answer:
+        if answer.status == 429:  # the first list of a kind, right after its CRD was installed
+            return ""
+        raise
 
 
 # ---- what is the same in two worlds
