@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+
 from onnx_operator.core.servers import read_servers
 
 
