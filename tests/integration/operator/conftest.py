@@ -153,7 +153,7 @@ class World:
             return {}
         return {one["name"]: one["weight"] for one in route["spec"]["rules"][0]["backendRefs"]}
 
-    def until(self, check: Callable[[], Any], what: str, *, within: float = 40) -> Any:
+    def until(self, check: Callable[[], Any], what: str, *, within: float = 180) -> Any:
         try:
             return wait_until(check, within=within, what=what, every=0.1)
         except AssertionError as error:
@@ -163,7 +163,7 @@ class World:
             ]
             raise AssertionError(f"{error}\n{yaml.safe_dump(states)}\n{self.logs()}") from None
 
-    def until_condition(self, name: str, kind: str, status: str, reason: str = "", *, within: float = 40) -> Manifest:
+    def until_condition(self, name: str, kind: str, status: str, reason: str = "", *, within: float = 180) -> Manifest:
         """Wait for a condition that speaks of the spec as it is now."""
 
         def check() -> Manifest | None:
@@ -175,7 +175,7 @@ class World:
         found: Manifest = self.until(check, f"{name}: {kind} is {status} {reason}", within=within)
         return found
 
-    def until_ready(self, name: str, *, within: float = 60) -> Manifest:
+    def until_ready(self, name: str, *, within: float = 240) -> Manifest:
         self.until_condition(name, "Ready", "True", within=within)
         return self.status(name)
 

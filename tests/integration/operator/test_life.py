@@ -38,7 +38,7 @@ def test_a_second_revision_passes_the_steps_and_replaces_the_first(world: World)
             seen.append(candidate["weight"])
         return (world.status("minilm").get("stable") or {}).get("number") == 2
 
-    world.until(is_promoted, "revision 2 is promoted", within=60)
+    world.until(is_promoted, "revision 2 is promoted", within=240)
     world.until_ready("minilm")
     assert seen == [0, 20, 60]
     second = world.revision(2)["metadata"]["name"]
@@ -74,7 +74,7 @@ def test_ten_edits_in_a_second_end_in_the_last_one_with_no_job_left_over(world: 
     world.until_ready("minilm")
     for threads in range(2, 12):
         world.patch("minilm", {"serving": {"threads": threads}})
-    world.until_condition("minilm", "Ready", "True", within=120)
+    world.until_condition("minilm", "Ready", "True", within=300)
     stable = world.status("minilm")["stable"]["revision"]
     assert next(one for one in world.revisions() if one["metadata"]["name"] == stable)["spec"]["threads"] == 11
     unfinished = [
