@@ -44,4 +44,6 @@ def limit_libraries() -> int:
     count = threads()
     for name in _THREAD_VARIABLES:
         os.environ.setdefault(name, str(count))
+    # A thread that spins while it waits takes its core from the servers on the same node.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return count

@@ -60,8 +60,6 @@ def _parameters(serving: Serving, provider: Provider) -> list[str]:
     if provider is Provider.CPU:
         # The arena never gives back what the largest batch took (3 GB were seen); shrunk after each request it does.
         values["memory.enable_memory_arena_shrinkage"] = "cpu:0"
-    # Learnt per input shape, of which there is no end here.
-    values["enable_mem_pattern"] = "0"
     return [
         f"parameters {{ key: {json.dumps(key)} value: {{ string_value: {json.dumps(value)} }} }}"
         for key, value in sorted(values.items())

@@ -70,7 +70,7 @@ class Total:
 _DEFAULTS: Final[dict[Scheme, tuple[Tolerance, Tolerance]]] = {
     # Embeddings, classifiers. A classifier's few logits have no direction: its labels and their distance count.
     Scheme.NONE: (Tolerance(0.99999, 1e-3, 1e-3, None), Tolerance(None, 1e-3, 1e-3, 0.999)),
-    Scheme.INT8_DYNAMIC: (Tolerance(0.85, None, None, None), Tolerance(None, None, 0.5, 0.9)),
+    Scheme.INT8_DYNAMIC: (Tolerance(0.85, None, None, None), Tolerance(None, None, 1.5, 0.8)),
 }
 
 

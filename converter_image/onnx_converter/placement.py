@@ -48,6 +48,7 @@ def session(path: Path, provider: Provider, profile: Path | None = None) -> onnx
         onnxruntime.preload_dlls()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     if profile is not None:
         options.enable_profiling = True
