@@ -122,8 +122,10 @@ async def answering(handler: Callable[[web.Request], Awaitable[web.StreamRespons
 
 
 @asynccontextmanager
-async def instruments(url: str) -> AsyncIterator[Instruments]:
-    chosen = Instruments(Prometheus(url, timeout_seconds=0.3), ProberReader(timeout_seconds=0.3))
+async def instruments(url: str, *, timeout_seconds: float = 30) -> AsyncIterator[Instruments]:
+    chosen = Instruments(
+        Prometheus(url, timeout_seconds=timeout_seconds), ProberReader(timeout_seconds=timeout_seconds)
+    )
     try:
         yield chosen
     finally:
@@ -155,14 +157,14 @@ async def endless(request: web.Request) -> web.StreamResponse:
 
 
 @pytest.mark.parametrize(
-    ("handler", "why"),
+    ("handler", "timeout_seconds", "why"),
     [
-        pytest.param(never, "did not answer within 0.3 s", id="no answer"),
-        pytest.param(elsewhere, "answered 302 with something else", id="a redirect is not followed"),
+        pytest.param(never, 0.3, "did not answer within 0.3 s", id="no answer"),
+        pytest.param(elsewhere, 30, "answered 302 with something else", id="a redirect is not followed"),
     ],
 )
-async def test_an_unwell_provider_is_a_provider_error(handler: Any, why: str) -> None:
-    async with answering(handler) as url, instruments(url) as chosen:
+async def test_an_unwell_provider_is_a_provider_error(handler: Any, timeout_seconds: float, why: str) -> None:
+    async with answering(handler) as url, instruments(url, timeout_seconds=timeout_seconds) as chosen:
         subject = replace(SUBJECT, prober_url=url)
         measured = await measure(
             (ERRORS, SLOW, DISAGREEMENT), subject, chosen, since=NOW - timedelta(minutes=1), now=NOW
