@@ -77,14 +77,16 @@ def export(checkpoint: Checkpoint, wrapper: Wrapper, opset: int) -> onnx_ir.Mode
 
 
 def _name_axes(model: onnx_ir.Model) -> None:
-    """The exporter counts its symbols; readers of the graph want to know which is which."""
-    shape = model.graph.inputs[0].shape
-    names = [dim.value for dim in shape.dims if isinstance(dim, onnx_ir.SymbolicDim)] if shape is not None else []
-    if len(names) != 2 or None in names:  # noqa: PLR2004
-        raise StepFailedError(
-            EXPORT_FAILED, f"the exported graph froze an axis of {model.graph.inputs[0].name}: {shape}"
-        )
-    words = dict(zip((str(name) for name in names), (BATCH, SEQUENCE), strict=True))
+    """The exporter counts its symbols, and gives one axis several; readers of the graph want to know which is which."""
+    words: dict[str, str] = {}
+    for graph_input in model.graph.inputs:
+        dims = graph_input.shape.dims if graph_input.shape is not None else ()
+        names = [dim.value for dim in dims if isinstance(dim, onnx_ir.SymbolicDim)]
+        if len(names) != 2 or None in names:  # noqa: PLR2004
+            raise StepFailedError(
+                EXPORT_FAILED, f"the exported graph froze an axis of {graph_input.name}: {graph_input.shape}"
+            )
+        words |= dict(zip((str(name) for name in names), (BATCH, SEQUENCE), strict=True))
     pattern = re.compile(rf"\b({'|'.join(map(re.escape, words))})\b")
     for value in _values(model):
         if value.shape is None:

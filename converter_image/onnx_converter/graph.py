@@ -86,7 +86,8 @@ def inspect(
     """The facts of a graph that is as it must be."""
     try:
         model = onnx.load(path, load_external_data=False)
-        onnx.checker.check_model(model)
+        # By its path: weights beside the graph can only be found from there.
+        onnx.checker.check_model(str(path))
     except Exception as error:
         raise StepFailedError(GRAPH_REFUSED, f"{path.name} is no valid ONNX graph: {gist(error)}") from error
     opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
@@ -126,24 +127,31 @@ def _refuse_foreign(model: onnx.ModelProto, path: Path) -> None:
                 GRAPH_REFUSED,
                 f"{path.name}: node {node.name} needs operator {node.domain}::{node.op_type}, which no runtime brings",
             )
-    for name in {info.location for info in _external(model)}:
-        file = path.parent / name
-        if len(PurePosixPath(name).parts) != 1 or name in ("..", ".") or file.is_symlink() or not file.is_file():
-            raise StepFailedError(GRAPH_REFUSED, f"{path.name} keeps weights in {name!r}, which is no file beside it")
-    for info in _external(model):
-        offset, length = info.offset or 0, info.length or 0
-        if offset < 0 or length < 0 or offset + length > (path.parent / info.location).stat().st_size:
+    for info in _external(model, path):
+        file, offset, length = path.parent / info.location, info.offset or 0, info.length or 0
+        if len(PurePosixPath(info.location).parts) != 1 or file.is_symlink() or not file.is_file():
             raise StepFailedError(
-                GRAPH_REFUSED, f"{path.name} names {length} bytes at {offset} of {info.location}, which are not there"
+                GRAPH_REFUSED, f"{path.name} keeps weights in {info.location!r}, which is no file beside it"
+            )
+        status = file.stat()
+        # onnxruntime follows a hard link to wherever its file came from.
+        if status.st_nlink > 1 or length < 0 or offset + length > status.st_size:
+            raise StepFailedError(
+                GRAPH_REFUSED, f"{path.name} names {length} bytes at {offset} of {info.location}, which are not its own"
             )
 
 
-def _external(model: onnx.ModelProto) -> list[ExternalDataInfo]:
-    return [ExternalDataInfo(tensor) for tensor in model.graph.initializer if uses_external_data(tensor)]
+def _external(model: onnx.ModelProto, path: Path) -> list[ExternalDataInfo]:
+    try:
+        return [ExternalDataInfo(tensor) for tensor in model.graph.initializer if uses_external_data(tensor)]
+    except ValueError as error:
+        raise StepFailedError(
+            GRAPH_REFUSED, f"{path.name} describes weights beside it wrongly: {gist(error)}"
+        ) from error
 
 
 def _data_files(model: onnx.ModelProto, path: Path) -> list[Path]:
-    return [path.parent / name for name in sorted({info.location for info in _external(model)})]
+    return [path.parent / name for name in sorted({info.location for info in _external(model, path)})]
 
 
 def _spec_of(value: onnx.ValueInfoProto) -> TensorSpec:

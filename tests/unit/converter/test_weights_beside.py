@@ -1,0 +1,108 @@
+"""Weights in a file beside the graph: as large models have them, and as an attacker would write them."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnx_converter import graph
+from onnx_converter.reasons import StepFailedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+def write(folder: Path, **external: str) -> Path:
+    """A graph of one multiplication whose weights are described as given."""
+    weights = numpy_helper.from_array(np.ones((3, 3), np.float32), "weights")
+    weights.ClearField("raw_data")
+    weights.data_location = TensorProto.EXTERNAL
+    for key, value in external.items():
+        weights.external_data.add(key=key, value=value)
+    made = helper.make_graph(
+        [
+            helper.make_node("Cast", ["input_ids"], ["numbers"], to=TensorProto.FLOAT),
+            helper.make_node("MatMul", ["numbers", "weights"], ["logits"]),
+        ],
+        "graph",
+        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "sequence"])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])],
+        [weights],
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    (folder / "weights.data").write_bytes(b"\0" * 36)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    return folder / "model.onnx"
+
+
+def inspect(path: Path) -> graph.GraphFacts:
+    return graph.inspect(path, ["input_ids"], ["logits"])
+
+
+def test_weights_beside_the_graph_are_counted_with_it(tmp_path: Path) -> None:
+    path = write(tmp_path, location="weights.data", offset="0", length="36")
+    assert inspect(path).bytes == path.stat().st_size + 36
+
+
+def _hard_link(folder: Path) -> None:
+    (folder / "weights.data").rename(folder.parent / "secret")
+    os.link(folder.parent / "secret", folder / "weights.data")
+
+
+def _symbolic_link(folder: Path) -> None:
+    (folder / "weights.data").rename(folder.parent / "secret")
+    (folder / "weights.data").symlink_to(folder.parent / "secret")
+
+
+def _nothing(_folder: Path) -> None:
+    """The description alone is wrong."""
+
+
+WRONG: dict[str, tuple[dict[str, str], Callable[[Path], None]]] = {
+    "an absolute path": ({"location": "/etc/hostname"}, _nothing),
+    "a path that leads out": ({"location": "../weights.data"}, _nothing),
+    "a file that is missing": ({"location": "absent.data"}, _nothing),
+    "no location": ({"offset": "0"}, _nothing),
+    "an empty location": ({"location": ""}, _nothing),
+    "a negative offset": ({"location": "weights.data", "offset": "-4"}, _nothing),
+    "an offset that is no number": ({"location": "weights.data", "offset": "x"}, _nothing),
+    "ten terabytes": ({"location": "weights.data", "length": "10000000000000"}, _nothing),
+    "bytes after the end": ({"location": "weights.data", "offset": "32", "length": "8"}, _nothing),
+    "a hard link": ({"location": "weights.data"}, _hard_link),
+    "a symbolic link": ({"location": "weights.data"}, _symbolic_link),
+}
+
+
+@pytest.mark.parametrize("case", WRONG, ids=lambda case: case.replace(" ", "-"))
+def test_weights_that_are_not_the_graphs_own_are_refused(case: str, tmp_path: Path) -> None:
+    external, change = WRONG[case]
+    folder = tmp_path / "graph"
+    folder.mkdir()
+    path = write(folder, **external)
+    change(folder)
+    with pytest.raises(StepFailedError) as caught:
+        inspect(path)
+    assert caught.value.reason.name == "GraphRefused"
+    assert "model.onnx" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("opset", "ir_version", "fits"), [(18, 10, True), (23, 11, True), (24, 11, False), (18, 12, False)]
+)
+def test_a_graph_newer_than_the_server_is_refused(tmp_path: Path, opset: int, ir_version: int, *, fits: bool) -> None:
+    path = write(tmp_path, location="weights.data")
+    model: Any = onnx.load(path, load_external_data=False)
+    model.opset_import[0].version = opset
+    model.ir_version = ir_version
+    path.write_bytes(model.SerializeToString())
+    if fits:
+        assert inspect(path).opset == opset
+        return
+    with pytest.raises(StepFailedError, match="lower opset"):
+        inspect(path)
