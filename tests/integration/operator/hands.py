@@ -198,6 +198,8 @@ class Hands:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.trouble: list[str] = []
+        #: Weights by Service, as the gateway took them over, one after the other.
+        self.accepted: list[dict[str, int]] = []
 
     def start(self) -> Hands:
         self._thread.start()
@@ -268,6 +270,8 @@ class Hands:
         }
         if not _holds(wanted, route.get("status") or {}):
             self._write("gateway.networking.k8s.io", "v1", plural, route, wanted)
+            if plural == "httproutes" and accepted:
+                self.accepted.append({one["name"]: one["weight"] for one in route["spec"]["rules"][0]["backendRefs"]})
 
     def _write(self, group: str, version: str, plural: str, manifest: Manifest, status: Manifest) -> None:
         root = f"/apis/{group}/{version}" if group else f"/api/{version}"
