@@ -80,7 +80,7 @@ def _name_axes(model: onnx_ir.Model) -> None:
     """The exporter counts its symbols, and gives one axis several; readers of the graph want to know which is which."""
     words: dict[str, str] = {}
     for graph_input in model.graph.inputs:
-        dims = graph_input.shape.dims if graph_input.shape is not None else ()
+        dims = graph_input.shape.dims if graph_input.shape is not None else []
         names = [dim.value for dim in dims if isinstance(dim, onnx_ir.SymbolicDim)]
         if len(names) != 2 or None in names:  # noqa: PLR2004
             raise StepFailedError(
