@@ -25,7 +25,7 @@ _NAME: Final = "load"
 _DIFFERENT_TEXTS: Final = 60
 _SAME: Final = 0.9
 """The cosine below which an answer is not the one that torch gave: int8 stays far above it."""
-RATE: Final = 25
+RATE: Final = 30
 
 
 @dataclass(frozen=True, slots=True)
