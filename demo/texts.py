@@ -89,6 +89,8 @@ def embeddings(requests: Iterable[dict[str, Any]]) -> list[NDArray[np.float32]]:
     from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415
 
     disable_progress_bar()
+    # For texts this short a second thread only waits, and on a busy machine for long.
+    torch.set_num_threads(1)
     model = AutoModel.from_pretrained(MINILM).eval()
     vectors = []
     with torch.no_grad():

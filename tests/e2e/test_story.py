@@ -149,7 +149,7 @@ def test_a_rollback_names_the_metric_its_value_and_the_bound(theatre: Theatre) -
             (metric,) = played.act.names
             assert metric in played.message
             assert "%" in played.message, "the value and the bound are shares"
-            assert played.revision in events_about(theatre.stage.kubectl, played.reason)
+            assert played.message in events_about(theatre.stage.kubectl, played.reason)
 
 
 def events_about(kubectl: Kubectl, reason: str) -> str:
