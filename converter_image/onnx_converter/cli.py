@@ -166,7 +166,7 @@ def main(argv: Sequence[str] | None = None, stream: TextIO | None = None) -> int
             progress.tell("StepStarted", percent=0, threads=limit_libraries())
             run: Run = arguments.run
             reason, message, details = run(arguments, progress)
-    except Exception as error:  # noqa: BLE001  the last line of defence: everything becomes a summary
+    except (Exception, _StoppedError) as error:  # noqa: BLE001  the last line of defence: everything becomes a summary
         reason, message = _sort(error)
         details = {}
     outcome: summary.Outcome = "Failed" if reason.exit_code else "Succeeded"
@@ -188,17 +188,21 @@ def _watched(progress: Progress) -> Iterator[None]:
         logging.getLogger().removeHandler(handler)
 
 
+class _StoppedError(BaseException):
+    """SIGTERM. No Exception, so that nothing that catches those can take a stop for a fault of the checkpoint."""
+
+
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise StepFailedError(
-        reasons.INTERRUPTED, "the container was told to stop: the Job starts it again where that is useful"
-    )
+    raise _StoppedError
 
 
-def _sort(error: Exception) -> tuple[Reason, str]:
+def _sort(error: BaseException) -> tuple[Reason, str]:
     """The reason of an exception; only what nobody foresaw is a crash."""
     match error:
         case StepFailedError():
             return error.reason, error.message
+        case _StoppedError():
+            return reasons.INTERRUPTED, "the container was told to stop before it was done: the Job may start it again"
         case OSError() if error.errno in _FULL:
             return (
                 reasons.DISK_FULL,

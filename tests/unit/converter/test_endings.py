@@ -202,6 +202,21 @@ def test_a_step_that_is_told_to_stop_leaves_nothing_half_made_and_says_so(tmp_pa
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_a_stop_in_the_middle_of_a_library_is_never_taken_for_its_failure(
+    tmp_path: Path, line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch  # noqa: PLC0415
+
+    def stopped_while_exporting(*_arguments: Any, **_options: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    digest = line.fetch(tiny(tmp_path / "model")).details["digest"]
+    monkeypatch.setattr(torch.onnx, "export", stopped_while_exporting)
+    ended = line.convert(digest)
+    assert (ended.summary.reason, ended.code) == ("Interrupted", 34)
+    assert list((line.work / "graph").iterdir()) == []
+
+
 def test_standard_output_holds_nothing_but_the_lines_of_the_step(tmp_path: Path) -> None:
     code, out, _ = program("fetch", "--source", "{}", "--output", str(tmp_path))
     assert code == 2
