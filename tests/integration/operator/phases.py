@@ -213,7 +213,8 @@ class Births:
                 f"{world.client.server}{path}?watch=1&resourceVersion={version}",
                 headers={"Authorization": f"Bearer {world.client.token}"},
             )
-            answer = urllib.request.urlopen(request, timeout=600, context=world.client.context)
+            # Longer than the whole tier: a watch that ends in silence would miss a birth.
+            answer = urllib.request.urlopen(request, timeout=7200, context=world.client.context)
             threading.Thread(target=self._count, args=(answer,), daemon=True).start()
 
     def _count(self, answer: HTTPResponse) -> None:

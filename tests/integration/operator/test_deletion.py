@@ -15,6 +15,13 @@ def left_over(world: World) -> list[str]:
     return [f"{kind}/{name}" for kind in KINDS for name in world.names(kind)]
 
 
+def until_gone(world: World) -> None:
+    try:
+        world.until(lambda: not left_over(world), "everything is gone", within=300)
+    except AssertionError as error:
+        raise AssertionError(f"left over: {left_over(world)}\n{error}") from None
+
+
 def assert_no_finalizers(world: World) -> None:
     """None but those of the cluster's own controllers."""
     ours = [one for kind in KINDS for one in world.items(kind) if kind not in {"v1/pods", "batch/v1/jobs"}]
@@ -31,7 +38,7 @@ def test_a_deletion_in_any_phase_leaves_nothing_behind(world: World) -> None:
         # As kubectl does by default and with --cascade=foreground.
         policy = ("Background", "Foreground")[number % 2]
         world.client.delete(f"{GROUP}/namespaces/{world.namespace}/onnxmodels/{phase}?propagationPolicy={policy}")
-    world.until(lambda: not left_over(world), "everything is gone", within=120)
+    until_gone(world)
     assert not operator.lines(level="ERROR")
 
 
@@ -46,7 +53,7 @@ def test_a_deletion_needs_no_operator_and_a_new_model_of_the_name_starts_afresh(
     operator.end()
     for name in ("canary", "still"):
         world.delete(name)
-    world.until(lambda: not left_over(world), "everything is gone", within=60)
+    until_gone(world)
 
     world.apply("canary")
     world.operator("later").supervise()
