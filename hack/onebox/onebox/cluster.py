@@ -6,7 +6,6 @@ of the project's chart; only the addons that any user's cluster would have are i
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import signal
@@ -14,19 +13,18 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onebox import addons, imports, leftovers, tools
-from onebox.console import OneboxError, run, say, stage
+from onebox.console import OneboxError, one_at_a_time, run, say, stage
 from onebox.images import PREFIX, Catalogue, project_images
 from onebox.machine import Machine, wait_for
 from onebox.places import HACK, Cluster, onebox_cache
 from onebox.plan import Plan, plan_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _API_PORT = 6443
@@ -44,17 +42,8 @@ def cluster_named(name: str, index: int | None) -> Cluster:
     return Cluster(name, index, home)
 
 
-@contextmanager
-def _one_command_at_a_time(cluster: Cluster) -> Iterator[None]:
-    lock = cluster.home / f"{cluster.name}.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"another command works on cluster {cluster.name}: waiting for it")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+def _one_command_at_a_time(cluster: Cluster) -> AbstractContextManager[None]:
+    return one_at_a_time(cluster.home / f"{cluster.name}.lock", f"another command works on cluster {cluster.name}")
 
 
 def up(cluster: Cluster) -> None:

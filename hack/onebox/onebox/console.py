@@ -5,6 +5,7 @@ Nothing here decides; a program that fails becomes a `OneboxError` that carries 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -36,6 +37,19 @@ def stage(name: str) -> Iterator[None]:
     began = time.monotonic()
     yield
     say(f"{name}: {time.monotonic() - began:.1f} s")
+
+
+@contextmanager
+def one_at_a_time(lock: Path, who_else: str) -> Iterator[None]:
+    """Hold a lock of the machine; say who is waited for while another process has it."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"{who_else}: waiting for it")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager

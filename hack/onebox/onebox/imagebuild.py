@@ -7,22 +7,21 @@ A build that is killed leaves no process and no mount: it runs in namespaces tha
 from __future__ import annotations
 
 import configparser
-import fcntl
 import json
 import os
 import tempfile
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onebox.archive import BlobStore, Image, add_overlay_folder
-from onebox.console import OneboxError, heartbeat, run, say, stage
+from onebox.console import OneboxError, heartbeat, one_at_a_time, run, stage
 from onebox.places import HACK, REPOSITORY, onebox_cache
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from contextlib import AbstractContextManager
 
 # A killed command takes its build along: the lock that it held would be free while the build went on.
 _NAMESPACES = (
@@ -66,18 +65,9 @@ BASE = Base(
 )
 
 
-@contextmanager
-def one_build_at_a_time() -> Iterator[None]:
+def one_build_at_a_time() -> AbstractContextManager[None]:
     """Hold the machine's one lock for builds and for the storage."""
-    lock = onebox_cache() / "images.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("another image build is under way: waiting for it")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+    return one_at_a_time(onebox_cache() / "images.lock", "another image build is under way")
 
 
 def _storage() -> Path:

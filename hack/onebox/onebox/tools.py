@@ -6,23 +6,22 @@ goes on where it was; the folder's name is the hash of all that shapes the resul
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import os
 import re
 import shutil
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onebox.console import OneboxError, heartbeat, run, say
+from onebox.console import OneboxError, heartbeat, one_at_a_time, run, say
 from onebox.places import HACK, onebox_cache
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
 _KUBERNETES = "k8s.io/kubernetes"
 _GATEWAY = "github.com/envoyproxy/gateway"
@@ -112,17 +111,8 @@ def binaries_folder() -> Path:
     return onebox_cache() / "tools" / shape.hexdigest()[:16]
 
 
-@contextmanager
-def _one_build_at_a_time() -> Iterator[None]:
-    lock = onebox_cache() / "tools.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("another build of the tools is under way: waiting for it")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+def _one_build_at_a_time() -> AbstractContextManager[None]:
+    return one_at_a_time(onebox_cache() / "tools.lock", "another build of the tools is under way")
 
 
 def ensure(tools: tuple[Tool, ...]) -> Path:
