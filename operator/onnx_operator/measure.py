@@ -14,7 +14,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from onnx_operator.adapters.prometheus import Outage
+from onnx_operator.adapters.asking import Outage
 from onnx_operator.api.rollout import MetricName
 from onnx_operator.core.analysis import Counts, Measurement, Outcome
 from onnx_operator.core.queries import Errors, Sides, Silence, Slowness

@@ -10,9 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import aiohttp
-
-from onnx_operator.adapters.prometheus import Outage
+from onnx_operator.adapters.asking import Asking, Outage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,30 +36,16 @@ class ProberReader:
     """A client of the probers' counters."""
 
     def __init__(self, *, timeout_seconds: float = 5.0) -> None:
-        self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
-        self._session: aiohttp.ClientSession | None = None
+        self._asking = Asking("the prober", timeout_seconds=timeout_seconds)
 
     async def read(self, url: str) -> Probed | Outage:
         """Read the counters of the prober at `url`, such as http://10.244.0.7:8080."""
-        try:
-            async with self._opened().get(f"{url}/counters", allow_redirects=False) as response:
-                body = await response.read()
-                status = response.status
-        except TimeoutError:
-            return Outage(f"the prober did not answer within {self._timeout.total:g} s")
-        except (aiohttp.ClientError, OSError) as error:
-            return Outage(f"the prober could not be asked: {error}")
-        return parse(status, body)
+        answer = await self._asking.ask("GET", f"{url}/counters")
+        return answer if isinstance(answer, Outage) else parse(answer.status, answer.body)
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._session is not None:
-            await self._session.close()
-
-    def _opened(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=self._timeout)
-        return self._session
+        await self._asking.close()
 
 
 def parse(status: int, body: bytes) -> Probed | Outage:

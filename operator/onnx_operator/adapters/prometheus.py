@@ -1,31 +1,19 @@
 """Asks Prometheus, and turns whatever comes back into a value.
 
-Nothing leaves here as an exception: a Prometheus that is down, slow, wrong or partial is an `Outage`, which the
-analysis judges as ProviderError, so that no outage of the monitoring can look like a verdict on a model. Nothing
-here retries: the next look is the retry.
+A Prometheus that is down, slow, wrong or partial is an `Outage`, so that no outage of the monitoring can look like a
+verdict on a model.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-import aiohttp
-
+from onnx_operator.adapters.asking import Asking, Outage
 from onnx_operator.core.queries import Series
 
 if TYPE_CHECKING:
     from datetime import datetime
-
-_MOST_BYTES: Final = 32 * 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Outage:
-    """The one who measures did not answer, or not with something that can be trusted."""
-
-    why: str
 
 
 class Prometheus:
@@ -33,43 +21,17 @@ class Prometheus:
 
     def __init__(self, url: str, *, timeout_seconds: float = 10.0) -> None:
         self._url = url.rstrip("/") + "/api/v1/query"
-        self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
-        self._session: aiohttp.ClientSession | None = None
+        self._asking = Asking("Prometheus", timeout_seconds=timeout_seconds)
 
     async def query(self, expression: str, *, at: datetime) -> tuple[Series, ...] | Outage:
         """Evaluate an expression as of a moment."""
         form = {"query": expression, "time": f"{at.timestamp():.3f}"}
-        try:
-            async with self._opened().post(self._url, data=form, allow_redirects=False) as response:
-                body = await _read(response)
-                status = response.status
-        except TimeoutError:
-            return Outage(f"Prometheus did not answer within {self._timeout.total:g} s")
-        except (aiohttp.ClientError, OSError) as error:
-            return Outage(f"Prometheus could not be asked: {error}")
-        if body is None:
-            return Outage(f"Prometheus' answer is larger than {_MOST_BYTES} bytes")
-        return parse(status, body)
+        answer = await self._asking.ask("POST", self._url, form=form)
+        return answer if isinstance(answer, Outage) else parse(answer.status, answer.body)
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._session is not None:
-            await self._session.close()
-
-    def _opened(self) -> aiohttp.ClientSession:
-        # Made at the first query, because a session belongs to the event loop that runs then.
-        if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=self._timeout)
-        return self._session
-
-
-async def _read(response: aiohttp.ClientResponse) -> bytes | None:
-    body = bytearray()
-    async for chunk in response.content.iter_any():
-        body += chunk
-        if len(body) > _MOST_BYTES:
-            return None
-    return bytes(body)
+        await self._asking.close()
 
 
 def parse(status: int, body: bytes) -> tuple[Series, ...] | Outage:

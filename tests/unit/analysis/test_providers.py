@@ -15,8 +15,9 @@ import pytest
 from aiohttp import web
 
 from onnx_operator.adapters import prober, prometheus
+from onnx_operator.adapters.asking import Outage
 from onnx_operator.adapters.prober import ProberReader
-from onnx_operator.adapters.prometheus import Outage, Prometheus
+from onnx_operator.adapters.prometheus import Prometheus
 from onnx_operator.api.rollout import MetricName
 from onnx_operator.core.analysis import Counts, Criterion, Outcome
 from onnx_operator.core.queries import Series
@@ -188,6 +189,15 @@ async def test_an_endless_answer_is_not_read_to_its_end() -> None:
         asked = Prometheus(url, timeout_seconds=30)
         outage = await asked.query("up", at=NOW)
         await asked.close()
+    assert isinstance(outage, Outage)
+    assert "larger than" in outage.why
+
+
+async def test_an_endless_answer_of_a_prober_is_not_read_to_its_end_either() -> None:
+    async with answering(endless) as url:
+        reader = ProberReader(timeout_seconds=30)
+        outage = await reader.read(url)
+        await reader.close()
     assert isinstance(outage, Outage)
     assert "larger than" in outage.why
 

@@ -26,8 +26,8 @@ import pytest
 from aiohttp import web
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from onnx_operator.adapters.asking import Outage
 from onnx_operator.adapters.prober import ProberReader
-from onnx_operator.adapters.prometheus import Outage
 from onnx_operator.prober.__main__ import Plan, parse_options, probe
 from onnx_operator.prober.asking import GrpcAsker, HttpAsker
 from onnx_operator.prober.compare import Tolerance
