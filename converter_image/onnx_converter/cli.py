@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     validate.add_argument("--parity", default="{}", metavar="JSON", help="spec.validation.parity of the OnnxModel")
     validate.add_argument("--output", type=Path, default=Path("/validation"))
     publish = _step(steps, "publish", "pack an immutable artifact", _publish)
-    publish.add_argument("--work", type=Path, default=Path("/work"))
+    publish.add_argument("--work", type=Path, default=Path("/conversion"))
     publish.add_argument("--store", type=Path, default=Path("/artifacts"))
     publish.add_argument("--spec", required=True, metavar="JSON")
     publish.add_argument("--serving", default="{}", metavar="JSON")

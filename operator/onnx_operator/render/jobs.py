@@ -133,11 +133,11 @@ def build_validate_job(want: WantValidate) -> Manifest:
 
 def build_publish_job(want: WantPublish) -> Manifest:
     model, revision = want.model, want.revision
-    flags = ["--work", "/work", "--store", "/artifacts", "--spec", _json(_conversion(revision.spec))]
+    flags = ["--work", "/conversion", "--store", "/artifacts", "--spec", _json(_conversion(revision.spec))]
     flags += ["--serving", _json(_serving(revision.spec)), "--lineage", _json(_lineage(revision.spec))]
-    mounts = [_mount("/work/graph", _graph(model, revision), read_only=True)]
+    mounts = [_mount("/conversion/graph", _graph(model, revision), read_only=True)]
     mounts += [
-        _mount(f"/work/validation-{one.name}", _validation(model, revision, one.name), read_only=True)
+        _mount(f"/conversion/validation-{one.name}", _validation(model, revision, one.name), read_only=True)
         for one in revision.spec.execution_providers
     ]
     mounts.append(_mount("/artifacts", ARTIFACTS))

@@ -73,7 +73,7 @@ def success(pod: Manifest) -> End:
             )
         case _:
             mounts = pod["spec"]["containers"][0]["volumeMounts"]
-            work = [one["subPath"] for one in mounts if one["mountPath"].startswith("/work/")]
+            work = [one["subPath"] for one in mounts if one["mountPath"].startswith("/conversion/")]
             digest = sha(" ".join(sorted(work)))
             return End(0, summary("publish", "Published", digest=digest, bytes=90_000_000, reportDigest=sha("report")))
 
