@@ -38,7 +38,7 @@ lint: venv ## Ruff, mypy, import-linter, and whether the rendered files are curr
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	PYTHONPATH=operator:converter_image $(BIN)/lint-imports
+	$(BIN)/lint-imports
 
 .PHONY: test-unit
 test-unit: venv ## The pure core, tables and golden files; the converter on small models. Minutes.
@@ -58,9 +58,9 @@ test-pending: venv ## Proofs that are written and not yet part of `make test`, b
 
 .PHONY: crds
 crds: venv ## Render crds/ and the generated reference from the API models.
-	PYTHONPATH=operator $(BIN)/python -m onnx_operator.api.schema crds
+	$(BIN)/python -m onnx_operator.api.schema crds
 	$(BIN)/python hack/reference.py
-	PYTHONPATH=operator:converter_image $(BIN)/python hack/reasons.py
+	$(BIN)/python hack/reasons.py
 
 .PHONY: format
 format: venv ## Format the code.

@@ -1,7 +1,7 @@
 """Make the project's virtual environment from the locks; do nothing when it is current.
 
 Standard library only, because it runs before anything is installed. The environment is keyed by the content of
-what shapes it, and made under another name first, so a run that was killed leaves nothing half made in its place.
+what shapes it, and the key is written last, so what a killed run left half made is made anew.
 """
 
 from __future__ import annotations
