@@ -10,7 +10,7 @@ ONEBOX := $(PYTHON) hack/onebox
 DEMO_CLUSTER := demo
 DEMO_TARGET = $(if $(KUBECONFIG),--kubeconfig $(KUBECONFIG),--cluster $(DEMO_CLUSTER))
 DEMO_FLAGS ?=
-LOCK := uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+LOCK := $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
 	--custom-compile-command 'make lock'
 
 .PHONY: help
@@ -68,7 +68,7 @@ format: venv ## Format the code.
 	$(BIN)/ruff format .
 
 .PHONY: lock
-lock: ## Resolve requirements/*.in to locks with hashes and without addresses.
+lock: venv ## Resolve requirements/*.in to locks with hashes and without addresses.
 	$(LOCK) requirements/operator.in -o requirements/operator.txt
 	$(LOCK) --overrides converter_image/overrides.txt requirements/converter.in -o requirements/converter.txt
 	$(LOCK) requirements/converter-cuda.in -o requirements/converter-cuda.txt

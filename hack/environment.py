@@ -56,6 +56,8 @@ def main(target: Path) -> None:
     run(target / "bin" / "python", STANDINS, site)
     paths = "\n".join(str(ROOT / folder) for folder in ("operator", "converter_image", "tests"))
     (site / "onnx_operator_checkout.pth").write_text(paths + "\n")
+    # For what installs locked packages from inside the environment, which has no pip.
+    (target / "bin" / "uv").symlink_to(tool)
     stamp.write_text(key())
 
 

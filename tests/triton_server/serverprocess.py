@@ -57,7 +57,9 @@ def cached_server() -> Path:
     server = cache / f"triton-{hashlib.sha256(content).hexdigest()[:16]}"
     if not server.exists():
         command = [sys.executable, str(recipe), "--requirements", str(LOCK), "--output", str(server)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        # The environment of the tests has no pip but an uv beside its Python.
+        path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+        done = subprocess.run(command, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False)
         # Another run may have made it meanwhile; it is renamed into place when it is complete.
         assert server.exists(), f"{' '.join(command)}: {done.stdout}{done.stderr}"
     return server
