@@ -59,6 +59,8 @@ class Relist:
         self._complete_at: float | None = None
         #: Kinds that could not be read last time, so that a lasting trouble is told once.
         self._troubled: set[Resource] = set()
+        #: What the watch was started for.
+        self._watched: set[Resource] = set()
 
     @property
     def age(self) -> float:
@@ -82,7 +84,6 @@ class Relist:
     async def once(self) -> bool:
         """One full read; says whether every kind could be read."""
         was_troubled = bool(self._troubled)
-        served_before = {resource for resource in KINDS if self._store.is_served(resource)}
         for resource in KINDS:
             await self._read(resource)
         self._attempted()
@@ -90,8 +91,10 @@ class Relist:
             return False
         is_first = self._complete_at is None
         self._complete_at = self._now()
-        if not is_first and served_before != {resource for resource in KINDS if self._store.is_served(resource)}:
+        served = {resource for resource in KINDS if self._store.is_served(resource)}
+        if not is_first and served != self._watched:
             self._kinds_changed()
+        self._watched = served
         self._spread_looks(at_once=is_first or was_troubled)
         return True
 
