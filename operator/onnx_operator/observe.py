@@ -21,7 +21,6 @@ from onnx_operator.api.common import ExecutionProvider
 from onnx_operator.api.model import OnnxModelSpec, OnnxModelStatus
 from onnx_operator.api.model_class import DEFAULT_CLASS_ANNOTATION, OnnxModelClassSpec
 from onnx_operator.api.revision import OnnxModelRevisionSpec, OnnxModelRevisionStatus
-from onnx_operator.core.analysis import criteria
 from onnx_operator.core.jobs import JOB_NAME_LABEL, has_spoken, is_finished, read_job
 from onnx_operator.core.ladder import needs_prober
 from onnx_operator.core.names import COMPONENT_LABEL, PROVIDER_LABEL, REVISION_LABEL, Component
@@ -274,7 +273,7 @@ async def _with_measurements(context: Context, seen: Observation, view: View, po
     prober = ProberReader()
     try:
         measured = await measure(
-            criteria(view.plan.analysis),
+            view.criteria,
             subject,
             Instruments(prometheus=context.prometheus, prober=prober),
             since=moment(started),

@@ -290,7 +290,11 @@ class CandidateStatus(RevisionInUse):
     """When the gateway accepted the weight of this step; samples are counted from here."""
     progress_time: Time | None = None
     """When this candidate last made progress; the progress deadline counts from here. Unset while it is being
-    converted (Jobs have deadlines of their own) and while the rollout is paused."""
+    converted (Jobs have deadlines of their own), while the rollout is paused and while a step waits for a person."""
+    held_time: Time | None = None
+    """Since when a step with pause has passed its analysis and waits for promoteToken; unset anywhere else."""
+    promotion_asked_time: Time | None = None
+    """When promoteToken changed for this candidate, as long as that could not act yet; unset once it has."""
     verdict: Annotated[str, Field(pattern=r"^(Pass|Fail|NoData|ProviderError|Inconclusive)$")] | None = None
     """The worst verdict of the last analysis."""
     verdict_time: Time | None = None

@@ -80,16 +80,39 @@ class Analysis(ApiModel):
     """The metrics; an empty list promotes by time and readiness alone."""
 
 
+class Pause(ApiModel):
+    """Holds a step until a person lets it go on."""
+
+
+DEFAULT_STEP_DURATION: Final = "1m"
+
+
 class Step(ApiModel):
     """One stop on the candidate's way to all of the traffic."""
 
-    weight: Annotated[int, Field(ge=1, le=100)]
-    """Percent of requests that the candidate answers in this step."""
-    duration: Duration = "1m"
-    """How long the step lasts at least; it ends only when the analysis passes."""
+    model_config = {
+        "json_schema_extra": schema_extra(
+            cel(
+                "!has(self.duration) || !has(self.pause)",
+                "a step has a duration or a pause, not both; with pause it lasts until promoteToken changes",
+                field_path=".duration",
+            )
+        )
+    }
+
+    weight: Annotated[int, Field(ge=0, le=100)]
+    """Percent of requests that the candidate answers in this step. 0 is a preview: the candidate is reached by the
+    header x-onnx-track: candidate alone. There errorRatio and slowRatio are held to their maximum only, with whatever
+    requests came by the header; they ask for no samples and are not compared with stable."""
+    duration: Duration | None = None
+    """How long the step lasts at least; it ends only when the analysis passes. 1m when neither duration nor pause
+    is given."""
+    pause: Pause | None = None
+    """Holds the step, once its analysis has passed, until promoteToken changes; written as pause: {}. No progress
+    deadline counts while a person is waited for; analysis and rollback go on."""
 
 
-_DEFAULT_STEPS = (Step(weight=10), Step(weight=50))
+_DEFAULT_STEPS = tuple(Step(weight=weight, duration=DEFAULT_STEP_DURATION) for weight in (10, 50))
 
 Steps = Annotated[
     list[Step],
@@ -102,6 +125,11 @@ Steps = Annotated[
                 "self.map(s, s.weight).isSorted() && self.all(s, self.exists_one(t, t.weight == s.weight))",
                 "weights of steps must ascend, each above the one before",
             ),
+            cel(
+                "self.exists(s, s.weight > 0 || has(s.pause))",
+                "a step of weight 0 that is the only one needs pause: {}, because no request of the shared traffic has "
+                "reached the candidate by then; give it a pause, or add a step with traffic",
+            ),
             x_kubernetes_list_type="atomic",
         ),
     ),
@@ -110,7 +138,8 @@ Steps = Annotated[
 _DEADLINE_ABOVE_STEPS: Final = schema_extra(
     cel(
         "!has(self.steps) || !has(self.progressDeadline)"
-        " || self.steps.all(s, duration(s.duration) < duration(self.progressDeadline))",
+        f" || self.steps.all(s, has(s.pause) || duration(has(s.duration) ? s.duration : '{DEFAULT_STEP_DURATION}')"
+        " < duration(self.progressDeadline))",
         "progressDeadline must be longer than the duration of every step, or no candidate can pass that step",
         field_path=".progressDeadline",
     )
@@ -129,7 +158,8 @@ class RolloutDefaults(ApiModel):
     analysis: Analysis = Analysis()
     """What must hold at every step."""
     progress_deadline: ProgressDeadline = "15m"
-    """The longest that a candidate may take to become available or to pass one step."""
+    """The longest that a candidate may take to become available or to pass one step. It does not count while a
+    step with pause waits for a person."""
 
 
 class Rollout(ApiModel):
@@ -142,11 +172,16 @@ class Rollout(ApiModel):
     analysis: Analysis | None = None
     """What must hold at every step; the class's when unset."""
     progress_deadline: ProgressDeadline | None = None
-    """The longest that a candidate may take to become available or to pass one step; the class's when unset."""
+    """The longest that a candidate may take to become available or to pass one step; the class's when unset. It does
+    not count while a step with pause waits for a person."""
     paused: bool = False
     """Holds the rollout where it is: weights and steps stay, analysis and rollback go on."""
     promote_token: Token = ""
-    """Any change of this text promotes the candidate at once, without waiting for the remaining steps."""
+    """Any change of this text is one request for the present candidate. In a step with pause it lets the candidate go
+    on to the next step, or be promoted after the last one, as soon as the analysis of the step passes. Anywhere else
+    it promotes the candidate at once, without waiting for analysis or for the remaining steps. Before the first step
+    it counts as if given in it. What cannot act yet is kept in status.candidate.promotionAskedTime and ends with the
+    candidate."""
     abort_token: Token = ""
     """Any change of this text takes the candidate out. Wins over promoteToken."""
     retry_token: Token = ""

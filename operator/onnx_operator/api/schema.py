@@ -137,7 +137,7 @@ def structural(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str,
     if result.get("x-kubernetes-int-or-string"):
         del result["type"]
         result["anyOf"] = [{"type": "integer"}, {"type": "string"}]
-    if "properties" in schema:
+    if schema.get("properties"):  # the API server drops an empty one, which would look like an edit
         result["properties"] = {name: structural(value, definitions) for name, value in schema["properties"].items()}
     if isinstance(schema.get("additionalProperties"), dict):
         result["additionalProperties"] = structural(schema["additionalProperties"], definitions)

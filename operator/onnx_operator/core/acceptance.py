@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from onnx_operator.api.common import parse_duration
 from onnx_operator.api.model_class import SourceKind
+from onnx_operator.api.rollout import DEFAULT_STEP_DURATION
 from onnx_operator.core import reasons
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from datetime import timedelta
 
     from onnx_operator.api.model import OnnxModelSpec
     from onnx_operator.api.model_class import OnnxModelClassSpec
@@ -33,6 +34,10 @@ class Plan:
     analysis: Analysis
     progress_deadline: timedelta
     is_paused: bool
+
+    def is_held(self, step: int | None) -> bool:
+        """Whether the step has to be ended by a person; before the first step, whether that one has to be."""
+        return self.steps[step or 0].pause is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +104,11 @@ def plan_of(spec: OnnxModelSpec, class_spec: OnnxModelClassSpec) -> Plan:
     )
 
 
+def duration_of(step: Step) -> timedelta:
+    """How long the step lasts at least; one with pause has no time of its own."""
+    return timedelta() if step.pause is not None else parse_duration(step.duration or DEFAULT_STEP_DURATION)
+
+
 def _source_is_not_allowed(offer: Offer) -> Refusal | None:
     source = offer.spec.source
     kind = SourceKind.PERSISTENT_VOLUME_CLAIM if source.persistent_volume_claim else SourceKind.HUGGING_FACE
@@ -145,10 +155,10 @@ def _replicas_are_too_many(offer: Offer) -> Refusal | None:
 def _step_is_too_long(offer: Offer) -> Refusal | None:
     plan = offer.plan
     for index, step in enumerate(plan.steps):
-        if parse_duration(step.duration) >= plan.progress_deadline:
+        if duration_of(step) >= plan.progress_deadline:
             message = (
-                f"rollout step {index} lasts {step.duration}, not less than the progress deadline of "
-                f"{plan.progress_deadline}, so no candidate could pass it; change rollout.steps or "
+                f"rollout step {index} lasts {step.duration or DEFAULT_STEP_DURATION}, not less than the progress "
+                f"deadline of {plan.progress_deadline}, so no candidate could pass it; change rollout.steps or "
                 f"rollout.progressDeadline (what the model leaves unset comes from OnnxModelClass {offer.class_name})"
             )
             return Refusal(reasons.STEP_ABOVE_DEADLINE, message)

@@ -19,7 +19,7 @@ reasons that are not the model, such as one bad node, look like the model's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from enum import StrEnum
 from math import inf, lgamma, log, log1p
@@ -28,12 +28,13 @@ from typing import TYPE_CHECKING, Final
 from typing_extensions import override
 
 from onnx_operator.api.common import parse_duration
+from onnx_operator.api.rollout import MetricName
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from datetime import timedelta
 
-    from onnx_operator.api.rollout import Analysis, MetricName
+    from onnx_operator.api.rollout import Analysis
 
 FALSE_ROLLBACK: Final = 0.001
 """The chance that a rollout of a candidate exactly as good as its bounds allow is taken back all the same."""
@@ -108,14 +109,25 @@ class Criterion:
     slower_than: timedelta | None = None
 
     @property
+    def in_preview(self) -> Criterion:
+        """The same where only those requests count that were pinned to the candidate.
+
+        Nobody owes a preview any number of requests, and those it gets come from other callers than stable's, so
+        that a comparison would compare callers. What the prober sends, it sends to both sides alike.
+        """
+        if self.metric is MetricName.DISAGREEMENT:
+            return self
+        return replace(self, minimum_samples=0, tolerance=None)
+
+    @property
     def bounds(self) -> int:
         """How many bounds the candidate is held to."""
         return (self.maximum is not None) + (self.tolerance is not None)
 
 
-def criteria(analysis: Analysis) -> tuple[Criterion, ...]:
-    """The criteria that a spec declares."""
-    return tuple(
+def criteria(analysis: Analysis, *, weight: int) -> tuple[Criterion, ...]:
+    """The criteria that a spec declares, for a candidate with so many percent of the traffic."""
+    declared = (
         Criterion(
             metric=metric.name,
             minimum_samples=analysis.minimum_samples,
@@ -125,6 +137,7 @@ def criteria(analysis: Analysis) -> tuple[Criterion, ...]:
         )
         for metric in analysis.metrics
     )
+    return tuple(one if weight else one.in_preview for one in declared)
 
 
 class Outcome(StrEnum):
@@ -187,7 +200,11 @@ def judge(wanted: Criterion, seen: Measurement, *, alpha: float) -> Judgement:
     if seen.outcome is Outcome.PROVIDER_ERROR:
         return judged(Verdict.PROVIDER_ERROR, f"{wanted.metric} could not be measured")
     if seen.outcome is Outcome.NO_DATA or seen.candidate is None:
-        return judged(Verdict.NO_DATA, f"{wanted.metric} has no data")
+        lacks = f"{wanted.metric} has no data"
+        owes_none = wanted.minimum_samples == 0
+        return (
+            judged(Verdict.PASS, f"{lacks}, and a preview owes none") if owes_none else judged(Verdict.NO_DATA, lacks)
+        )
 
     breaches = _breaches(wanted, seen.candidate, seen.stable)
     for breach in breaches:

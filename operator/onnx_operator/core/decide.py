@@ -24,7 +24,7 @@ from onnx_operator.core.actions import (
 from onnx_operator.core.conditions import ConditionType, Finding
 from onnx_operator.core.jobs import JobFailed, JobSucceeded
 from onnx_operator.core.ladder import Passage, Standing, climb, needs_prober
-from onnx_operator.core.ledger import Ended, MoveModel, MoveRevision, change, outcome_of, promote_token
+from onnx_operator.core.ledger import Ended, MoveModel, MoveRevision, change, outcome_of
 from onnx_operator.core.moves import first_move
 from onnx_operator.core.names import Component, fetch_job_name
 from onnx_operator.core.observation import ObjectName
@@ -102,7 +102,7 @@ def _note_an_idle_promotion(view: View, standing: Standing) -> MoveModel | None:
         return None
     if spec.rollout.promote_token == view.ledger.handled_tokens.promote:
         return None
-    tokens = view.ledger.handled_tokens.model_copy(update={"promote": promote_token(view)})
+    tokens = view.ledger.handled_tokens.model_copy(update={"promote": spec.rollout.promote_token})
     return change(view, handled_tokens=tokens)
 
 

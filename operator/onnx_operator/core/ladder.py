@@ -24,7 +24,6 @@ from onnx_operator.api.rollout import MetricName
 from onnx_operator.core import reasons
 from onnx_operator.core.acceptance import Refusal
 from onnx_operator.core.actions import WantConvert, WantFetch, WantPublish, WantRevision, WantValidate
-from onnx_operator.core.analysis import Verdict
 from onnx_operator.core.conditions import ConditionType, Finding, clipped, instant, timestamp
 from onnx_operator.core.jobs import JobBlocked, JobFailed, JobRunning, JobSucceeded
 from onnx_operator.core.ledger import (
@@ -42,7 +41,6 @@ from onnx_operator.core.ledger import (
 )
 from onnx_operator.core.names import fetch_job_name, stage_job_name, validate_stage
 from onnx_operator.core.traffic import trouble_of
-from onnx_operator.core.view import moment
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -507,44 +505,64 @@ def _promoted(view: View) -> Rung:
     candidate, plan, step = view.ledger.candidate, view.plan, view.step_index
     if candidate is None or plan is None:
         raise ValueError("a revision that is not the candidate does not get this far")
-    if plan.is_paused and step is None:
-        return _hold(reasons.PAUSED, "rollout.paused holds the candidate where it is")
-    if not plan.is_paused and _is_promotion_asked_for(view):
-        return _hold(reasons.PROMOTED, "rollout.promoteToken changed", move=promote(view, reasons.PROMOTED))
+    if view.is_promotion_asked_for and not plan.is_held(step):
+        said = "rollout.promoteToken changed"
+        return _brake(view, said) or _hold(reasons.PROMOTED, said, move=promote(view, reasons.PROMOTED))
     if step is None:
-        return _hold(reasons.STEP_STARTING, "the first step begins", move=enter_step(view, 0))
+        begins = _hold(reasons.STEP_STARTING, "the first step begins", move=enter_step(view, 0))
+        return _brake(view, "the candidate is ready") or begins
     told = f"step {step + 1} of {len(plan.steps)} at {plan.steps[step].weight} %"
     if candidate.step_started_time is None:
         # The rung below has seen the gateway accept the weight: from now on the time and the samples count.
         move = change_candidate(view, step_started_time=instant(view.now), progress_time=instant(view.now))
         return _hold(reasons.STEP_STARTING, f"{told} begins", move=move)
-    return _within_step(view, told)
+    return _within_step(view, told) or _after_step(view, f"{told} has passed")
 
 
-def _within_step(view: View, told: str) -> Rung:
+def _within_step(view: View, told: str) -> Rung | None:
+    """Why the step is not over; None when it is."""
     candidate, plan, step, ends = view.ledger.candidate, view.plan, view.step_index, view.step_ends
     if candidate is None or plan is None or step is None or ends is None:
         raise ValueError("no step is under way")
     soonest = _soonest(view.next_analysis, view.deadline)
+    if view.waits_for_a_person:
+        message = (
+            f"{told} waits for a person: change rollout.promoteToken to let it go on, or rollout.abortToken to take "
+            f"the candidate out; no deadline counts meanwhile{_verdict_words(view)}"
+        )
+        return _hold(reasons.WAITING_FOR_PROMOTE_TOKEN, message, look_at=soonest)
     if view.now < ends:
         message = f"{told} lasts until {timestamp(ends)}{_verdict_words(view)}"
         return _hold(reasons.STEP_RUNNING, message, look_at=_soonest(ends, soonest))
-    if candidate.verdict != Verdict.PASS or candidate.verdict_time is None or moment(candidate.verdict_time) < ends:
-        message = f"{told} is over but is held{_verdict_words(view)}"
+    if not view.has_passed:
+        message = f"{told} has lasted long enough but is held{_verdict_words(view)}"
         return _hold(reasons.ANALYSIS_HOLDS, message, look_at=soonest)
-    if plan.is_paused:
-        return _hold(reasons.PAUSED, f"{told} has passed; rollout.paused holds it", look_at=soonest)
+    if plan.is_held(step) and not view.is_promotion_asked_for:
+        move = change_candidate(view, held_time=instant(view.now), progress_time=None)
+        return _hold(reasons.WAITING_FOR_PROMOTE_TOKEN, f"{told} waits for a person from now on", move=move)
+    return None
+
+
+def _after_step(view: View, said: str) -> Rung:
+    plan, step = view.plan, view.step_index
+    if plan is None or step is None:
+        raise ValueError("no step is under way")
+    if (brake := _brake(view, said)) is not None:
+        return brake
     if step + 1 < len(plan.steps):
-        return _hold(reasons.STEP_STARTING, f"{told} has passed", move=enter_step(view, step + 1))
-    return _hold(reasons.PROMOTED, f"{told} has passed, the last one", move=promote(view, reasons.PROMOTED))
+        return _hold(reasons.STEP_STARTING, said, move=enter_step(view, step + 1))
+    return _hold(reasons.PROMOTED, f"{said}, the last one", move=promote(view, reasons.PROMOTED))
+
+
+def _brake(view: View, said: str) -> Rung | None:
+    """What keeps a candidate from advancing, however good it is."""
+    if view.plan is None or not view.plan.is_paused:
+        return None
+    return _hold(reasons.PAUSED, f"{said}; rollout.paused holds it", look_at=view.next_analysis)
 
 
 def _hold(reason: str, message: str, *, move: Move | None = None, look_at: datetime | None = None) -> Rung:
     return _waiting(Finding(ConditionType.PROMOTED, "Unknown", reason, message), move=move, look_at=look_at)
-
-
-def _is_promotion_asked_for(view: View) -> bool:
-    return view.offer is not None and view.offer.spec.rollout.promote_token != view.ledger.handled_tokens.promote
 
 
 def _verdict_words(view: View) -> str:

@@ -81,9 +81,15 @@ def begin(view: View, revision: RevisionSeen) -> MoveModel:
 
 
 def enter_step(view: View, step: int | None) -> MoveModel:
-    """The candidate's weight becomes that of the step; its clock starts when the gateway has accepted it."""
-    updates: dict[str, Any] = {"step": step, "step_started_time": None}
+    """The candidate's weight becomes that of the step; its clock starts when the gateway has accepted it.
+
+    What a person asked for within a step ends with the step.
+    """
+    candidate = view.ledger.candidate
+    updates: dict[str, Any] = {"step": step, "step_started_time": None, "held_time": None}
     updates |= {"verdict": None, "verdict_time": None, "analysis": []}
+    if candidate is not None and candidate.step is not None:
+        updates["promotion_asked_time"] = None
     if step is not None:
         updates["progress_time"] = instant(view.now)
     return change_candidate(view, **updates)
@@ -108,16 +114,9 @@ def promote(view: View, reason: str) -> MoveModel:
             "candidate": None,
             "retiring": _retired(view.ledger.retiring, leaving),
             "drain_started_time": None,
-            "handled_tokens": view.ledger.handled_tokens.model_copy(update={"promote": promote_token(view)}),
         }
     )
     return MoveModel(status, Ended("Promoted", reason))
-
-
-def promote_token(view: View) -> str:
-    """The promoteToken as it stands in spec, to be written down as handled."""
-    spec = view.seen.model.spec
-    return view.ledger.handled_tokens.promote if spec is None else spec.rollout.promote_token
 
 
 def take_out(view: View, failure: FailureStatus | None) -> MoveModel:

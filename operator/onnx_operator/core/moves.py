@@ -1,7 +1,7 @@
 """What may have to be written down whatever the ladder says: tokens, rollbacks, deadlines, drains.
 
-Asked in this order, the first that applies is the only one that happens. Abort stands before promote (which is a
-rung of the ladder), harm before patience.
+Asked in this order, the first that applies is the only one that happens. Abort stands before promote (which is
+noted here, and acted on by a rung of the ladder), harm before patience.
 """
 
 from __future__ import annotations
@@ -190,18 +190,31 @@ def _note_the_artifact(view: View) -> MoveModel | None:
     candidate, revision = view.ledger.candidate, view.candidate
     if candidate is None or candidate.digest is not None or revision is None or revision.status.artifact is None:
         return None
-    progress = None if view.plan is not None and view.plan.is_paused else instant(view.now)
+    progress = None if view.is_clock_stopped else instant(view.now)
     return change_candidate(view, digest=revision.status.artifact.digest, progress_time=progress)
 
 
-def _pause(view: View) -> MoveModel | None:
-    """A paused rollout is not late."""
+def _note_the_promotion(view: View) -> MoveModel | None:
+    """A changed promoteToken is a request for this candidate: written down at once, acted on when the rules allow,
+    and gone with the candidate, so that it never hits a later one.
+    """
+    if view.ledger.candidate is None or view.offer is None:
+        return None
+    token, tokens = view.offer.spec.rollout.promote_token, view.ledger.handled_tokens
+    if token == tokens.promote:
+        return None
+    candidate = view.ledger.candidate.model_copy(update={"promotion_asked_time": instant(view.now)})
+    return change(view, candidate=candidate, handled_tokens=tokens.model_copy(update={"promote": token}))
+
+
+def _stop_the_clock(view: View) -> MoveModel | None:
+    """What stands still by somebody's will is not late; afterwards the time counts anew."""
     candidate = view.ledger.candidate
     if candidate is None or candidate.digest is None or view.plan is None:
         return None
-    if view.plan.is_paused and candidate.progress_time is not None:
+    if view.is_clock_stopped and candidate.progress_time is not None:
         return change_candidate(view, progress_time=None)
-    if not view.plan.is_paused and candidate.progress_time is None:
+    if not view.is_clock_stopped and candidate.progress_time is None:
         return change_candidate(view, progress_time=instant(view.now))
     return None
 
@@ -265,7 +278,8 @@ _RULES: Final[tuple[Callable[[View], Move | None], ...]] = (
     _roll_back_the_bad,
     _act_on_broken_servers,
     _note_the_artifact,
-    _pause,
+    _note_the_promotion,
+    _stop_the_clock,
     _give_up_the_late,
     _drain,
 )

@@ -126,6 +126,10 @@ ANALYSIS_HOLDS: Final = Reason(
     "AnalysisHolds", "surfaces when a step's time is over and its last verdict is not Pass; the message has the verdict"
 )
 PAUSED: Final = Reason("Paused", "surfaces when rollout.paused holds the candidate where it is")
+WAITING_FOR_PROMOTE_TOKEN: Final = Reason(
+    "WaitingForPromoteToken",
+    "surfaces when a step with pause has passed its analysis and goes on once promoteToken changes; no deadline counts",
+)
 PROMOTED: Final = Reason("Promoted", "surfaces when the revision of the present spec became stable")
 
 # What takes a candidate out of the traffic.

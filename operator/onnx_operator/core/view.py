@@ -5,25 +5,25 @@ Pure and cheap; looked at once per decision, so that the rungs and the moves rea
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from onnx_operator.api.common import parse_duration
 from onnx_operator.api.model import MetricStatus
-from onnx_operator.core.acceptance import Offer, Refusal, accept
-from onnx_operator.core.analysis import criteria, judge_all, worst
+from onnx_operator.core.acceptance import Offer, Refusal, accept, duration_of
+from onnx_operator.core.analysis import Verdict, criteria, judge_all, worst
 from onnx_operator.core.conditions import clipped, instant
 from onnx_operator.core.revisions import name_of, resolve, source_key
 from onnx_operator.core.traffic import Side, carries, split
 
 if TYPE_CHECKING:
     from onnx_operator.api.common import ExecutionProvider
-    from onnx_operator.api.model import CandidateStatus, OnnxModelStatus, SourceStatus
+    from onnx_operator.api.model import OnnxModelStatus, SourceStatus
     from onnx_operator.api.model_class import OnnxModelClassSpec
     from onnx_operator.api.revision import OnnxModelRevisionSpec
     from onnx_operator.core.acceptance import Plan
-    from onnx_operator.core.analysis import Counts, Judgement
+    from onnx_operator.core.analysis import Counts, Criterion, Judgement, Measurement
     from onnx_operator.core.observation import Observation, RevisionSeen
     from onnx_operator.core.servers import ServerState
     from onnx_operator.core.traffic import RouteSeen, Split
@@ -190,13 +190,39 @@ class View:
         candidate, step = self.ledger.candidate, self.step_index
         if candidate is None or candidate.step_started_time is None or step is None or self.plan is None:
             return None
-        return moment(candidate.step_started_time) + parse_duration(self.plan.steps[step].duration)
+        return moment(candidate.step_started_time) + duration_of(self.plan.steps[step])
+
+    @property
+    def is_clock_stopped(self) -> bool:
+        """Whether the candidate stands still by somebody's will, so that it cannot be late."""
+        return self.plan is not None and (self.plan.is_paused or self.waits_for_a_person)
+
+    @property
+    def is_promotion_asked_for(self) -> bool:
+        candidate = self.ledger.candidate
+        return candidate is not None and candidate.promotion_asked_time is not None
+
+    @property
+    def waits_for_a_person(self) -> bool:
+        """Whether a step with pause has passed its analysis and nobody has let it go on."""
+        candidate, step = self.ledger.candidate, self.step_index
+        if candidate is None or candidate.held_time is None or step is None or self.plan is None:
+            return False
+        return self.plan.is_held(step) and not self.is_promotion_asked_for
+
+    @property
+    def has_passed(self) -> bool:
+        """Whether the step has lasted long enough and the judgement of all of it is Pass."""
+        candidate, ends = self.ledger.candidate, self.step_ends
+        if candidate is None or candidate.verdict_time is None or ends is None or self.now < ends:
+            return False
+        return candidate.verdict == Verdict.PASS and moment(candidate.verdict_time) >= ends
 
     @property
     def deadline(self) -> datetime | None:
         """When the candidate is given up unless it makes progress."""
         candidate = self.ledger.candidate
-        if candidate is None or candidate.progress_time is None or self.plan is None or self.plan.is_paused:
+        if candidate is None or candidate.progress_time is None or self.plan is None or self.is_clock_stopped:
             return None
         return moment(candidate.progress_time) + self.plan.progress_deadline
 
@@ -210,6 +236,11 @@ class View:
         interval = parse_duration(self.plan.analysis.interval)
         due = (judged or moment(candidate.step_started_time)) + interval
         return min(due, ends) if judged is None or judged < ends else due
+
+    @property
+    def criteria(self) -> tuple[Criterion, ...]:
+        """What the candidate must fulfil in its step."""
+        return () if self.plan is None else criteria(self.plan.analysis, weight=self.candidate_weight)
 
     @property
     def is_analysis_due(self) -> bool:
@@ -228,11 +259,8 @@ def look(seen: Observation, now: datetime) -> View:
                 seen.model.name, accepted, seen.images, source_digest=source.digest, number=_next_number(seen)
             )
     name = name_of(wanted) if wanted is not None else None
-    ledger = seen.model.status
-    if isinstance(accepted, Offer) and seen.measurements is not None and ledger.candidate is not None:
-        judged = judge_all(criteria(accepted.plan.analysis), seen.measurements, steps=len(accepted.plan.steps))
-        ledger = ledger.model_copy(update={"candidate": _judged(ledger.candidate, judged, now)})
-    return View(seen, now, ledger, accepted, key, wanted, name)
+    view = View(seen, now, seen.model.status, accepted, key, wanted, name)
+    return view if seen.measurements is None else _judged(view, seen.measurements)
 
 
 def side_of(revision: RevisionSeen) -> Side:
@@ -249,14 +277,19 @@ def _next_number(seen: Observation) -> int:
     return 1 + max([revision.spec.number for revision in seen.revisions] + in_use, default=0)
 
 
-def _judged(candidate: CandidateStatus, judgements: tuple[Judgement, ...], now: datetime) -> CandidateStatus:
-    return candidate.model_copy(
+def _judged(view: View, measurements: tuple[Measurement, ...]) -> View:
+    candidate = view.ledger.candidate
+    if candidate is None or view.plan is None:
+        return view
+    judgements = judge_all(view.criteria, measurements, steps=len(view.plan.steps))
+    judged = candidate.model_copy(
         update={
             "verdict": str(worst(one.verdict for one in judgements)),
-            "verdict_time": instant(now),
+            "verdict_time": instant(view.now),
             "analysis": [_metric_status(one) for one in judgements],
         }
     )
+    return replace(view, ledger=view.ledger.model_copy(update={"candidate": judged}))
 
 
 def _metric_status(judgement: Judgement) -> MetricStatus:

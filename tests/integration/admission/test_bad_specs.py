@@ -149,7 +149,22 @@ BAD_MODELS: Final = {
     "no steps": Bad({STEPS: []}, STEPS, "at least 1 items"),
     "more steps than anybody watches": Bad({STEPS: [{"weight": n} for n in range(1, 18)]}, STEPS, "at most 16 items"),
     "a step above all traffic": Bad({STEPS: [{"weight": 101}]}, f"{STEPS}[0].weight", "less than or equal to 100"),
-    "a step without traffic": Bad({STEPS: [{"weight": 0}]}, f"{STEPS}[0].weight", "greater than or equal to 1"),
+    "a step below no traffic": Bad({STEPS: [{"weight": -1}]}, f"{STEPS}[0].weight", "greater than or equal to 0"),
+    "nothing but a preview that ends by itself": Bad(
+        {STEPS: [{"weight": 0, "duration": "5m"}]}, STEPS, "give it a pause, or add a step with traffic"
+    ),
+    "a step with a duration and a pause": Bad(
+        {STEPS: [{"weight": 10, "duration": "5m", "pause": {}}]}, f"{STEPS}[0].duration", "not both"
+    ),
+    "a pause as long as a duration": Bad({STEPS: [{"weight": 10, "pause": "5m"}]}, f"{STEPS}[0].pause", "type object"),
+    "a pause with a duration inside": Bad(
+        {STEPS: [{"weight": 10, "pause": {"duration": "5m"}}]}, f"{STEPS}[0].pause.duration", "unknown field"
+    ),
+    "a deadline of a minute, and a step that lasts one by default": Bad(
+        {"spec.rollout": {"progressDeadline": "1m", "steps": [{"weight": 10}]}},
+        "spec.rollout.progressDeadline",
+        "longer than the duration of every step",
+    ),
     "a step without a weight": Bad({STEPS: [{"duration": "1m"}]}, f"{STEPS}[0].weight", "Required"),
     "a negative duration": Bad(
         {STEPS: [{"weight": 10, "duration": "-5m"}]}, f"{STEPS}[0].duration", "such as 500us, 30s or 1h30m"

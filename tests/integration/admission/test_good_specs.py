@@ -9,7 +9,7 @@ import yaml
 
 from helm import ROOT
 from integration.admission.conftest import Installation
-from integration.admission.specs import GROUP, model
+from integration.admission.specs import GROUP, Manifest, model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,6 +40,23 @@ def test_the_smallest_spec_shows_its_defaults(installation: Installation, namesp
     assert shown["serving"]["batching"] == {"maxBatchSize": 32, "maxQueueDelay": "500us"}
     # What the class decides is not frozen into the model.
     assert not {"steps", "analysis", "progressDeadline"} & shown["rollout"].keys()
+
+
+GOOD_ROLLOUTS: Final = {
+    "a step that says only its weight": {"steps": [{"weight": 10}]},
+    "a step that waits for a person": {"steps": [{"weight": 10, "duration": "5m"}, {"weight": 50, "pause": {}}]},
+    "blue and green": {"steps": [{"weight": 0, "pause": {}}]},
+    "a preview that ends by time before steps with traffic": {
+        "steps": [{"weight": 0, "duration": "5m"}, {"weight": 5}]
+    },
+    "a pause under the shortest deadline": {"steps": [{"weight": 10, "pause": {}}], "progressDeadline": "10s"},
+}
+
+
+@pytest.mark.parametrize("rollout", GOOD_ROLLOUTS.values(), ids=GOOD_ROLLOUTS.keys())
+def test_a_rollout_is_taken_as_it_is(rollout: Manifest, installation: Installation, namespace: str) -> None:
+    created = installation.admin.create(f"{GROUP}/namespaces/{namespace}/onnxmodels", model(rollout=rollout))
+    assert rollout.items() <= created["spec"]["rollout"].items()
 
 
 def test_a_model_that_nobody_has_looked_at_says_so(installation: Installation, namespace: str) -> None:

@@ -85,8 +85,9 @@ def test_a_promotion_asked_for_in_mid_conversion_comes_once_the_candidate_is_rea
     world.patch("minilm", V2)
     until_converting(world, 2)
     world.patch("minilm", {"rollout": {"promoteToken": "go"}})
-    world.until(lambda: world.model("minilm")["status"]["observedGeneration"] == 3, "the token was seen")
-    assert handled(world).get("promote", "") == ""
+    until_handled(world, promote="go")
+    status = world.status("minilm")
+    assert (status["stable"]["number"], "promotionAskedTime" in status["candidate"]) == (1, True)
     world.fate.job = success
     assert world.until_ready("minilm")["stable"]["number"] == 2
 

@@ -178,10 +178,42 @@ def test_the_api_s_analysis_becomes_criteria() -> None:
             Metric(name=MetricName.ERROR_RATIO, tolerance="0"),
         ],
     )
-    assert criteria(analysis) == (
+    assert criteria(analysis, weight=10) == (
         Criterion(MetricName.SLOW_RATIO, 7, maximum=Decimal("0.01"), slower_than=timedelta(seconds=90)),
         Criterion(MetricName.ERROR_RATIO, 7, tolerance=Decimal(0)),
     )
+
+
+PREVIEWED = ERRORS.in_preview
+
+
+@pytest.mark.parametrize(
+    ("candidate", "stable", "expected"),
+    [
+        pytest.param(Counts(0, 0), Counts(0, 450), Verdict.PASS, id="a preview owes no samples"),
+        pytest.param(Counts(0, 3), None, Verdict.PASS, id="nor a comparison"),
+        pytest.param(Counts(0, 400, 400), Counts(0, 450), Verdict.PASS, id="its callers' mistakes are not stable's"),
+        pytest.param(Counts(1, 3), Counts(0, 450), Verdict.INCONCLUSIVE, id="an error that was seen is not overlooked"),
+        pytest.param(Counts(10, 10), Counts(0, 450), Verdict.FAIL, id="a crash fails in a preview, too"),
+    ],
+)
+def test_a_preview_is_judged_by_what_came_by_its_header(
+    candidate: Counts, stable: Counts | None, expected: Verdict
+) -> None:
+    assert verdict(PREVIEWED, candidate, stable) is expected
+
+
+def test_silence_passes_in_a_preview_alone_and_an_outage_nowhere() -> None:
+    silence = Measurement(MetricName.ERROR_RATIO, Outcome.NO_DATA, message="no series")
+    assert judge(PREVIEWED, silence, alpha=ALPHA).verdict is Verdict.PASS
+    assert judge(ERRORS, silence, alpha=ALPHA).verdict is Verdict.NO_DATA
+    outage = replace(silence, outcome=Outcome.PROVIDER_ERROR)
+    assert judge(PREVIEWED, outage, alpha=ALPHA).verdict is Verdict.PROVIDER_ERROR
+
+
+def test_what_the_prober_sends_is_judged_in_a_preview_as_anywhere() -> None:
+    analysis = Analysis(metrics=[Metric(name=MetricName.DISAGREEMENT, maximum="0.02")])
+    assert criteria(analysis, weight=0) == criteria(analysis, weight=50) == (PAIRS,)
 
 
 @pytest.mark.parametrize("impossible", [(-1, 3, 0), (4, 3, 0), (2, 3, 2), (0, 3, -1)])

@@ -35,6 +35,11 @@ def judged(spec: dict[str, Any], **class_spec: Any) -> Offer | Refusal:
             id="a branch where the class allows it",
         ),
         pytest.param({"serving": {"replicas": 10}}, {}, id="as many replicas as allowed"),
+        pytest.param(
+            {"rollout": {"progressDeadline": "30s", "steps": [{"weight": 5, "pause": {}}]}},
+            {},
+            id="a step with pause under any deadline",
+        ),
     ],
 )
 def test_the_class_lets_this_through(spec: dict[str, Any], class_spec: dict[str, Any]) -> None:
@@ -77,6 +82,13 @@ def test_the_class_lets_this_through(spec: dict[str, Any], class_spec: dict[str,
             "StepLongerThanDeadline",
             "rollout step 0 lasts 10m",
             id="a step as long as the class's deadline",
+        ),
+        pytest.param(
+            {"rollout": {"progressDeadline": "1m", "steps": [{"weight": 5}]}},
+            {},
+            "StepLongerThanDeadline",
+            "rollout step 0 lasts 1m",
+            id="a step that says nothing lasts a minute",
         ),
         pytest.param(
             {"rollout": {"progressDeadline": "30s"}},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -15,7 +15,18 @@ from onnx_operator.core.jobs import JobBlocked, JobRunning
 from onnx_operator.core.pods import Trouble
 from unit.core.worlds import World
 
-STEPS = {10, 50}
+if TYPE_CHECKING:
+    from onnx_operator.api.model import CandidateStatus
+
+WEIGHTS = {10, 50}
+STEPS = st.sampled_from(
+    [
+        None,
+        [{"weight": 0, "pause": {}}],
+        [{"weight": 0, "duration": "30s"}, {"weight": 50, "pause": {}}],
+        [{"weight": 10, "pause": {}}, {"weight": 50, "duration": "20s"}],
+    ]
+)
 SERVERS = st.sampled_from(
     [
         None,
@@ -58,8 +69,11 @@ class AnyHistory(RuleBasedStateMachine):
 
     @rule(paused=st.booleans(), promote=TOKENS, abort=TOKENS, retry=TOKENS)
     def control(self, paused: bool, promote: str, abort: str, retry: str) -> None:  # noqa: FBT001
-        rollout = {"paused": paused, "promoteToken": promote, "abortToken": abort, "retryToken": retry}
-        self.world.change(rollout=rollout)
+        self.world.steer(paused=paused, promoteToken=promote, abortToken=abort, retryToken=retry)
+
+    @rule(steps=STEPS)
+    def plan(self, steps: list[dict[str, Any]] | None) -> None:
+        self.world.steer(steps=steps)
 
     # ---- the cluster
 
@@ -169,15 +183,33 @@ class AnyHistory(RuleBasedStateMachine):
         for split in self.world.history[splits:]:
             total = sum(one.weight for one in split.backends)
             shares = sorted(100 * one.weight // total for one in split.backends)
-            assert shares[-1] == 100 or set(shares) & STEPS, shares
+            assert shares[-1] == 100 or set(shares) & WEIGHTS, shares
+        candidate = before.candidate
         if before.stable is not None and after.stable is not None and before.stable.revision != after.stable.revision:
-            candidate = before.candidate
             assert candidate is not None
             assert candidate.revision == after.stable.revision
-            was_asked = before.handled_tokens.promote != after.handled_tokens.promote
+            self._may_advance(candidate, is_promotion=True)
+        elif candidate and candidate.step is not None and after.candidate and after.candidate.step is not None:
+            assert candidate.revision == after.candidate.revision
+            assert after.candidate.step - candidate.step in {0, 1}
+            if after.candidate.step > candidate.step:
+                self._may_advance(candidate, is_promotion=False)
+
+    def _may_advance(self, candidate: CandidateStatus, *, is_promotion: bool) -> None:
+        """Only by a Pass; out of a step with pause only by a person as well; past the steps by a person alone."""
+        rollout = self.world.spec.rollout
+        assert not rollout.paused
+        steps = rollout.steps or self.world.classes[0].spec.rollout.steps
+        step = steps[min(candidate.step or 0, len(steps) - 1)]
+        is_held = step.pause is not None
+        is_asked = candidate.promotion_asked_time is not None
+        assert is_asked or not is_held, "a step with pause ended without a person"
+        if not is_asked or is_held:
             # The last judgement may have been made in this very look.
             found = self.world.measured[0].candidate
-            assert was_asked or candidate.verdict == "Pass" or (found and not found.bad), "promoted without a Pass"
+            is_good = candidate.verdict == "Pass" or (found and not found.bad)
+            assert is_good or step.weight == 0, "advanced without a Pass"
+        assert is_promotion or not is_asked or is_held, "a person's word was cut short"
 
     # ---- the end of every story
 
@@ -189,11 +221,12 @@ class AnyHistory(RuleBasedStateMachine):
         world = self.world
         world.classes = self.classes
         world.measure(0, 1000)
-        serving = world.spec.serving.model_dump(mode="json") | {"replicas": 1}
-        rollout = world.spec.rollout.model_dump(mode="json", exclude_none=True) | {"paused": False}
-        world.change(serving=serving, rollout=rollout)
-        for _ in range(80):
+        world.change(serving=world.spec.serving.model_dump(mode="json") | {"replicas": 1})
+        world.steer(paused=False)
+        for look in range(80):
             world.settle()
+            if world.condition("Promoted")[1] == "WaitingForPromoteToken":
+                world.steer(promoteToken=f"go {look}")
             self._end_jobs()
             world.make_ready()
             world.accept()

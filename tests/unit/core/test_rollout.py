@@ -316,7 +316,9 @@ def test_a_promote_token_promotes_at_once_and_only_once(canary: World) -> None:
 def test_a_promote_token_waits_for_a_candidate_that_is_not_ready_yet(serving: World) -> None:
     serving.change(quantization=INT8, rollout={"promoteToken": "now"})
     serving.settle()
-    assert serving.status.handled_tokens.promote == ""
+    assert serving.status.handled_tokens.promote == "now"
+    assert serving.status.candidate is not None
+    assert serving.status.candidate.promotion_asked_time is not None, "it is kept for this candidate"
     for _ in range(6):
         serving.settle()
         serving.end_jobs()

@@ -187,6 +187,10 @@ class World:
             if isinstance(state, JobRunning):
                 self.jobs[name] = JobSucceeded(self._result(name, digest), 7)
 
+    def steer(self, **rollout: Any) -> None:
+        """The user edits a part of the rollout."""
+        self.change(rollout=self.spec.rollout.model_dump(mode="json", exclude_none=True, exclude_unset=True) | rollout)
+
     def fail_job(self, part: str, reason: str, exit_code: int | None = 27) -> None:
         name = next(name for name in self.jobs if part in name)
         self.jobs[name] = JobFailed(reason, f"{reason} happened", exit_code, 5)
@@ -234,9 +238,11 @@ class World:
         self.settle()
         assert self.condition("Ready") == ("True", "Serving")
 
-    def up_to_step(self, step: int) -> None:
+    def up_to_step(self, step: int, silence: Outcome | None = None) -> None:
         """Up to a step whose weight the gateway has accepted."""
         self.measure(0, 1000)
+        if silence is not None:
+            self.measure_nothing(silence)
         for _ in range(40):
             self.settle()
             candidate = self.status.candidate
@@ -245,9 +251,17 @@ class World:
             self.end_jobs()
             self.make_ready()
             self.accept()
-            if candidate is not None and candidate.step_started_time is not None:
+            if self.status.retiring or (candidate is not None and candidate.step_started_time is not None):
                 self.wait(10)
         raise AssertionError(f"step {step} never came: {self.status}")
+
+    def goes_on_for(self, seconds: float) -> None:
+        """Time passes, the gateway answers, and the operator looks every ten seconds."""
+        for _ in range(int(seconds / 10)):
+            self.wait(10)
+            self.settle()
+            self.accept()
+        self.settle()
 
     def finish(self, looks: int = 60) -> None:
         """All goes well until nothing is left to do."""
@@ -260,6 +274,12 @@ class World:
             self.accept()
             self.wait(10)
         raise AssertionError(f"not done: {self.status.conditions[0]}")
+
+    @property
+    def step(self) -> int | None:
+        """The candidate's step; there must be a candidate."""
+        assert self.status.candidate is not None, self.status
+        return self.status.candidate.step
 
     @property
     def stable_number(self) -> int | None:
