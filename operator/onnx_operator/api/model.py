@@ -290,7 +290,8 @@ class CandidateStatus(RevisionInUse):
     """When the gateway accepted the weight of this step; samples are counted from here."""
     progress_time: Time | None = None
     """When this candidate last made progress; the progress deadline counts from here. Unset while it is being
-    converted (Jobs have deadlines of their own), while the rollout is paused and while a step waits for a person."""
+    converted (Jobs have deadlines of their own), while the rollout is paused, while a step waits for a person, and in
+    a freeze window."""
     held_time: Time | None = None
     """Since when a step with pause has passed its analysis and waits for promoteToken; unset anywhere else."""
     promotion_asked_time: Time | None = None

@@ -135,6 +135,65 @@ Steps = Annotated[
     ),
 ]
 
+
+def _cron_field(value: str) -> str:
+    item = f"([*]|{value}(-{value})?)(/[0-9]{{1,2}})?"
+    return f"{item}(,{item})*"
+
+
+_MONTHS: Final = "JAN|FEB|MAR|APR|MAY|JUN|JUL|AUG|SEP|OCT|NOV|DEC"
+_CRON: Final = " ".join(
+    (
+        f"(?i)^{_cron_field('[0-5]?[0-9]')}",
+        _cron_field("([01]?[0-9]|2[0-3])"),
+        _cron_field("(0?[1-9]|[12][0-9]|3[01]|LW?)"),
+        _cron_field(f"(0?[1-9]|1[0-2]|{_MONTHS})"),
+        f"{_cron_field('([0-7]|SUN|MON|TUE|WED|THU|FRI|SAT)(L|#[1-5])?')}$",
+    )
+)
+
+
+class FreezeWindow(ApiModel):
+    """A time in which nothing new may reach users."""
+
+    schedule: Annotated[
+        str,
+        Field(
+            max_length=100,
+            examples=["0 18 * * FRI"],
+            json_schema_extra=schema_extra(
+                cel(
+                    f"self.matches('{_CRON}')",
+                    "must be five cron fields with one space between them (minute, hour, day of month, month, day of "
+                    "week), such as 0 18 * * FRI",
+                )
+            ),
+        ),
+    ]
+    """When the window opens: minute, hour, day of month, month and day of week, as in Debian's cron. "0 18 * * FRI" is
+    Friday at six in the evening, "0 0 L * *" the last day of each month, "0 0 * * TUE#2" its second Tuesday."""
+    duration: Annotated[str, duration_field(least="1m")]
+    """How long it stays open, such as 62h for a weekend; windows may overlap."""
+    time_zone: Annotated[
+        str,
+        Field(
+            max_length=64,
+            examples=["Europe/Berlin"],
+            json_schema_extra=schema_extra(
+                cel(
+                    "self.matches('^[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+)*$')",
+                    "must be the IANA name of a time zone, such as Europe/Berlin or UTC",
+                )
+            ),
+        ),
+    ] = "UTC"
+    """IANA name of the time zone that the schedule is read in, such as Europe/Berlin."""
+
+
+FreezeWindows = Annotated[
+    list[FreezeWindow], Field(max_length=16, json_schema_extra=schema_extra(x_kubernetes_list_type="atomic"))
+]
+
 _DEADLINE_ABOVE_STEPS: Final = schema_extra(
     cel(
         "!has(self.steps) || !has(self.progressDeadline)"
@@ -159,7 +218,10 @@ class RolloutDefaults(ApiModel):
     """What must hold at every step."""
     progress_deadline: ProgressDeadline = "15m"
     """The longest that a candidate may take to become available or to pass one step. It does not count while a
-    step with pause waits for a person."""
+    step with pause waits for a person, nor in a freeze window."""
+    freeze_windows: FreezeWindows = []
+    """Times in which no rollout of any model of this class starts, advances or is promoted; a model's own windows
+    apply as well. Rollback and abort always may, and a model that serves nothing yet serves its first revision."""
 
 
 class Rollout(ApiModel):
@@ -173,7 +235,11 @@ class Rollout(ApiModel):
     """What must hold at every step; the class's when unset."""
     progress_deadline: ProgressDeadline | None = None
     """The longest that a candidate may take to become available or to pass one step; the class's when unset. It does
-    not count while a step with pause waits for a person."""
+    not count while a step with pause waits for a person, nor in a freeze window."""
+    freeze_windows: FreezeWindows = []
+    """Times in which no rollout of this model starts, advances or is promoted, not even by promoteToken, which is kept
+    until the window closes; besides the class's, which apply as well. A new revision is converted, validated and
+    started meanwhile. Rollback and abort always may, and the first revision of a model serves at once."""
     paused: bool = False
     """Holds the rollout where it is: weights and steps stay, analysis and rollback go on."""
     promote_token: Token = ""

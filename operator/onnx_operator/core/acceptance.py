@@ -14,13 +14,14 @@ from onnx_operator.api.common import parse_duration
 from onnx_operator.api.model_class import SourceKind
 from onnx_operator.api.rollout import DEFAULT_STEP_DURATION
 from onnx_operator.core import reasons
+from onnx_operator.core.freezes import problem_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from onnx_operator.api.model import OnnxModelSpec
     from onnx_operator.api.model_class import OnnxModelClassSpec
-    from onnx_operator.api.rollout import Analysis, Step
+    from onnx_operator.api.rollout import Analysis, FreezeWindow, Step
     from onnx_operator.core.observation import ClassSeen, ModelSeen
 
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
@@ -33,6 +34,8 @@ class Plan:
     steps: tuple[Step, ...]
     analysis: Analysis
     progress_deadline: timedelta
+    #: The class's and the model's own.
+    freeze_windows: tuple[FreezeWindow, ...]
     is_paused: bool
 
     def is_held(self, step: int | None) -> bool:
@@ -100,6 +103,7 @@ def plan_of(spec: OnnxModelSpec, class_spec: OnnxModelClassSpec) -> Plan:
         steps=tuple(rollout.steps or fallback.steps),
         analysis=rollout.analysis or fallback.analysis,
         progress_deadline=parse_duration(rollout.progress_deadline or fallback.progress_deadline),
+        freeze_windows=(*fallback.freeze_windows, *rollout.freeze_windows),
         is_paused=rollout.paused,
     )
 
@@ -165,12 +169,23 @@ def _step_is_too_long(offer: Offer) -> Refusal | None:
     return None
 
 
+def _freeze_window_is_unreadable(offer: Offer) -> Refusal | None:
+    theirs, ours = offer.class_spec.rollout.freeze_windows, offer.spec.rollout.freeze_windows
+    for whose, windows in ((f"OnnxModelClass {offer.class_name}, ", theirs), ("", ours)):
+        for index, window in enumerate(windows):
+            if problem := problem_of(window):
+                message = f"{whose}spec.rollout.freezeWindows[{index}]: {problem}; until then nothing is rolled out"
+                return Refusal(reasons.FREEZE_WINDOW_INVALID, message)
+    return None
+
+
 _CHECKS: Final[tuple[Callable[[Offer], Refusal | None], ...]] = (
     _source_is_not_allowed,
     _revision_is_mutable,
     _provider_is_not_offered,
     _replicas_are_too_many,
     _step_is_too_long,
+    _freeze_window_is_unreadable,
 )
 
 

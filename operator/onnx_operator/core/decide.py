@@ -232,8 +232,8 @@ def _reports(view: View, move: Move | None) -> Iterator[RevisionReport]:
 
 def _seconds_to(view: View, standing: Standing) -> float | None:
     """Deadlines and analyses go on while the ladder waits for something else."""
-    moments = [one for one in (standing.look_at, view.next_analysis, view.deadline, view.drain_ends) if one is not None]
-    ahead = [(one - view.now).total_seconds() for one in moments if one > view.now]
+    moments = (standing.look_at, view.next_analysis, view.deadline, view.drain_ends, view.frozen_until)
+    ahead = [(one - view.now).total_seconds() for one in moments if one is not None and one > view.now]
     return min(ahead, default=None)
 
 

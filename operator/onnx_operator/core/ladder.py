@@ -556,9 +556,12 @@ def _after_step(view: View, said: str) -> Rung:
 
 def _brake(view: View, said: str) -> Rung | None:
     """What keeps a candidate from advancing, however good it is."""
-    if view.plan is None or not view.plan.is_paused:
-        return None
-    return _hold(reasons.PAUSED, f"{said}; rollout.paused holds it", look_at=view.next_analysis)
+    if view.plan is not None and view.plan.is_paused:
+        return _hold(reasons.PAUSED, f"{said}; rollout.paused holds it", look_at=view.next_analysis)
+    if view.frozen_until is not None:
+        message = f"{said}; a freeze window holds it until {timestamp(view.frozen_until)}"
+        return _hold(reasons.FROZEN, message, look_at=view.frozen_until)
+    return None
 
 
 def _hold(reason: str, message: str, *, move: Move | None = None, look_at: datetime | None = None) -> Rung:

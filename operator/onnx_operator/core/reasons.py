@@ -48,6 +48,10 @@ STEP_ABOVE_DEADLINE: Final = Reason(
     "StepLongerThanDeadline",
     "surfaces when a rollout step lasts as long as the progress deadline, so it could never pass",
 )
+FREEZE_WINDOW_INVALID: Final = Reason(
+    "FreezeWindowInvalid",
+    "surfaces when the schedule or the time zone of a freeze window cannot be read; the message names the field",
+)
 
 # SourceResolved
 SOURCE_RESOLVED: Final = Reason("SourceResolved", "surfaces when the checkpoint's digest is known")
@@ -126,6 +130,10 @@ ANALYSIS_HOLDS: Final = Reason(
     "AnalysisHolds", "surfaces when a step's time is over and its last verdict is not Pass; the message has the verdict"
 )
 PAUSED: Final = Reason("Paused", "surfaces when rollout.paused holds the candidate where it is")
+FROZEN: Final = Reason(
+    "Frozen",
+    "surfaces when a freeze window is open and a candidate could start, advance or be promoted; says until when",
+)
 WAITING_FOR_PROMOTE_TOKEN: Final = Reason(
     "WaitingForPromoteToken",
     "surfaces when a step with pause has passed its analysis and goes on once promoteToken changes; no deadline counts",

@@ -131,6 +131,7 @@ _PHASES_BY_REASON: Final[dict[str, str]] = {
     reasons.PUBLISHING: "Publishing",
     reasons.DRAINING: "Draining",
     reasons.PAUSED: "Paused",
+    reasons.FROZEN: "Frozen",
     reasons.WAITING_FOR_PROMOTE_TOKEN: "Held",
 }
 

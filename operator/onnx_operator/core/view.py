@@ -14,6 +14,7 @@ from onnx_operator.api.model import MetricStatus
 from onnx_operator.core.acceptance import Offer, Refusal, accept, duration_of
 from onnx_operator.core.analysis import Verdict, criteria, judge_all, worst
 from onnx_operator.core.conditions import clipped, instant
+from onnx_operator.core.freezes import frozen_until
 from onnx_operator.core.revisions import name_of, resolve, source_key
 from onnx_operator.core.traffic import Side, carries, split
 
@@ -42,6 +43,8 @@ class View:
     #: What the spec stands for; None until its source is resolved.
     wanted_spec: OnnxModelRevisionSpec | None
     wanted_name: str | None
+    #: When the open freeze window closes; None while none is open, and while there is nothing that it could hold.
+    frozen_until: datetime | None
 
     @property
     def offer(self) -> Offer | None:
@@ -195,7 +198,9 @@ class View:
     @property
     def is_clock_stopped(self) -> bool:
         """Whether the candidate stands still by somebody's will, so that it cannot be late."""
-        return self.plan is not None and (self.plan.is_paused or self.waits_for_a_person)
+        if self.plan is None:
+            return False
+        return self.plan.is_paused or self.frozen_until is not None or self.waits_for_a_person
 
     @property
     def is_promotion_asked_for(self) -> bool:
@@ -259,8 +264,16 @@ def look(seen: Observation, now: datetime) -> View:
                 seen.model.name, accepted, seen.images, source_digest=source.digest, number=_next_number(seen)
             )
     name = name_of(wanted) if wanted is not None else None
-    view = View(seen, now, seen.model.status, accepted, key, wanted, name)
+    view = View(seen, now, seen.model.status, accepted, key, wanted, name, _frozen_until(seen, accepted, now))
     return view if seen.measurements is None else _judged(view, seen.measurements)
+
+
+def _frozen_until(seen: Observation, accepted: Offer | Refusal, now: datetime) -> datetime | None:
+    """A freeze protects what serves: where nothing does, it holds nothing."""
+    status = seen.model.status
+    if isinstance(accepted, Refusal) or status.stable is None or status.candidate is None:
+        return None
+    return frozen_until(accepted.plan.freeze_windows, now)
 
 
 def side_of(revision: RevisionSeen) -> Side:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 MEGABYTE: Final = "a" * 1_000_000
 
 STEPS = "spec.rollout.steps"
+FREEZES = "spec.rollout.freezeWindows"
 METRICS = "spec.rollout.analysis.metrics"
 LIMITS = "spec.serving.resources.limits"
 PATH = "spec.source.persistentVolumeClaim.path"
@@ -188,6 +189,30 @@ BAD_MODELS: Final = {
     "a deadline of a second": Bad(
         {"spec.rollout.progressDeadline": "1s"}, "spec.rollout.progressDeadline", "at least 10s"
     ),
+    "a freeze at minute 60": Bad(
+        {FREEZES: [{"schedule": "60 * * * *", "duration": "1h"}]}, f"{FREEZES}[0].schedule", "five cron fields"
+    ),
+    "a freeze of four fields": Bad(
+        {FREEZES: [{"schedule": "0 18 * *", "duration": "1h"}]}, f"{FREEZES}[0].schedule", "five cron fields"
+    ),
+    "a freeze of six fields": Bad(
+        {FREEZES: [{"schedule": "0 0 18 * * 5", "duration": "1h"}]}, f"{FREEZES}[0].schedule", "five cron fields"
+    ),
+    "a freeze by a nickname": Bad(
+        {FREEZES: [{"schedule": "@weekly", "duration": "1h"}]}, f"{FREEZES}[0].schedule", "such as 0 18 * * FRI"
+    ),
+    "a freeze that never ends": Bad({FREEZES: [{"schedule": "0 18 * * FRI"}]}, f"{FREEZES}[0].duration", "Required"),
+    "a freeze of a second": Bad(
+        {FREEZES: [{"schedule": "0 18 * * FRI", "duration": "1s"}]}, f"{FREEZES}[0].duration", "at least 1m"
+    ),
+    "a freeze in a zone with a path": Bad(
+        {FREEZES: [{"schedule": "0 18 * * FRI", "duration": "1h", "timeZone": "../UTC"}]},
+        f"{FREEZES}[0].timeZone",
+        "such as Europe/Berlin",
+    ),
+    "a schedule of a megabyte": Bad(
+        {FREEZES: [{"schedule": MEGABYTE, "duration": "1h"}]}, f"{FREEZES}[0].schedule", "Too long"
+    ),
     "an unknown metric": Bad({METRICS: [{"name": "happiness", "maximum": "1"}]}, f"{METRICS}[0].name", "errorRatio"),
     "a metric twice": Bad(
         {METRICS: [{"name": "errorRatio", "maximum": "0.1"}] * 2}, f"{METRICS}[1]", "Duplicate value"
@@ -278,6 +303,9 @@ BAD_CLASSES: Final = {
     "steps that descend": Bad({STEPS: [{"weight": 50}, {"weight": 10}]}, STEPS, "must ascend"),
     "a step as long as its own deadline": Bad(
         {STEPS: [{"weight": 10, "duration": "15m"}]}, "spec.rollout.progressDeadline", "duration of every step"
+    ),
+    "a freeze in no month": Bad(
+        {FREEZES: [{"schedule": "0 0 1 13 *", "duration": "1h"}]}, f"{FREEZES}[0].schedule", "five cron fields"
     ),
     "no replicas at all": Bad({"spec.limits.maxReplicas": 0}, "spec.limits.maxReplicas", "greater than or equal to 1"),
     "a default that is neither true nor false": Bad(

@@ -49,6 +49,15 @@ GOOD_ROLLOUTS: Final = {
     "a preview that ends by time before steps with traffic": {
         "steps": [{"weight": 0, "duration": "5m"}, {"weight": 5}]
     },
+    "a frozen weekend": {
+        "freezeWindows": [{"schedule": "0 18 * * FRI", "duration": "62h", "timeZone": "Europe/Berlin"}]
+    },
+    "cron as people write it": {
+        "freezeWindows": [
+            {"schedule": schedule, "duration": "1h", "timeZone": "UTC"}
+            for schedule in ("*/15 8-18 * jan-mar mon-fri", "0 0 L * *", "0 0 LW * *", "59 23 31 12 7", "0 0 * * TUE#2")
+        ]
+    },
     "a pause under the shortest deadline": {"steps": [{"weight": 10, "pause": {}}], "progressDeadline": "10s"},
 }
 

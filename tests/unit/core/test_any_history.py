@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from typing_extensions import override
 
 from onnx_operator.core.analysis import Outcome
+from onnx_operator.core.freezes import frozen_until
 from onnx_operator.core.jobs import JobBlocked, JobRunning
 from onnx_operator.core.pods import Trouble
 from unit.core.worlds import World
@@ -33,6 +34,13 @@ SERVERS = st.sampled_from(
         Trouble("ImagePullFailed", "no such image"),
         Trouble("ContainerFailed", "exit code 139", 139, is_crash=True),
         Trouble("ArtifactCorrupt", "changed", 29, is_crash=True, is_final=True),
+    ]
+)
+FREEZES = st.sampled_from(
+    [
+        [],
+        [{"schedule": "0 * * * *", "duration": "30m"}],
+        [{"schedule": "0,20 * * * *", "duration": "12m"}, {"schedule": "50 * * * *", "duration": "5m"}],
     ]
 )
 TOKENS = st.sampled_from(["", "a", "b"])
@@ -71,9 +79,9 @@ class AnyHistory(RuleBasedStateMachine):
     def control(self, paused: bool, promote: str, abort: str, retry: str) -> None:  # noqa: FBT001
         self.world.steer(paused=paused, promoteToken=promote, abortToken=abort, retryToken=retry)
 
-    @rule(steps=STEPS)
-    def plan(self, steps: list[dict[str, Any]] | None) -> None:
-        self.world.steer(steps=steps)
+    @rule(steps=STEPS, windows=FREEZES)
+    def plan(self, steps: list[dict[str, Any]] | None, windows: list[dict[str, str]]) -> None:
+        self.world.steer(steps=steps, freezeWindows=windows)
 
     # ---- the cluster
 
@@ -142,7 +150,7 @@ class AnyHistory(RuleBasedStateMachine):
         undisturbed.settle()
         self.world.look(dies_after=writes)
         self.world.settle()
-        assert self.world.facts() == undisturbed.facts()
+        assert _as_it_ends(self.world) == _as_it_ends(undisturbed)
 
     # ---- at every moment
 
@@ -189,17 +197,26 @@ class AnyHistory(RuleBasedStateMachine):
             assert candidate is not None
             assert candidate.revision == after.stable.revision
             self._may_advance(candidate, is_promotion=True)
-        elif candidate and candidate.step is not None and after.candidate and after.candidate.step is not None:
+        elif candidate and after.candidate and after.candidate.step is not None:
             assert candidate.revision == after.candidate.revision
-            assert after.candidate.step - candidate.step in {0, 1}
-            if after.candidate.step > candidate.step:
+            began = -1 if candidate.step is None else candidate.step
+            assert after.candidate.step - began in {0, 1}
+            if after.candidate.step > began >= 0:
                 self._may_advance(candidate, is_promotion=False)
+            elif after.candidate.step > began:
+                self._may_begin()
+
+    def _may_begin(self) -> None:
+        rollout = self.world.spec.rollout
+        assert not rollout.paused
+        assert frozen_until(rollout.freeze_windows, self.world.now) is None, "advanced in a freeze"
 
     def _may_advance(self, candidate: CandidateStatus, *, is_promotion: bool) -> None:
         """Only by a Pass; out of a step with pause only by a person as well; past the steps by a person alone."""
-        rollout = self.world.spec.rollout
-        assert not rollout.paused
-        steps = rollout.steps or self.world.classes[0].spec.rollout.steps
+        self._may_begin()
+        by_class = self.classes[0].spec
+        assert by_class is not None
+        steps = self.world.spec.rollout.steps or by_class.rollout.steps
         step = steps[min(candidate.step or 0, len(steps) - 1)]
         is_held = step.pause is not None
         is_asked = candidate.promotion_asked_time is not None
@@ -227,6 +244,8 @@ class AnyHistory(RuleBasedStateMachine):
             world.settle()
             if world.condition("Promoted")[1] == "WaitingForPromoteToken":
                 world.steer(promoteToken=f"go {look}")
+            if world.condition("Promoted")[1] == "Frozen":
+                world.wait(600)
             self._end_jobs()
             world.make_ready()
             world.accept()
@@ -252,6 +271,12 @@ class AnyHistory(RuleBasedStateMachine):
         claim = self.world.spec.source.persistent_volume_claim
         assert claim is not None
         self.world.end_jobs(digest=claim.path)
+
+
+def _as_it_ends(world: World) -> Any:
+    """The facts without when conditions flipped: of a flip there and back that was never written nobody can know."""
+    conditions = [one.model_copy(update={"last_transition_time": ""}) for one in world.status.conditions]
+    return world.status.model_copy(update={"conditions": conditions}), *world.facts()[1:]
 
 
 AnyHistory.TestCase.settings = settings(
