@@ -276,7 +276,7 @@ class RevisionInUse(ApiModel):
 
 
 class StableStatus(RevisionInUse):
-    """The revision that serves."""
+    """The revision that serves, and to which a rollback goes; while the candidate bakes it is kept warm instead."""
 
 
 class CandidateStatus(RevisionInUse):
@@ -284,6 +284,9 @@ class CandidateStatus(RevisionInUse):
 
     step: Annotated[int, Field(ge=0)] | None = None
     """Index of the rollout step, counted from 0; unset while the candidate has no traffic."""
+    baking: bool = False
+    """Whether it has passed the last step and answers all requests, while stable is kept warm with weight 0. It
+    becomes stable when the bake is over."""
     started_time: Time
     """When this candidate began."""
     step_started_time: Time | None = None

@@ -136,6 +136,14 @@ Steps = Annotated[
 ]
 
 
+class Bake(ApiModel):
+    """A while after the last step in which the revision before is kept warm."""
+
+    duration: Duration
+    """How long the candidate answers all requests, and is judged on, before the revision it replaces is let go; 0s is
+    no bake."""
+
+
 def _cron_field(value: str) -> str:
     item = f"([*]|{value}(-{value})?)(/[0-9]{{1,2}})?"
     return f"{item}(,{item})*"
@@ -219,6 +227,8 @@ class RolloutDefaults(ApiModel):
     progress_deadline: ProgressDeadline = "15m"
     """The longest that a candidate may take to become available or to pass one step. It does not count while a
     step with pause waits for a person, nor in a freeze window."""
+    bake: Bake | None = None
+    """After the last step: how long the revision before is kept warm; none when unset."""
     freeze_windows: FreezeWindows = []
     """Times in which no rollout of any model of this class starts, advances or is promoted; a model's own windows
     apply as well. Rollback and abort always may, and a model that serves nothing yet serves its first revision."""
@@ -236,6 +246,11 @@ class Rollout(ApiModel):
     progress_deadline: ProgressDeadline | None = None
     """The longest that a candidate may take to become available or to pass one step; the class's when unset. It does
     not count while a step with pause waits for a person, nor in a freeze window."""
+    bake: Bake | None = None
+    """After the last step, or after promoteToken skipped the rest: the candidate answers all requests for this long and
+    is judged on, while the servers of the revision before are kept with weight 0. A Fail or abortToken sends all
+    requests back there at once; promoteToken ends the bake; so does another spec, unless it is the one before, which
+    serves again at once. The class's when unset, and none when that is unset, too."""
     freeze_windows: FreezeWindows = []
     """Times in which no rollout of this model starts, advances or is promoted, not even by promoteToken, which is kept
     until the window closes; besides the class's, which apply as well. A new revision is converted, validated and
@@ -245,9 +260,9 @@ class Rollout(ApiModel):
     promote_token: Token = ""
     """Any change of this text is one request for the present candidate. In a step with pause it lets the candidate go
     on to the next step, or be promoted after the last one, as soon as the analysis of the step passes. Anywhere else
-    it promotes the candidate at once, without waiting for analysis or for the remaining steps. Before the first step
-    it counts as if given in it. What cannot act yet is kept in status.candidate.promotionAskedTime and ends with the
-    candidate."""
+    it promotes the candidate at once, without waiting for analysis or for the remaining steps; where a bake is
+    declared that begins, and another change ends it. Before the first step it counts as if given in it. What cannot
+    act yet is kept in status.candidate.promotionAskedTime and ends with the candidate."""
     abort_token: Token = ""
     """Any change of this text takes the candidate out. Wins over promoteToken."""
     retry_token: Token = ""

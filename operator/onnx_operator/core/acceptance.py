@@ -34,13 +34,16 @@ class Plan:
     steps: tuple[Step, ...]
     analysis: Analysis
     progress_deadline: timedelta
+    #: Zero for none.
+    bake: timedelta
     #: The class's and the model's own.
     freeze_windows: tuple[FreezeWindow, ...]
     is_paused: bool
 
-    def is_held(self, step: int | None) -> bool:
-        """Whether the step has to be ended by a person; before the first step, whether that one has to be."""
-        return self.steps[step or 0].pause is not None
+    @property
+    def stops(self) -> int:
+        """How often a candidate is judged anew: in every step and in the bake."""
+        return len(self.steps) + (self.bake > timedelta())
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,7 @@ def plan_of(spec: OnnxModelSpec, class_spec: OnnxModelClassSpec) -> Plan:
         steps=tuple(rollout.steps or fallback.steps),
         analysis=rollout.analysis or fallback.analysis,
         progress_deadline=parse_duration(rollout.progress_deadline or fallback.progress_deadline),
+        bake=parse_duration(bake.duration) if (bake := rollout.bake or fallback.bake) else timedelta(),
         freeze_windows=(*fallback.freeze_windows, *rollout.freeze_windows),
         is_paused=rollout.paused,
     )

@@ -40,6 +40,9 @@ FALSE_ROLLBACK: Final = 0.001
 """The chance that a rollout of a candidate exactly as good as its bounds allow is taken back all the same."""
 
 
+_EVERYTHING: Final = 100
+
+
 class Verdict(StrEnum):
     """What a measurement says about the candidate, mildest first."""
 
@@ -115,9 +118,12 @@ class Criterion:
         Nobody owes a preview any number of requests, and those it gets come from other callers than stable's, so
         that a comparison would compare callers. What the prober sends, it sends to both sides alike.
         """
-        if self.metric is MetricName.DISAGREEMENT:
-            return self
-        return replace(self, minimum_samples=0, tolerance=None)
+        return self if self.metric is MetricName.DISAGREEMENT else replace(self.alone, minimum_samples=0)
+
+    @property
+    def alone(self) -> Criterion:
+        """The same where stable gets no shared traffic, so that a comparison would compare callers as well."""
+        return self if self.metric is MetricName.DISAGREEMENT else replace(self, tolerance=None)
 
     @property
     def bounds(self) -> int:
@@ -137,7 +143,9 @@ def criteria(analysis: Analysis, *, weight: int) -> tuple[Criterion, ...]:
         )
         for metric in analysis.metrics
     )
-    return tuple(one if weight else one.in_preview for one in declared)
+    if weight == 0:
+        return tuple(one.in_preview for one in declared)
+    return tuple(one.alone for one in declared) if weight == _EVERYTHING else tuple(declared)
 
 
 class Outcome(StrEnum):

@@ -30,6 +30,7 @@ from onnx_operator.core.ledger import (
     Move,
     MoveRevision,
     Stage,
+    bake,
     begin,
     change,
     change_candidate,
@@ -505,13 +506,15 @@ def _promoted(view: View) -> Rung:
     candidate, plan, step = view.ledger.candidate, view.plan, view.step_index
     if candidate is None or plan is None:
         raise ValueError("a revision that is not the candidate does not get this far")
-    if view.is_promotion_asked_for and not plan.is_held(step):
+    if view.is_promotion_asked_for and not view.needs_a_person:
         said = "rollout.promoteToken changed"
-        return _brake(view, said) or _hold(reasons.PROMOTED, said, move=promote(view, reasons.PROMOTED))
+        return _brake(view, said) or _arrive(view, said)
     if step is None:
         begins = _hold(reasons.STEP_STARTING, "the first step begins", move=enter_step(view, 0))
         return _brake(view, "the candidate is ready") or begins
     told = f"step {step + 1} of {len(plan.steps)} at {plan.steps[step].weight} %"
+    if view.is_baking:
+        told = f"the bake of revision {candidate.number}, which answers all requests,"
     if candidate.step_started_time is None:
         # The rung below has seen the gateway accept the weight: from now on the time and the samples count.
         move = change_candidate(view, step_started_time=instant(view.now), progress_time=instant(view.now))
@@ -533,11 +536,12 @@ def _within_step(view: View, told: str) -> Rung | None:
         return _hold(reasons.WAITING_FOR_PROMOTE_TOKEN, message, look_at=soonest)
     if view.now < ends:
         message = f"{told} lasts until {timestamp(ends)}{_verdict_words(view)}"
-        return _hold(reasons.STEP_RUNNING, message, look_at=_soonest(ends, soonest))
+        reason = reasons.BAKING if view.is_baking else reasons.STEP_RUNNING
+        return _hold(reason, message, look_at=_soonest(ends, soonest))
     if not view.has_passed:
         message = f"{told} has lasted long enough but is held{_verdict_words(view)}"
         return _hold(reasons.ANALYSIS_HOLDS, message, look_at=soonest)
-    if plan.is_held(step) and not view.is_promotion_asked_for:
+    if view.needs_a_person and not view.is_promotion_asked_for:
         move = change_candidate(view, held_time=instant(view.now), progress_time=None)
         return _hold(reasons.WAITING_FOR_PROMOTE_TOKEN, f"{told} waits for a person from now on", move=move)
     return None
@@ -549,9 +553,16 @@ def _after_step(view: View, said: str) -> Rung:
         raise ValueError("no step is under way")
     if (brake := _brake(view, said)) is not None:
         return brake
-    if step + 1 < len(plan.steps):
+    if step + 1 < len(plan.steps) and not view.is_baking:
         return _hold(reasons.STEP_STARTING, said, move=enter_step(view, step + 1))
-    return _hold(reasons.PROMOTED, f"{said}, the last one", move=promote(view, reasons.PROMOTED))
+    return _arrive(view, said)
+
+
+def _arrive(view: View, said: str) -> Rung:
+    """At all of the traffic: first the bake, where one is declared, then as stable."""
+    if view.plan is not None and view.plan.bake and not view.is_baking:
+        return _hold(reasons.BAKING, f"{said}; the bake begins", move=bake(view, len(view.plan.steps) - 1))
+    return _hold(reasons.PROMOTED, f"{said}; nothing is left to do", move=promote(view, reasons.PROMOTED))
 
 
 def _brake(view: View, said: str) -> Rung | None:

@@ -86,13 +86,22 @@ def enter_step(view: View, step: int | None) -> MoveModel:
     What a person asked for within a step ends with the step.
     """
     candidate = view.ledger.candidate
-    updates: dict[str, Any] = {"step": step, "step_started_time": None, "held_time": None}
+    updates: dict[str, Any] = {"step": step, "step_started_time": None, "held_time": None, "baking": False}
     updates |= {"verdict": None, "verdict_time": None, "analysis": []}
     if candidate is not None and candidate.step is not None:
         updates["promotion_asked_time"] = None
     if step is not None:
         updates["progress_time"] = instant(view.now)
     return change_candidate(view, **updates)
+
+
+def bake(view: View, last_step: int) -> MoveModel:
+    """The candidate's weight becomes everything; what was stable is kept warm."""
+    entered = enter_step(view, last_step)
+    if entered.status.candidate is None:
+        raise ValueError("there is no candidate to bake")
+    candidate = entered.status.candidate.model_copy(update={"baking": True, "promotion_asked_time": None})
+    return MoveModel(entered.status.model_copy(update={"candidate": candidate}))
 
 
 def promote(view: View, reason: str) -> MoveModel:

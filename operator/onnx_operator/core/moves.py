@@ -23,6 +23,7 @@ from onnx_operator.core.ledger import (
     enter_step,
     failure_of,
     lift_quarantine,
+    promote,
     quarantine,
     server_logs,
     take_out,
@@ -117,9 +118,24 @@ def _retry(view: View) -> Move | None:
 
 def _supersede(view: View) -> MoveModel | None:
     """The spec wants something else than the candidate."""
-    if view.ledger.candidate is None or view.class_spec is None or _is_still_wanted(view):
+    if view.ledger.candidate is None or view.class_spec is None:
         return None
-    return take_out(view, None)
+    if view.is_baking:
+        return _end_the_bake(view)
+    return None if _is_still_wanted(view) else take_out(view, None)
+
+
+def _end_the_bake(view: View) -> MoveModel | None:
+    """The spec before comes back at once, as its servers are warm. Any other has to be rolled out against what answers
+    all requests now, so the bake ends; what the spec wants has to be known for that.
+    """
+    candidate, stable, wanted = view.ledger.candidate, view.ledger.stable, view.wanted_name
+    is_unknown = view.offer is None or (wanted is None and view.source is None)
+    if candidate is None or is_unknown or wanted == candidate.revision:
+        return None
+    if stable is not None and wanted == stable.revision:
+        return take_out(view, None)
+    return None if view.is_braked else promote(view, reasons.PROMOTED)
 
 
 def _is_still_wanted(view: View) -> bool:
@@ -148,7 +164,7 @@ def _roll_back_the_bad(view: View) -> MoveRevision | None:
         view,
         revision,
         stage=Stage.ROLLOUT,
-        reason=reasons.ANALYSIS_FAILED,
+        reason=reasons.BAKE_FAILED if candidate.baking else reasons.ANALYSIS_FAILED,
         message=f"at {view.candidate_weight} % of the traffic, {said}",
         logs=server_logs(view, revision),
     )

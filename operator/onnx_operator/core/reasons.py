@@ -138,11 +138,17 @@ WAITING_FOR_PROMOTE_TOKEN: Final = Reason(
     "WaitingForPromoteToken",
     "surfaces when a step with pause has passed its analysis and goes on once promoteToken changes; no deadline counts",
 )
+BAKING: Final = Reason(
+    "Baking", "surfaces when the candidate answers all requests and the revision before it is kept warm"
+)
 PROMOTED: Final = Reason("Promoted", "surfaces when the revision of the present spec became stable")
 
 # What takes a candidate out of the traffic.
 ROLLED_BACK: Final = Reason("RolledBack", "surfaces when a candidate had traffic and was taken back; Promoted says why")
 ANALYSIS_FAILED: Final = Reason("AnalysisFailed", "surfaces when a metric showed the candidate to be bad")
+BAKE_FAILED: Final = Reason(
+    "BakeFailed", "surfaces when a metric showed the candidate to be bad after its last step, in the bake"
+)
 ANALYSIS_INCONCLUSIVE: Final = Reason(
     "AnalysisInconclusive", "surfaces when the deadline passed and the verdict was Inconclusive"
 )

@@ -106,7 +106,7 @@ def _story_words(view: View, story: Finding) -> tuple[str, str]:
         else:
             message = f"revision {number} failed: {message}"
     stable = view.ledger.stable
-    if stable is not None and not view.is_settled_on_wanted:
+    if stable is not None and not view.is_settled_on_wanted and not view.is_baking:
         message = f"{message}; revision {stable.number} keeps serving"
     return reason, message
 
@@ -132,6 +132,7 @@ _PHASES_BY_REASON: Final[dict[str, str]] = {
     reasons.DRAINING: "Draining",
     reasons.PAUSED: "Paused",
     reasons.FROZEN: "Frozen",
+    reasons.BAKING: "Baking",
     reasons.WAITING_FOR_PROMOTE_TOKEN: "Held",
 }
 

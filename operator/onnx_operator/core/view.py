@@ -16,7 +16,7 @@ from onnx_operator.core.analysis import Verdict, criteria, judge_all, worst
 from onnx_operator.core.conditions import clipped, instant
 from onnx_operator.core.freezes import frozen_until
 from onnx_operator.core.revisions import name_of, resolve, source_key
-from onnx_operator.core.traffic import Side, carries, split
+from onnx_operator.core.traffic import FULL, Side, carries, split
 
 if TYPE_CHECKING:
     from onnx_operator.api.common import ExecutionProvider
@@ -144,8 +144,10 @@ class View:
 
     @property
     def candidate_weight(self) -> int:
-        """The weight of the candidate's step."""
+        """The weight of the candidate's step; everything while it bakes."""
         step = self.step_index
+        if self.is_baking:
+            return FULL
         return 0 if step is None or self.plan is None else self.plan.steps[step].weight
 
     @property
@@ -193,14 +195,13 @@ class View:
         candidate, step = self.ledger.candidate, self.step_index
         if candidate is None or candidate.step_started_time is None or step is None or self.plan is None:
             return None
-        return moment(candidate.step_started_time) + duration_of(self.plan.steps[step])
+        lasts = self.plan.bake if self.is_baking else duration_of(self.plan.steps[step])
+        return moment(candidate.step_started_time) + lasts
 
     @property
     def is_clock_stopped(self) -> bool:
         """Whether the candidate stands still by somebody's will, so that it cannot be late."""
-        if self.plan is None:
-            return False
-        return self.plan.is_paused or self.frozen_until is not None or self.waits_for_a_person
+        return self.is_braked or self.waits_for_a_person
 
     @property
     def is_promotion_asked_for(self) -> bool:
@@ -211,9 +212,25 @@ class View:
     def waits_for_a_person(self) -> bool:
         """Whether a step with pause has passed its analysis and nobody has let it go on."""
         candidate, step = self.ledger.candidate, self.step_index
-        if candidate is None or candidate.held_time is None or step is None or self.plan is None:
+        if candidate is None or candidate.held_time is None or step is None:
             return False
-        return self.plan.is_held(step) and not self.is_promotion_asked_for
+        return self.needs_a_person and not self.is_promotion_asked_for
+
+    @property
+    def needs_a_person(self) -> bool:
+        """Whether the step has to be ended by a person; before the first step, whether that one has to be."""
+        if self.plan is None or self.is_baking:
+            return False
+        return self.plan.steps[self.step_index or 0].pause is not None
+
+    @property
+    def is_baking(self) -> bool:
+        return self.ledger.candidate is not None and self.ledger.candidate.baking
+
+    @property
+    def is_braked(self) -> bool:
+        """Whether people have declared that no candidate advances now, however good it is."""
+        return self.frozen_until is not None or (self.plan is not None and self.plan.is_paused)
 
     @property
     def has_passed(self) -> bool:
@@ -229,7 +246,11 @@ class View:
         candidate = self.ledger.candidate
         if candidate is None or candidate.progress_time is None or self.plan is None or self.is_clock_stopped:
             return None
-        return moment(candidate.progress_time) + self.plan.progress_deadline
+        # A bake may be longer than the deadline: what counts is how long it is overdue.
+        counts_from = moment(candidate.progress_time)
+        if self.is_baking and self.step_ends is not None:
+            counts_from = max(counts_from, self.step_ends)
+        return counts_from + self.plan.progress_deadline
 
     @property
     def next_analysis(self) -> datetime | None:
@@ -294,7 +315,7 @@ def _judged(view: View, measurements: tuple[Measurement, ...]) -> View:
     candidate = view.ledger.candidate
     if candidate is None or view.plan is None:
         return view
-    judgements = judge_all(view.criteria, measurements, steps=len(view.plan.steps))
+    judgements = judge_all(view.criteria, measurements, steps=view.plan.stops)
     judged = candidate.model_copy(
         update={
             "verdict": str(worst(one.verdict for one in judgements)),

@@ -189,6 +189,11 @@ BAD_MODELS: Final = {
     "a deadline of a second": Bad(
         {"spec.rollout.progressDeadline": "1s"}, "spec.rollout.progressDeadline", "at least 10s"
     ),
+    "a bake without a duration": Bad({"spec.rollout.bake": {}}, "spec.rollout.bake.duration", "Required"),
+    "a bake that is only a duration": Bad({"spec.rollout.bake": "1h"}, "spec.rollout.bake", "type object"),
+    "a bake of a day": Bad(
+        {"spec.rollout.bake": {"duration": "1d"}}, "spec.rollout.bake.duration", "such as 500us, 30s or 1h30m"
+    ),
     "a freeze at minute 60": Bad(
         {FREEZES: [{"schedule": "60 * * * *", "duration": "1h"}]}, f"{FREEZES}[0].schedule", "five cron fields"
     ),

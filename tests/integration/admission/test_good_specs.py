@@ -49,6 +49,8 @@ GOOD_ROLLOUTS: Final = {
     "a preview that ends by time before steps with traffic": {
         "steps": [{"weight": 0, "duration": "5m"}, {"weight": 5}]
     },
+    "a bake": {"bake": {"duration": "1h"}},
+    "no bake, whatever the class says": {"bake": {"duration": "0s"}},
     "a frozen weekend": {
         "freezeWindows": [{"schedule": "0 18 * * FRI", "duration": "62h", "timeZone": "Europe/Berlin"}]
     },

@@ -43,6 +43,9 @@ FREEZES = st.sampled_from(
         [{"schedule": "0,20 * * * *", "duration": "12m"}, {"schedule": "50 * * * *", "duration": "5m"}],
     ]
 )
+BAKES = st.sampled_from([None, {"duration": "40s"}, {"duration": "20m"}])
+ROLLOUTS = st.fixed_dictionaries({"steps": STEPS, "freezeWindows": FREEZES, "bake": BAKES})
+FOUND = st.sampled_from([0, 0, 500, Outcome.NO_DATA, Outcome.PROVIDER_ERROR])
 TOKENS = st.sampled_from(["", "a", "b"])
 
 
@@ -79,9 +82,21 @@ class AnyHistory(RuleBasedStateMachine):
     def control(self, paused: bool, promote: str, abort: str, retry: str) -> None:  # noqa: FBT001
         self.world.steer(paused=paused, promoteToken=promote, abortToken=abort, retryToken=retry)
 
-    @rule(steps=STEPS, windows=FREEZES)
-    def plan(self, steps: list[dict[str, Any]] | None, windows: list[dict[str, str]]) -> None:
-        self.world.steer(steps=steps, freezeWindows=windows)
+    @rule(rollout=ROLLOUTS)
+    def plan(self, rollout: dict[str, Any]) -> None:
+        self.world.steer(**rollout)
+
+    @rule(threads=st.integers(1, 5), rollout=ROLLOUTS, times=st.integers(5, 25), found=FOUND)
+    def roll_out(self, threads: int, rollout: dict[str, Any], times: int, found: int | Outcome) -> None:
+        """A rollout by itself gets as far as it likes; without this few histories hold one."""
+        self.world.steer(**rollout, paused=False)
+        self.edit(threads)
+        self.world.classes = self.classes
+        self.measure(found)
+        for _ in range(times):
+            self.be_well(1)
+            if times % 2 and self.world.condition("Promoted")[1] == "WaitingForPromoteToken":
+                self.world.steer(promoteToken=f"at {self.world.now}")
 
     # ---- the cluster
 
@@ -110,7 +125,7 @@ class AnyHistory(RuleBasedStateMachine):
     def wait(self, seconds: int) -> None:
         self.world.wait(seconds)
 
-    @rule(found=st.sampled_from([0, 0, 500, Outcome.NO_DATA, Outcome.PROVIDER_ERROR]))
+    @rule(found=FOUND)
     def measure(self, found: int | Outcome) -> None:
         if isinstance(found, Outcome):
             self.world.measure_nothing(found)
@@ -186,7 +201,7 @@ class AnyHistory(RuleBasedStateMachine):
     def _looked(self, look: Any) -> None:
         before = self.world.status
         splits = len(self.world.history)
-        look()
+        decision = look()
         after = self.world.status
         for split in self.world.history[splits:]:
             total = sum(one.weight for one in split.backends)
@@ -196,7 +211,14 @@ class AnyHistory(RuleBasedStateMachine):
         if before.stable is not None and after.stable is not None and before.stable.revision != after.stable.revision:
             assert candidate is not None
             assert candidate.revision == after.stable.revision
-            self._may_advance(candidate, is_promotion=True)
+            assert candidate.baking or not self.world.spec.rollout.bake, "promoted without a bake"
+            if candidate.baking and decision.view.wanted_name != candidate.revision:
+                self._may_begin()  # another spec ends a bake
+            else:
+                self._may_advance(candidate, is_promotion=True)
+        elif candidate and after.candidate and after.candidate.baking:
+            if not candidate.baking:
+                self._may_advance(candidate, is_promotion=True)
         elif candidate and after.candidate and after.candidate.step is not None:
             assert candidate.revision == after.candidate.revision
             began = -1 if candidate.step is None else candidate.step
@@ -218,14 +240,14 @@ class AnyHistory(RuleBasedStateMachine):
         assert by_class is not None
         steps = self.world.spec.rollout.steps or by_class.rollout.steps
         step = steps[min(candidate.step or 0, len(steps) - 1)]
-        is_held = step.pause is not None
+        is_held = step.pause is not None and not candidate.baking
         is_asked = candidate.promotion_asked_time is not None
         assert is_asked or not is_held, "a step with pause ended without a person"
         if not is_asked or is_held:
             # The last judgement may have been made in this very look.
             found = self.world.measured[0].candidate
             is_good = candidate.verdict == "Pass" or (found and not found.bad)
-            assert is_good or step.weight == 0, "advanced without a Pass"
+            assert is_good or (step.weight == 0 and not candidate.baking), "advanced without a Pass"
         assert is_promotion or not is_asked or is_held, "a person's word was cut short"
 
     # ---- the end of every story
@@ -240,8 +262,10 @@ class AnyHistory(RuleBasedStateMachine):
         world.measure(0, 1000)
         world.change(serving=world.spec.serving.model_dump(mode="json") | {"replicas": 1})
         world.steer(paused=False)
-        for look in range(80):
-            world.settle()
+        for look in range(200):
+            self.settle()
+            if world.condition("Reconciling")[0] == "False":
+                break
             if world.condition("Promoted")[1] == "WaitingForPromoteToken":
                 world.steer(promoteToken=f"go {look}")
             if world.condition("Promoted")[1] == "Frozen":
