@@ -52,10 +52,6 @@ test-integration: venv ## A real API server, etcd and controller-manager; a real
 test-e2e: venv ## The whole product on a one-machine Kubernetes, under traffic.
 	$(BIN)/pytest tests/e2e
 
-.PHONY: test-pending
-test-pending: venv ## Proofs that are written and not yet part of `make test`, because they were not yet seen green.
-	@$(PYTHON) tests/run.py pending
-
 .PHONY: crds
 crds: venv ## Render crds/ and the generated reference from the API models.
 	$(BIN)/python -m onnx_operator.api.schema crds
