@@ -53,10 +53,11 @@ test-e2e: venv ## The whole product on a one-machine Kubernetes, under traffic.
 	$(BIN)/pytest tests/e2e
 
 .PHONY: crds
-crds: venv ## Render crds/ and the generated reference from the API models.
+crds: venv ## Render crds/, the generated reference and what Argo CD needs from their sources.
 	$(BIN)/python -m onnx_operator.api.schema crds
 	$(BIN)/python hack/reference.py
 	$(BIN)/python hack/reasons.py
+	$(BIN)/python hack/gitops.py
 
 .PHONY: format
 format: venv ## Format the code.
