@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from onnx_operator.api.model import OnnxModelStatus
 from onnx_operator.core.conditions import ConditionType
 from onnx_operator.metrics import Metrics
+from onnx_operator.prober.counters import Counters, Side
 from onnx_operator.workqueue import Key
 
 if TYPE_CHECKING:
@@ -26,6 +27,15 @@ ENVOY: Mapping[str, Labels] = {
     "envoy_cluster_grpc_ModelInfer_13": frozenset({_CLUSTER, *_BRIDGE}),
 }
 """What is used of Envoy's own series. tests/integration/traffic/test_series.py asks a real one for them."""
+
+_MODEL = frozenset({"model", "version"})
+TRITON: Mapping[str, Labels] = {
+    # https://github.com/triton-inference-server/server/blob/main/docs/user_guide/metrics.md
+    "nv_inference_request_success": _MODEL,
+    "nv_inference_request_failure": _MODEL | {"reason"},
+    "nv_inference_queue_duration_us": _MODEL,
+}
+"""What is used of Triton's own series. tests/triton_server/test_series.py asks a real one for them."""
 
 TARGET: Labels = frozenset({"job", "instance", "namespace"})
 """Labels that whoever scrapes puts on every series."""
@@ -55,6 +65,12 @@ def operator() -> dict[str, Labels]:
     return {sample.name: frozenset(sample.labels) for family in metrics.registry.collect() for sample in family.samples}
 
 
+def prober() -> dict[str, Labels]:
+    """What a prober exports from its start."""
+    counters = Counters("minilm", {Side.STABLE: "1", Side.CANDIDATE: "2"})
+    return {sample.name: frozenset(sample.labels) for family in counters.collect() for sample in family.samples}
+
+
 def known() -> dict[str, Labels]:
     """All of them."""
-    return {**operator(), **ENVOY}
+    return {**operator(), **prober(), **ENVOY, **TRITON}

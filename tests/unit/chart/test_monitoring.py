@@ -29,6 +29,8 @@ RULES = CHART / "files" / "rules.yaml"
 DASHBOARD = CHART / "files" / "dashboard.json"
 STORIES = Path(__file__).parent / "rules_test.yaml"
 RUNBOOK = ROOT / "docs" / "runbook.md"
+#: What the operator makes of a model.
+MANIFESTS = ROOT / "tests" / "golden" / "manifests" / "two-providers.out.yaml"
 ALERTS = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
 #: What Grafana puts in for its variables.
 VARIABLES = {"$__rate_interval": "1m", "$namespace": "[^/]+", "$model": "[^/]+"}
@@ -152,7 +154,7 @@ def test_every_metric_is_exported(text: str) -> None:
 @each_expression
 def test_every_label_is_one_that_its_metric_has(text: str) -> None:
     for metric, label, _ in matchers_in(text):
-        assert label in labels_of(metric) | {"job", "instance"}, f"{metric} has no {label}"
+        assert label in labels_of(metric) | series.TARGET, f"{metric} has no {label}"
     of_all = {label for metric in metrics_in(text) for label in labels_of(metric)}
     made = {label for label in _MADE.findall(text) if label}
     for grouping in _GROUPING.findall(text):
@@ -251,6 +253,30 @@ def test_no_two_panels_are_one_or_lie_on_each_other() -> None:
     ]
     assert len(set(cells)) == len(cells)
     assert max(x for x, _ in cells) < 24
+
+
+@pytest.mark.parametrize("namespaces", [[], ["team-a", "team-b"]], ids=["the whole cluster", "two namespaces"])
+def test_servers_and_probers_are_scraped_where_models_are(helm: Helm, namespaces: list[str]) -> None:
+    watched = [f"--set=watchNamespaces={{{','.join(namespaces)}}}"] if namespaces else []
+    monitors = rendered(helm, "PodMonitor", "--set=metrics.podMonitor.enabled=true", *watched)
+    where = {"matchNames": namespaces} if namespaces else {"any": True}
+    assert [monitor["spec"]["namespaceSelector"] for monitor in monitors] == [where, where]
+    pods = [
+        (manifest["spec"]["template"]["metadata"]["labels"], container["ports"])
+        for manifest in yaml.safe_load_all(MANIFESTS.read_text())
+        if manifest and manifest["kind"] == "Deployment"
+        for container in manifest["spec"]["template"]["spec"]["containers"]
+    ]
+    scraped = [
+        (labels["onnx-operator.io/component"], endpoint["port"])
+        for labels, ports in pods
+        for monitor in monitors
+        if monitor["spec"]["selector"]["matchLabels"].items() <= labels.items()
+        for endpoint in monitor["spec"]["podMetricsEndpoints"]
+        if endpoint["port"] in {port["name"] for port in ports}
+    ]
+    assert set(scraped) == {("server", "metrics"), ("prober", "http")}
+    assert len(scraped) == len(pods)
 
 
 def test_a_models_own_namespace_survives_the_scrape(helm: Helm) -> None:
