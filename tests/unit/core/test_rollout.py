@@ -136,6 +136,17 @@ def test_all_steps_passed_promotes_drains_and_removes_the_old_one(canary: World)
     assert canary.status.retiring == []
 
 
+def test_a_rollback_is_over_only_when_what_was_drained_is_gone(canary: World) -> None:
+    canary.change(rollout=canary.spec.rollout.model_dump(mode="json", exclude_none=True) | {"abortToken": "stop"})
+    canary.look()
+    while canary.condition("Reconciling")[0] != "False":
+        canary.wait(1)
+        canary.accept()
+        canary.look()
+    assert canary.condition("Stalled") == ("True", "RolledBack")
+    assert [name.name for name in canary.children if name.kind == "Deployment"] == [f"{canary.numbered(1).name}-cpu"]
+
+
 def test_a_step_ends_only_after_a_judgement_that_covers_all_of_it(canary: World) -> None:
     canary.wait(59)
     canary.settle()
