@@ -241,6 +241,24 @@ class SourceStatus(ApiModel):
     """When the fetch finished."""
 
 
+class EvidenceStatus(ApiModel):
+    """What the looks of a step have come to for one bound; the next look goes on from here."""
+
+    bound: Annotated[str, Field(max_length=64)]
+    """The bound in words. Evidence against another bound is not carried over."""
+    strength: Annotated[str, Field(max_length=32, pattern=r"^-?[0-9]+([.][0-9]+)?$")]
+    """How strongly the answers speak against the candidate, as a natural logarithm: chance alone brings a fair
+    candidate to 6.9 at most once in a thousand times."""
+    candidate_bad: Count = 0
+    """Bad answers of the candidate that are in it."""
+    candidate_total: Count = 0
+    """Answers of the candidate that are in it."""
+    stable_bad: Count | None = None
+    """Bad answers of stable that are in it; unset where nothing is compared."""
+    stable_total: Count | None = None
+    """Answers of stable that are in it; unset where nothing is compared."""
+
+
 class MetricStatus(ApiModel):
     """The last judgement of one metric."""
 
@@ -258,6 +276,8 @@ class MetricStatus(ApiModel):
     """Requests behind stable's value."""
     message: Text = ""
     """The judgement in a sentence, with value and bound."""
+    evidence: Annotated[list[EvidenceStatus], Field(max_length=2)] = []
+    """For each bound, how strongly the answers of this step speak against the candidate."""
 
 
 class RevisionInUse(ApiModel):

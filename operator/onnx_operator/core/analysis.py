@@ -3,18 +3,13 @@
 Pure: no client, no clock, nothing remembered. What is measured and how is `measure`'s business, when to look again
 the reconciler's.
 
-The test. Whatever is measured is a pair of counts, so a side is a stream of good and bad answers with an unknown
-rate. For a rate p, the ratio of how likely the counts are under a mixture of all rates (Jeffreys' prior, the
-Krichevsky-Trofimov mixture) to how likely they are under p is a martingale of mean 1 if p is true, so by Ville's
-inequality it ever reaches 1/alpha with a chance of at most alpha. It depends on the counts alone, so nothing has to
-be kept between looks, and looking every few seconds does not add to the chance of a false alarm as it does with
-binomial or Fisher tests. Two sides multiply; the candidate fails when even the most favourable pair of rates that
-the bound allows reaches 1/alpha. A pleasant consequence: one unlucky error proves nothing, twenty in twenty prove
-everything, and neither needs a special case. alpha is `FALSE_ROLLBACK` for a whole rollout, shared evenly by its
-steps and by the bounds of its metrics.
+Whatever is measured is a pair of counts, so a side is a stream of good and bad answers. A candidate fails a bound when
+its counts are beyond it and chance does not explain that: the `evidence` gathered look by look reaches 1/alpha. alpha
+is the promise of the spec, `maxFalseRollback`, shared evenly by the steps and by the bounds that act. One unlucky error
+proves nothing, twenty in twenty prove everything, and neither needs a special case.
 
-Limits: rates must be steady within a step (counts start anew with each), and failures that cluster on one side for
-reasons that are not the model, such as one bad node, look like the model's.
+Limit: failures that cluster on one side for reasons that are not the model, such as one bad node, look like the
+model's.
 """
 
 from __future__ import annotations
@@ -22,18 +17,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
-from math import inf, lgamma, log, log1p
+from math import log
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from typing_extensions import override
-
 from onnx_operator.api.common import parse_duration
+from onnx_operator.core.evidence import beginning, weigh
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from datetime import timedelta
 
     from onnx_operator.api.rollout import Analysis, MetricName
+    from onnx_operator.core.counts import Counts
+    from onnx_operator.core.evidence import Evidence
 
 FALSE_ROLLBACK: Final = 0.001
 """The chance that a rollout of a candidate exactly as good as its bounds allow is taken back all the same."""
@@ -60,41 +57,6 @@ _SEVERITY: Final = {verdict: rank for rank, verdict in enumerate(Verdict)}
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
     """The most severe verdict; Pass for none, because no metrics means to promote by time and readiness alone."""
     return max(verdicts, key=_SEVERITY.__getitem__, default=Verdict.PASS)
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """Bad answers among all answers of one side.
-
-    `disputed` answers may be the caller's own fault (a 4xx, a caller that hung up). They are not held against an
-    absolute bound. In a comparison they count as bad: both sides hear the same callers in random order, so their
-    mistakes fall on both alike, and an excess on one side is that side's doing.
-    """
-
-    bad: int
-    total: int
-    disputed: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.bad, self.disputed) < 0 or self.bad + self.disputed > self.total:
-            raise ValueError(f"{self.bad} bad and {self.disputed} disputed of {self.total} answers cannot be")
-
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(self.bad + other.bad, self.total + other.total, self.disputed + other.disputed)
-
-    @override
-    def __str__(self) -> str:
-        return f"{self.ratio:.2%} ({self.bad} of {self.total})"
-
-    @property
-    def ratio(self) -> float:
-        """The share of bad answers; 0 of 0 is 0, so look at `total` first."""
-        return self.bad / self.total if self.total else 0.0
-
-    @property
-    def strict(self) -> Counts:
-        """The same with every disputed answer called bad."""
-        return Counts(self.bad + self.disputed, self.total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +121,21 @@ class Judgement:
     message: str
     candidate: Counts | None = None
     stable: Counts | None = None
+    evidence: tuple[Evidence, ...] = ()
+    """What the next look goes on from."""
 
 
-def judge_all(wanted: tuple[Criterion, ...], measured: Iterable[Measurement], *, steps: int) -> tuple[Judgement, ...]:
-    """Judge every criterion by its measurement; a criterion that nobody measured has NoData."""
+def judge_all(
+    wanted: tuple[Criterion, ...],
+    measured: Iterable[Measurement],
+    *,
+    steps: int,
+    before: Mapping[MetricName, tuple[Evidence, ...]] = MappingProxyType({}),
+) -> tuple[Judgement, ...]:
+    """Judge every criterion by its measurement; a criterion that nobody measured has NoData.
+
+    `before` is the evidence of the earlier looks of this step.
+    """
     found: Mapping[MetricName, Measurement] = {measurement.metric: measurement for measurement in measured}
     bounds = sum(criterion.bounds for criterion in wanted)
     alpha = FALSE_ROLLBACK / max(1, steps * bounds)
@@ -172,58 +145,71 @@ def judge_all(wanted: tuple[Criterion, ...], measured: Iterable[Measurement], *,
             found.get(criterion.metric)
             or Measurement(criterion.metric, Outcome.NO_DATA, message="it was not measured"),
             alpha=alpha,
+            before=before.get(criterion.metric, ()),
         )
         for criterion in wanted
     )
 
 
-def judge(wanted: Criterion, seen: Measurement, *, alpha: float) -> Judgement:
+def judge(wanted: Criterion, seen: Measurement, *, alpha: float, before: tuple[Evidence, ...] = ()) -> Judgement:
     """Judge one metric, with a chance of at most `alpha` per bound of failing a candidate that keeps to it."""
+    evidence = before
 
     def judged(verdict: Verdict, message: str) -> Judgement:
         noted = f"{message}; {seen.message}" if seen.message else message
-        return Judgement(wanted.metric, verdict, noted, seen.candidate, seen.stable)
+        return Judgement(wanted.metric, verdict, noted, seen.candidate, seen.stable, evidence)
 
     if seen.outcome is Outcome.PROVIDER_ERROR:
         return judged(Verdict.PROVIDER_ERROR, f"{wanted.metric} could not be measured")
     if seen.outcome is Outcome.NO_DATA or seen.candidate is None:
         return judged(Verdict.NO_DATA, f"{wanted.metric} has no data")
 
-    breaches = _breaches(wanted, seen.candidate, seen.stable)
-    for breach in breaches:
+    weighed = tuple(_weighed(wanted, seen.candidate, seen.stable, before))
+    evidence = tuple(one.evidence for one in weighed)
+    breaches = tuple(one for one in weighed if one.breach)
+    for one in breaches:
         # Proof does not wait for minimum samples: the test knows by itself how many it needs.
-        if breach.evidence >= log(1 / alpha):
-            return judged(Verdict.FAIL, breach.sentence)
+        if one.evidence.strength >= log(1 / alpha):
+            return judged(Verdict.FAIL, one.breach)
     if lacking := _lacking(wanted, seen.candidate, seen.stable):
         return judged(Verdict.NO_DATA, lacking)
-    for breach in breaches:
-        return judged(Verdict.INCONCLUSIVE, f"{breach.sentence}, but that may be chance")
+    for one in breaches:
+        return judged(Verdict.INCONCLUSIVE, f"{one.breach}, but that may be chance")
     return judged(Verdict.PASS, f"{wanted.metric} is within bounds: {_both(seen.candidate, seen.stable)}")
 
 
 @dataclass(frozen=True, slots=True)
-class _Breach:
-    """A bound that the candidate's own counts are beyond; `evidence` is the log of how badly chance explains it."""
+class _Weighed:
+    """One bound, with the evidence against it so far."""
 
-    sentence: str
-    evidence: float
+    evidence: Evidence
+    breach: str
+    """How the step's counts are beyond the bound; empty while they keep to it."""
 
 
-def _breaches(wanted: Criterion, candidate: Counts, stable: Counts | None) -> tuple[_Breach, ...]:
-    """The bounds that the counts are beyond, the absolute one first."""
-    found = []
-    if wanted.maximum is not None and candidate.bad > wanted.maximum * candidate.total:
-        sentence = f"{wanted.metric} is {_both(candidate, stable)}: above the maximum of {_percent(wanted.maximum)}"
-        found.append(_Breach(sentence, _evidence(candidate, float(wanted.maximum))))
-    if wanted.tolerance is not None and stable is not None and stable.total > 0:
-        ours, theirs, tolerance = candidate.strict, stable.strict, float(wanted.tolerance)
-        if ours.ratio > theirs.ratio + tolerance:
-            sentence = (
+def _weighed(
+    wanted: Criterion, candidate: Counts, stable: Counts | None, before: tuple[Evidence, ...]
+) -> Iterator[_Weighed]:
+    """The bounds of a metric, the absolute one first."""
+    known = {one.bound: one for one in before}
+    suffix = "" if wanted.slower_than is None else f" over {wanted.slower_than.total_seconds() * 1000:g} ms"
+    if wanted.maximum is not None:
+        words, ours = f"maximum {wanted.maximum}{suffix}", candidate.lenient
+        gathered = known.get(words) or beginning(words, is_compared=False)
+        breach = ""
+        if ours.bad > wanted.maximum * ours.total:
+            breach = f"{wanted.metric} is {_both(candidate, stable)}: above the maximum of {_percent(wanted.maximum)}"
+        yield _Weighed(weigh(gathered, ours, None, float(wanted.maximum)), breach)
+    if wanted.tolerance is not None and stable is not None:
+        words, ours, theirs = f"tolerance {wanted.tolerance}{suffix}", candidate.strict, stable.strict
+        gathered = known.get(words) or beginning(words, is_compared=True)
+        breach = ""
+        if theirs.total > 0 and ours.ratio > theirs.ratio + float(wanted.tolerance):
+            breach = (
                 f"{wanted.metric} is {_both(candidate, stable)}: more than the tolerance of "
                 f"{_percent(wanted.tolerance)} above stable"
             )
-            found.append(_Breach(sentence, _evidence_of_excess(ours, theirs, tolerance)))
-    return tuple(found)
+        yield _Weighed(weigh(gathered, ours, theirs, float(wanted.tolerance)), breach)
 
 
 def _lacking(wanted: Criterion, candidate: Counts, stable: Counts | None) -> str:
@@ -250,35 +236,3 @@ def _both(candidate: Counts, stable: Counts | None) -> str:
 
 def _percent(bound: Decimal) -> str:
     return f"{(bound * 100).normalize():f}%"
-
-
-def _evidence(counts: Counts, rate: float) -> float:
-    """Log of the ratio of the Jeffreys mixture's likelihood to that of `rate`; 6.9 is one chance in a thousand."""
-    good = counts.total - counts.bad
-    if (counts.bad and rate <= 0) or (good and rate >= 1):
-        return inf  # cannot happen under this rate
-    likelihood = (counts.bad * log(rate) if counts.bad else 0.0) + (good * log1p(-rate) if good else 0.0)
-    return _log_beta(counts.bad + 0.5, good + 0.5) - _log_beta(0.5, 0.5) - likelihood
-
-
-def _evidence_of_excess(candidate: Counts, stable: Counts, tolerance: float) -> float:
-    """Evidence that the candidate's rate is above stable's by more than `tolerance`, whatever stable's rate is.
-
-    The sum is convex in stable's rate, and the best excuse lies between what either side shows by itself.
-    """
-
-    def evidence(rate: float) -> float:
-        return _evidence(candidate, rate + tolerance) + _evidence(stable, rate)
-
-    low, high = stable.ratio, candidate.ratio - tolerance
-    for _ in range(60):
-        third = (high - low) / 3
-        if evidence(low + third) < evidence(high - third):
-            high -= third
-        else:
-            low += third
-    return evidence((low + high) / 2)
-
-
-def _log_beta(a: float, b: float) -> float:
-    return lgamma(a) + lgamma(b) - lgamma(a + b)

@@ -10,10 +10,12 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from onnx_operator.api.common import parse_duration
-from onnx_operator.api.model import MetricStatus
+from onnx_operator.api.model import EvidenceStatus, MetricStatus
 from onnx_operator.core.acceptance import Offer, Refusal, accept
 from onnx_operator.core.analysis import criteria, judge_all, worst
 from onnx_operator.core.conditions import clipped, instant
+from onnx_operator.core.counts import Counts
+from onnx_operator.core.evidence import Evidence
 from onnx_operator.core.revisions import name_of, resolve, source_key
 from onnx_operator.core.traffic import Side, carries, split
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from onnx_operator.api.model_class import OnnxModelClassSpec
     from onnx_operator.api.revision import OnnxModelRevisionSpec
     from onnx_operator.core.acceptance import Plan
-    from onnx_operator.core.analysis import Counts, Judgement
+    from onnx_operator.core.analysis import Judgement
     from onnx_operator.core.observation import Observation, RevisionSeen
     from onnx_operator.core.servers import ServerState
     from onnx_operator.core.traffic import RouteSeen, Split
@@ -230,7 +232,12 @@ def look(seen: Observation, now: datetime) -> View:
     name = name_of(wanted) if wanted is not None else None
     ledger = seen.model.status
     if isinstance(accepted, Offer) and seen.measurements is not None and ledger.candidate is not None:
-        judged = judge_all(criteria(accepted.plan.analysis), seen.measurements, steps=len(accepted.plan.steps))
+        judged = judge_all(
+            criteria(accepted.plan.analysis),
+            seen.measurements,
+            steps=len(accepted.plan.steps),
+            before={one.name: tuple(map(_evidence, one.evidence)) for one in ledger.candidate.analysis},
+        )
         ledger = ledger.model_copy(update={"candidate": _judged(ledger.candidate, judged, now)})
     return View(seen, now, ledger, accepted, key, wanted, name)
 
@@ -268,6 +275,28 @@ def _metric_status(judgement: Judgement) -> MetricStatus:
         candidate_samples=judgement.candidate.total if judgement.candidate else 0,
         stable_samples=judgement.stable.total if judgement.stable else 0,
         message=clipped(judgement.message),
+        evidence=[_evidence_status(one) for one in judgement.evidence],
+    )
+
+
+def _evidence_status(evidence: Evidence) -> EvidenceStatus:
+    return EvidenceStatus(
+        bound=evidence.bound,
+        strength=f"{evidence.strength:.6f}",
+        candidate_bad=evidence.candidate.bad,
+        candidate_total=evidence.candidate.total,
+        stable_bad=evidence.stable.bad if evidence.stable is not None else None,
+        stable_total=evidence.stable.total if evidence.stable is not None else None,
+    )
+
+
+def _evidence(told: EvidenceStatus) -> Evidence:
+    is_compared = told.stable_bad is not None and told.stable_total is not None
+    return Evidence(
+        told.bound,
+        float(told.strength),
+        Counts(told.candidate_bad, told.candidate_total),
+        Counts(told.stable_bad or 0, told.stable_total or 0) if is_compared else None,
     )
 
 

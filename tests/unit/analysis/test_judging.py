@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from onnx_operator.api.rollout import Analysis, Metric, MetricName
 from onnx_operator.core.analysis import (
-    Counts,
     Criterion,
     Measurement,
     Outcome,
@@ -24,6 +23,7 @@ from onnx_operator.core.analysis import (
     judge_all,
     worst,
 )
+from onnx_operator.core.counts import Counts
 
 if TYPE_CHECKING:
     from onnx_operator.core.analysis import Judgement

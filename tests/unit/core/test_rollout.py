@@ -279,6 +279,24 @@ def test_an_artifact_found_corrupt_ends_the_candidate_without_waiting(serving: W
     assert serving.status.last_failure.exit_code == 29
 
 
+def test_evidence_is_carried_from_look_to_look_and_begins_anew_with_each_step(canary: World) -> None:
+    def evidence() -> list[tuple[int, bool]]:
+        candidate = canary.status.candidate
+        assert candidate is not None
+        return [(one.candidate_total, float(one.strength) != 0) for told in candidate.analysis for one in told.evidence]
+
+    for total in (1000, 1100, 1200):
+        canary.measure(total // 20 + 1, total)
+        canary.wait(10)
+        canary.settle()
+    assert evidence() == [(1200, True)]
+    canary.change(rollout={"promoteToken": "", "steps": [{"weight": 10, "duration": "1s"}, {"weight": 50}]})
+    canary.measure(0, 1300)
+    canary.wait(10)
+    canary.settle()
+    assert evidence() == []
+
+
 # ---- people
 
 
@@ -290,9 +308,10 @@ def test_paused_holds_the_weight_but_not_the_rollback(canary: World) -> None:
         canary.accept()
     assert canary.weights() == {1: 90, 2: 10}
     assert canary.condition("Promoted") == ("Unknown", "Paused")
-    canary.measure(500, 1000)
-    canary.wait(10)
-    canary.settle()
+    for looks in (1, 2):
+        canary.measure(500 * looks, 1000 + 1000 * looks)
+        canary.wait(10)
+        canary.settle()
     assert canary.weights() == {1: 100, 2: 0}
 
 

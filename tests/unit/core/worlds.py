@@ -30,7 +30,8 @@ from onnx_operator.core.actions import (
     WantServers,
     WantValidate,
 )
-from onnx_operator.core.analysis import Counts, Measurement, Outcome
+from onnx_operator.core.analysis import Measurement, Outcome
+from onnx_operator.core.counts import Counts
 from onnx_operator.core.decide import Decision, decide
 from onnx_operator.core.jobs import JobFailed, JobRunning, JobState, JobSucceeded
 from onnx_operator.core.names import Component, digest_of
