@@ -52,6 +52,10 @@ test-integration: venv ## A real API server, etcd and controller-manager; a real
 test-e2e: venv ## The whole product on a one-machine Kubernetes, under traffic.
 	$(BIN)/pytest tests/e2e
 
+.PHONY: bench-verdicts
+bench-verdicts: venv ## Simulate rollouts: false rollbacks, missed regressions, requests to decide, beside other rules. Minutes.
+	PYTHONPATH=tests $(BIN)/python -m bench.verdicts
+
 .PHONY: crds
 crds: venv ## Render crds/, the generated reference and what Argo CD needs from their sources.
 	$(BIN)/python -m onnx_operator.api.schema crds

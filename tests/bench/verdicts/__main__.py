@@ -1,0 +1,131 @@
+"""How often good candidates are taken back, how often bad ones get through, and what it takes to tell them apart.
+
+    make bench-verdicts
+
+Prints the tables of docs/concepts/verdicts.md. Seeded: the same command prints the same figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+from decimal import Decimal
+from functools import partial
+from math import sqrt
+from statistics import NormalDist, fmean, quantiles
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from bench.verdicts.rules import Fate, Ours, argo, fates, flagger, play
+from bench.verdicts.streams import BAD_NODE, HARMS, LOOK_SECONDS, NONE, STEADY, STREAMS, generate
+from onnx_operator.api.rollout import MetricName
+from onnx_operator.core.analysis import FALSE_ROLLBACK, Criterion, Verdict
+from onnx_operator.core.counts import Counts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bench.verdicts.rules import Ending, Judge
+
+STRICT: Final = (Criterion(MetricName.ERROR_RATIO, 50, tolerance=Decimal(0)),)
+"""Nothing worse is fine: the bound on which a candidate as good as stable stands with one foot outside."""
+RULES: Final[dict[str, Callable[[], Judge]]] = {
+    "ours": partial(Ours, STRICT),
+    "Flagger's defaults": flagger,
+    "failureLimit": argo,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rollouts", type=int, default=2000, help="rollouts of each stream without a regression")
+    parser.add_argument("--seed", type=int, default=4)
+    asked = parser.parse_args()
+    good_candidates(asked.rollouts, asked.seed)
+    bad_candidates(max(1, asked.rollouts // 10), asked.seed)
+    requests_needed(max(1, asked.rollouts // 5), asked.seed)
+
+
+def good_candidates(rollouts: int, seed: int) -> None:
+    print(f"\n### Candidates as good as stable: rolled back (and given up at the deadline) of {rollouts}\n")
+    _row("stream", *RULES)
+    _row("---", *("---" for _ in RULES))
+    false, played = 0, 0
+    for number, stream in enumerate((*STREAMS, BAD_NODE)):
+        traffic = generate(stream, NONE, rollouts=rollouts, seed=seed + number)
+        counted = [fates(list(play(traffic, rule))) for rule in RULES.values()]
+        if stream is not BAD_NODE:
+            false, played = false + counted[0][Fate.ROLLED_BACK], played + rollouts
+        _row(stream.name, *(f"{one[Fate.ROLLED_BACK]} ({one[Fate.GIVEN_UP]})" for one in counted))
+    print(f"\nOurs, all but the limit: {false} of {played}; promised are {FALSE_ROLLBACK * played:g} at most.")
+
+
+def bad_candidates(rollouts: int, seed: int) -> None:
+    print(f"\n### Bad candidates: missed of {rollouts}, and what the others took\n")
+    _row("regression", "stream", *(f"{rule}: missed | requests | minutes" for rule in RULES))
+    _row("---", "---", *("--- | --- | ---" for _ in RULES))
+    for number, harm in enumerate(HARMS):
+        for stream in STREAMS if number < 1 else (STEADY,):
+            traffic = generate(stream, harm, rollouts=rollouts, seed=seed + 100 * number)
+            _row(harm.name, stream.name, *(_cost(list(play(traffic, rule))) for rule in RULES.values()))
+
+
+def _cost(endings: list[Ending]) -> str:
+    caught = [one for one in endings if one.fate is Fate.ROLLED_BACK]
+    missed = fates(endings)[Fate.PROMOTED]
+    if not caught:
+        return f"{missed} | - | -"
+    minutes = fmean(one.looks for one in caught) * LOOK_SECONDS / 60
+    return f"{missed} | {fmean(one.requests for one in caught):,.0f} | {minutes:.1f}"
+
+
+def requests_needed(runs: int, seed: int) -> None:
+    print(f"\n### Requests of the candidate until a regression is proved, {runs} runs each, one step, one bound\n")
+    _row("stable : candidate", "errors", "requests a look", "fixed test", "mean", "90th percentile", "in two looks")
+    _row(*["---"] * 7)
+    for ratio, theirs, ours, per_look in (
+        (1, 0.01, 0.02, 100),
+        (9, 0.01, 0.02, 20),
+        (1, 0.001, 0.01, 100),
+        (9, 0.001, 0.01, 20),
+        (1, 0.01, 0.25, 100),
+        (9, 0.01, 0.25, 20),
+    ):
+        fixed = _fixed_sample(theirs, ours, ratio)
+        looks = [_looks_to_prove(ratio, theirs, ours, per_look, seed + run) for run in range(runs)]
+        needed = [look * per_look for look in looks]
+        _row(
+            f"{ratio}:1",
+            f"{theirs:.1%} → {ours:.0%}",
+            str(per_look),
+            f"{fixed:,.0f}",
+            f"{fmean(needed):,.0f} ({fmean(needed) / fixed:.2f}x)",
+            f"{quantiles(needed, n=10)[-1]:,.0f} ({quantiles(needed, n=10)[-1] / fixed:.2f}x)",
+            f"{sum(look <= 2 for look in looks) / runs:.0%}",
+        )
+
+
+def _looks_to_prove(ratio: int, theirs: float, ours: float, per_look: int, seed: int) -> int:
+    chance, judge, look = np.random.default_rng(seed), Ours(STRICT, steps=1), 0
+    while True:
+        look += 1
+        bad, stable_bad = chance.binomial(per_look, ours), chance.binomial(ratio * per_look, theirs)
+        seen = Counts(int(bad), per_look), Counts(int(stable_bad), ratio * per_look)
+        if judge.look(*seen) is Verdict.FAIL:
+            return look
+
+
+def _fixed_sample(theirs: float, ours: float, ratio: int) -> float:
+    """Requests of the candidate for the one-sided test of two shares that looks once: power 0.9, alpha the promise."""
+    rare, power = NormalDist().inv_cdf(1 - FALSE_ROLLBACK), NormalDist().inv_cdf(0.9)
+    pooled = (ours + ratio * theirs) / (1 + ratio)
+    spread = rare * sqrt(pooled * (1 - pooled) * (1 + 1 / ratio))
+    return float(((spread + power * sqrt(ours * (1 - ours) + theirs * (1 - theirs) / ratio)) / (ours - theirs)) ** 2)
+
+
+def _row(*cells: str) -> None:
+    print(f"| {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
