@@ -266,6 +266,8 @@ class MetricStatus(ApiModel):
     """The metric."""
     verdict: Annotated[str, Field(pattern=r"^(Pass|Fail|NoData|ProviderError|Inconclusive)$")]
     """What the measurement says."""
+    dry_run: bool = False
+    """Judged and told only; the rollout does not follow it."""
     candidate: Annotated[str, Field(max_length=32)] | None = None
     """The candidate's value as text."""
     stable: Annotated[str, Field(max_length=32)] | None = None

@@ -17,12 +17,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
-from math import log
+from math import ceil, log
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from onnx_operator.api.common import parse_duration
-from onnx_operator.core.evidence import beginning, weigh
+from onnx_operator.core.evidence import beginning, samples_to_see, weigh
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from onnx_operator.api.rollout import Analysis, MetricName
     from onnx_operator.core.counts import Counts
     from onnx_operator.core.evidence import Evidence
-
-FALSE_ROLLBACK: Final = 0.001
-"""The chance that a rollout of a candidate exactly as good as its bounds allow is taken back all the same."""
 
 
 class Verdict(StrEnum):
@@ -68,6 +65,8 @@ class Criterion:
     maximum: Decimal | None = None
     tolerance: Decimal | None = None
     slower_than: timedelta | None = None
+    detect: Decimal | None = None
+    is_dry_run: bool = False
 
     @property
     def bounds(self) -> int:
@@ -84,6 +83,8 @@ def criteria(analysis: Analysis) -> tuple[Criterion, ...]:
             maximum=None if metric.maximum is None else Decimal(metric.maximum),
             tolerance=None if metric.tolerance is None else Decimal(metric.tolerance),
             slower_than=None if metric.slower_than is None else parse_duration(metric.slower_than),
+            detect=None if metric.detect is None else Decimal(metric.detect),
+            is_dry_run=bool(metric.dry_run),
         )
         for metric in analysis.metrics
     )
@@ -123,6 +124,8 @@ class Judgement:
     stable: Counts | None = None
     evidence: tuple[Evidence, ...] = ()
     """What the next look goes on from."""
+    is_dry_run: bool = False
+    """Judged to be told, not to be followed."""
 
 
 def judge_all(
@@ -130,15 +133,17 @@ def judge_all(
     measured: Iterable[Measurement],
     *,
     steps: int,
+    promise: float,
     before: Mapping[MetricName, tuple[Evidence, ...]] = MappingProxyType({}),
 ) -> tuple[Judgement, ...]:
     """Judge every criterion by its measurement; a criterion that nobody measured has NoData.
 
-    `before` is the evidence of the earlier looks of this step.
+    `promise` is the chance of a false rollback over all `steps` of the rollout and all metrics that it follows;
+    `before` the evidence of the earlier looks of this step.
     """
     found: Mapping[MetricName, Measurement] = {measurement.metric: measurement for measurement in measured}
-    bounds = sum(criterion.bounds for criterion in wanted)
-    alpha = FALSE_ROLLBACK / max(1, steps * bounds)
+    bounds = sum(criterion.bounds for criterion in wanted if not criterion.is_dry_run)
+    alpha = promise / max(1, steps * bounds)
     return tuple(
         judge(
             criterion,
@@ -151,13 +156,18 @@ def judge_all(
     )
 
 
+def overall(judgements: Iterable[Judgement]) -> Verdict:
+    """The verdict that the rollout follows."""
+    return worst(one.verdict for one in judgements if not one.is_dry_run)
+
+
 def judge(wanted: Criterion, seen: Measurement, *, alpha: float, before: tuple[Evidence, ...] = ()) -> Judgement:
     """Judge one metric, with a chance of at most `alpha` per bound of failing a candidate that keeps to it."""
     evidence = before
 
     def judged(verdict: Verdict, message: str) -> Judgement:
         noted = f"{message}; {seen.message}" if seen.message else message
-        return Judgement(wanted.metric, verdict, noted, seen.candidate, seen.stable, evidence)
+        return Judgement(wanted.metric, verdict, noted, seen.candidate, seen.stable, evidence, wanted.is_dry_run)
 
     if seen.outcome is Outcome.PROVIDER_ERROR:
         return judged(Verdict.PROVIDER_ERROR, f"{wanted.metric} could not be measured")
@@ -171,11 +181,14 @@ def judge(wanted: Criterion, seen: Measurement, *, alpha: float, before: tuple[E
         # Proof does not wait for minimum samples: the test knows by itself how many it needs.
         if one.evidence.strength >= log(1 / alpha):
             return judged(Verdict.FAIL, one.breach)
-    if lacking := _lacking(wanted, seen.candidate, seen.stable):
+    if lacking := _lacking(wanted, seen.candidate, seen.stable, alpha):
         return judged(Verdict.NO_DATA, lacking)
+    if doubts := [one.breach for one in breaches if not one.is_slight]:
+        return judged(Verdict.INCONCLUSIVE, f"{doubts[0]}, but that may be chance")
+    said = f"{wanted.metric} is within bounds: {_both(seen.candidate, seen.stable)}"
     for one in breaches:
-        return judged(Verdict.INCONCLUSIVE, f"{one.breach}, but that may be chance")
-    return judged(Verdict.PASS, f"{wanted.metric} is within bounds: {_both(seen.candidate, seen.stable)}")
+        said = f"{one.breach}, but by less than the {_percent(wanted.detect or Decimal(0))} that would have been seen"
+    return judged(Verdict.PASS, said)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +198,8 @@ class _Weighed:
     evidence: Evidence
     breach: str
     """How the step's counts are beyond the bound; empty while they keep to it."""
+    is_slight: bool
+    """Beyond it by less than what was to be detected."""
 
 
 def _weighed(
@@ -194,34 +209,45 @@ def _weighed(
     known = {one.bound: one for one in before}
     suffix = "" if wanted.slower_than is None else f" over {wanted.slower_than.total_seconds() * 1000:g} ms"
     if wanted.maximum is not None:
-        words, ours = f"maximum {wanted.maximum}{suffix}", candidate.lenient
+        words, ours, maximum = f"maximum {wanted.maximum}{suffix}", candidate.lenient, float(wanted.maximum)
         gathered = known.get(words) or beginning(words, is_compared=False)
         breach = ""
         if ours.bad > wanted.maximum * ours.total:
             breach = f"{wanted.metric} is {_both(candidate, stable)}: above the maximum of {_percent(wanted.maximum)}"
-        yield _Weighed(weigh(gathered, ours, None, float(wanted.maximum)), breach)
+        is_slight = wanted.tolerance is None and ours.ratio < maximum + float(wanted.detect or 0)
+        yield _Weighed(weigh(gathered, ours, None, maximum), breach, is_slight)
     if wanted.tolerance is not None and stable is not None:
         words, ours, theirs = f"tolerance {wanted.tolerance}{suffix}", candidate.strict, stable.strict
         gathered = known.get(words) or beginning(words, is_compared=True)
-        breach = ""
-        if theirs.total > 0 and ours.ratio > theirs.ratio + float(wanted.tolerance):
+        breach, allowed = "", theirs.ratio + float(wanted.tolerance)
+        if theirs.total > 0 and ours.ratio > allowed:
             breach = (
                 f"{wanted.metric} is {_both(candidate, stable)}: more than the tolerance of "
                 f"{_percent(wanted.tolerance)} above stable"
             )
-        yield _Weighed(weigh(gathered, ours, theirs, float(wanted.tolerance)), breach)
+        is_slight = ours.ratio < allowed + float(wanted.detect or 0)
+        yield _Weighed(weigh(gathered, ours, theirs, float(wanted.tolerance)), breach, is_slight)
 
 
-def _lacking(wanted: Criterion, candidate: Counts, stable: Counts | None) -> str:
+def _lacking(wanted: Criterion, candidate: Counts, stable: Counts | None, alpha: float) -> str:
     """What is missing before anything good may be said; empty when nothing is."""
     if candidate.total < wanted.minimum_samples:
         return f"{wanted.metric} has {candidate.total} of {wanted.minimum_samples} samples of the candidate"
-    if wanted.tolerance is None:
-        return ""
-    if stable is None or stable.total < wanted.minimum_samples:
+    if wanted.tolerance is not None and (stable is None or stable.total < wanted.minimum_samples):
         have = 0 if stable is None else stable.total
         return f"{wanted.metric} has {have} of {wanted.minimum_samples} samples of stable to compare with"
-    return ""
+    if wanted.detect is None:
+        return ""
+    if wanted.tolerance is not None and stable is not None:
+        need = samples_to_see(float(wanted.detect), float(wanted.tolerance), candidate.strict, stable.strict, alpha)
+    else:
+        need = samples_to_see(float(wanted.detect), float(wanted.maximum or 1), candidate.lenient, None, alpha)
+    if candidate.total >= need:
+        return ""
+    return (
+        f"{wanted.metric} has {candidate.total} of about {ceil(need)} samples of the candidate with which "
+        f"{_percent(wanted.detect)} beyond its bound would have been seen"
+    )
 
 
 def _both(candidate: Counts, stable: Counts | None) -> str:

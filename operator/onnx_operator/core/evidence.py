@@ -19,7 +19,7 @@ Pure, and nothing is remembered here: an `Evidence` is a few numbers that the le
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import exp, log, log1p, sqrt
+from math import exp, inf, log, log1p, sqrt
 from typing import Final
 
 from onnx_operator.core.counts import Counts
@@ -33,6 +33,8 @@ _CAUTION: Final = 0.25
 """The part of the purse that is not staked while the candidate is unseen."""
 _STAKED_AT_MOST: Final = 0.95
 """No single answer may cost more than this part of a stake: a bet that can lose everything can win nothing later."""
+_TO_BE_SURE: Final = 2.0
+"""With the answers that the growth of the purse asks for on average, half are found; with twice as many nine in ten."""
 _LEAST_RATE: Final = 1e-6
 _GUESSED_AT_MOST: Final = 0.95
 _LARGEST: Final = 500.0
@@ -74,6 +76,26 @@ def weigh(before: Evidence, candidate: Counts, stable: Counts | None, limit: flo
         before.candidate + fresh,
         before.stable + beside if before.stable is not None and beside is not None else None,
     )
+
+
+def samples_to_see(harm: float, limit: float, candidate: Counts, stable: Counts | None, alpha: float) -> float:
+    """How many answers of the candidate show nine times in ten that it is beyond the limit by `harm`, if it is."""
+    ratio, theirs = 0.0, 0.0
+    if stable is not None:
+        ratio, theirs = stable.total / max(candidate.total, 1), _estimate(stable, _STABLE_UNSEEN)
+    ours = theirs + limit + harm
+    if ours >= 1:
+        return 0.0  # cannot be so bad
+    rate = 0.0 if stable is None else _best_excuse(theirs, ours, ratio, limit)
+    growth = _surprise(ours, rate + limit) + (ratio * _surprise(theirs, rate) if stable is not None else 0.0)
+    return _TO_BE_SURE * log(1 / alpha) / growth
+
+
+def _surprise(real: float, thought: float) -> float:
+    """How much an answer is expected to tell when the rate is not what it was thought to be."""
+    if thought <= 0:
+        return inf
+    return real * log(real / thought) + (1 - real) * log((1 - real) / (1 - thought))
 
 
 def _since(now: Counts | None, before: Counts | None) -> Counts | None:

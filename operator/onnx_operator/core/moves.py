@@ -142,7 +142,7 @@ def _roll_back_the_bad(view: View) -> MoveRevision | None:
     candidate, revision = view.ledger.candidate, view.candidate
     if candidate is None or revision is None or candidate.verdict != Verdict.FAIL:
         return None
-    culprit = next((one for one in candidate.analysis if one.verdict == Verdict.FAIL), None)
+    culprit = view.metric_with(Verdict.FAIL)
     said = culprit.message if culprit is not None else "the analysis failed"
     return quarantine(
         view,
@@ -229,7 +229,7 @@ def _give_up_the_late(view: View) -> MoveRevision | None:
         message = f"{late}: {_why_unavailable(view, revision) or trouble_of(view.named_routes)[1]}"
     else:
         reason = _LATE.get(verdict or Verdict.NO_DATA, reasons.PROGRESS_DEADLINE_EXCEEDED)
-        worst = next((one for one in candidate.analysis if one.verdict == verdict), None)
+        worst = view.metric_with(verdict)
         message = f"{late}: {worst.message if worst is not None else 'nothing could be measured'}"
     return quarantine(view, revision, stage=stage, reason=reason, message=message, logs=server_logs(view, revision))
 

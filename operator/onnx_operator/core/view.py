@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from onnx_operator.api.common import parse_duration
 from onnx_operator.api.model import EvidenceStatus, MetricStatus
 from onnx_operator.core.acceptance import Offer, Refusal, accept
-from onnx_operator.core.analysis import criteria, judge_all, worst
+from onnx_operator.core.analysis import criteria, judge_all, overall
 from onnx_operator.core.conditions import clipped, instant
 from onnx_operator.core.counts import Counts
 from onnx_operator.core.evidence import Evidence
@@ -213,6 +213,11 @@ class View:
         due = (judged or moment(candidate.step_started_time)) + interval
         return min(due, ends) if judged is None or judged < ends else due
 
+    def metric_with(self, verdict: str | None) -> MetricStatus | None:
+        """The metric that the last verdict comes from; one that is only told is never it."""
+        told = self.ledger.candidate.analysis if self.ledger.candidate is not None else ()
+        return next((one for one in told if one.verdict == verdict and not one.dry_run), None)
+
     @property
     def is_analysis_due(self) -> bool:
         return self.next_analysis is not None and self.now >= self.next_analysis
@@ -236,6 +241,7 @@ def look(seen: Observation, now: datetime) -> View:
             criteria(accepted.plan.analysis),
             seen.measurements,
             steps=len(accepted.plan.steps),
+            promise=float(accepted.plan.analysis.max_false_rollback),
             before={one.name: tuple(map(_evidence, one.evidence)) for one in ledger.candidate.analysis},
         )
         ledger = ledger.model_copy(update={"candidate": _judged(ledger.candidate, judged, now)})
@@ -259,7 +265,7 @@ def _next_number(seen: Observation) -> int:
 def _judged(candidate: CandidateStatus, judgements: tuple[Judgement, ...], now: datetime) -> CandidateStatus:
     return candidate.model_copy(
         update={
-            "verdict": str(worst(one.verdict for one in judgements)),
+            "verdict": str(overall(judgements)),
             "verdict_time": instant(now),
             "analysis": [_metric_status(one) for one in judgements],
         }
@@ -270,6 +276,7 @@ def _metric_status(judgement: Judgement) -> MetricStatus:
     return MetricStatus(
         name=judgement.metric,
         verdict=str(judgement.verdict),
+        dry_run=judgement.is_dry_run,
         candidate=_ratio(judgement.candidate),
         stable=_ratio(judgement.stable),
         candidate_samples=judgement.candidate.total if judgement.candidate else 0,

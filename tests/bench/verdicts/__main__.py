@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from bench.verdicts.rules import Fate, Ours, argo, fates, flagger, play
+from bench.verdicts.rules import PROMISE, Fate, Ours, argo, fates, flagger, play
 from bench.verdicts.streams import BAD_NODE, HARMS, LOOK_SECONDS, NONE, STEADY, STREAMS, generate
 from onnx_operator.api.rollout import MetricName
-from onnx_operator.core.analysis import FALSE_ROLLBACK, Criterion, Verdict
+from onnx_operator.core.analysis import Criterion, Verdict
 from onnx_operator.core.counts import Counts
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def good_candidates(rollouts: int, seed: int) -> None:
         if stream is not BAD_NODE:
             false, played = false + counted[0][Fate.ROLLED_BACK], played + rollouts
         _row(stream.name, *(f"{one[Fate.ROLLED_BACK]} ({one[Fate.GIVEN_UP]})" for one in counted))
-    print(f"\nOurs, all but the limit: {false} of {played}; promised are {FALSE_ROLLBACK * played:g} at most.")
+    print(f"\nOurs, all but the limit: {false} of {played}; promised are {PROMISE * played:g} at most.")
 
 
 def bad_candidates(rollouts: int, seed: int) -> None:
@@ -117,7 +117,7 @@ def _looks_to_prove(ratio: int, theirs: float, ours: float, per_look: int, seed:
 
 def _fixed_sample(theirs: float, ours: float, ratio: int) -> float:
     """Requests of the candidate for the one-sided test of two shares that looks once: power 0.9, alpha the promise."""
-    rare, power = NormalDist().inv_cdf(1 - FALSE_ROLLBACK), NormalDist().inv_cdf(0.9)
+    rare, power = NormalDist().inv_cdf(1 - PROMISE), NormalDist().inv_cdf(0.9)
     pooled = (ours + ratio * theirs) / (1 + ratio)
     spread = rare * sqrt(pooled * (1 - pooled) * (1 + 1 / ratio))
     return float(((spread + power * sqrt(ours * (1 - ours) + theirs * (1 - theirs) / ratio)) / (ours - theirs)) ** 2)

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from onnx_operator.core.evidence import Evidence
 
 
+PROMISE: Final = 0.001
+"""The default of `maxFalseRollback`."""
+
+
 class Fate(Enum):
     """How a rollout ended."""
 
@@ -65,7 +69,7 @@ class Ours(Judge):
         self._candidate += candidate
         self._stable += stable
         measured = [Measurement(one.metric, Outcome.MEASURED, self._candidate, self._stable) for one in self._wanted]
-        judged = judge_all(self._wanted, measured, steps=self._steps, before=self._before)
+        judged = judge_all(self._wanted, measured, steps=self._steps, promise=PROMISE, before=self._before)
         self._before = {one.metric: one.evidence for one in judged}
         return worst(one.verdict for one in judged)
 

@@ -131,12 +131,28 @@ def test_what_the_operator_tells_is_no_difference_to_what_was_applied(
     assert versions(stored(installation, namespace, path)) == versions([told])
 
 
+@pytest.mark.parametrize("promise", ["0.001", "1e-6", "0.1"])
+def test_how_surely_a_candidate_is_judged_can_be_said(promise: str, installation: Installation, namespace: str) -> None:
+    metrics = [
+        {"name": "errorRatio", "tolerance": "0", "detect": "0.01"},
+        {"name": "disagreement", "maximum": "0.02", "dryRun": True},
+    ]
+    wanted = model()
+    wanted["spec"]["rollout"] = {"analysis": {"maxFalseRollback": promise, "metrics": metrics}}
+    created = installation.admin.create(f"{GROUP}/namespaces/{namespace}/onnxmodels", wanted)
+    shown = created["spec"]["rollout"]["analysis"]
+    assert (shown["maxFalseRollback"], shown["minimumSamples"]) == (promise, 50)
+    assert [one.get("dryRun") for one in shown["metrics"]] == [None, True]
+
+
 @pytest.mark.parametrize(
     ("field", "says"),
     [
         ("onnxmodel.spec.rollout", "How a new revision takes over"),
         ("onnxmodel.spec.rollout.steps", "Weights the candidate passes through"),
         ("onnxmodel.spec.rollout.analysis.metrics.slowerThan", "an answer that takes longer is slow"),
+        ("onnxmodel.spec.rollout.analysis.maxFalseRollback", "a promise for a whole rollout"),
+        ("onnxmodel.spec.rollout.analysis.metrics.detect", "The harm that a step must have been able to see"),
         ("onnxmodel.spec.source.huggingFace.revision", "40 hexadecimal digits"),
         ("onnxmodel.status.conditions", "Ready, Reconciling, Stalled and one per stage"),
         ("onnxmodelclass.spec.artifactStore.claimName", "must exist in every namespace"),

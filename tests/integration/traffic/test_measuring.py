@@ -162,7 +162,7 @@ class Rollout:
         finally:
             await prometheus.close()
             await reader.close()
-        return judge_all((wanted,), measured, steps=1)[0]
+        return judge_all((wanted,), measured, steps=1, promise=0.001)[0]
 
     async def judge_until(
         self, verdict: Verdict, wanted: Criterion, since: datetime, *, prober: str | None = None

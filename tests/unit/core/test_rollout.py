@@ -279,6 +279,33 @@ def test_an_artifact_found_corrupt_ends_the_candidate_without_waiting(serving: W
     assert serving.status.last_failure.exit_code == 29
 
 
+def test_a_dry_run_of_a_metric_is_told_and_changes_nothing(canary: World) -> None:
+    metrics = [{"name": "errorRatio", "maximum": "0.05", "dryRun": True}]
+    canary.change(rollout={"analysis": {"interval": "10s", "metrics": metrics}})
+    canary.measure(500, 1000)
+    canary.wait(10)
+    canary.settle()
+    candidate = canary.status.candidate
+    assert candidate is not None
+    assert candidate.verdict == "Pass"
+    assert [(one.verdict, one.dry_run) for one in candidate.analysis] == [("Fail", True)]
+    assert canary.weights() == {1: 90, 2: 10}
+
+
+def test_a_smaller_promise_asks_for_more_proof(canary: World) -> None:
+    metrics = [{"name": "errorRatio", "maximum": "0.05"}]
+    canary.change(rollout={"analysis": {"interval": "10s", "maxFalseRollback": "1e-6", "metrics": metrics}})
+    canary.measure(20, 100)
+    canary.wait(10)
+    canary.settle()
+    assert canary.status.candidate is not None
+    assert canary.status.candidate.verdict == "Inconclusive"
+    canary.change(rollout={"analysis": {"interval": "10s", "maxFalseRollback": "0.1", "metrics": metrics}})
+    canary.wait(10)
+    canary.settle()
+    assert canary.condition("Promoted") == ("False", "AnalysisFailed")
+
+
 def test_evidence_is_carried_from_look_to_look_and_begins_anew_with_each_step(canary: World) -> None:
     def evidence() -> list[tuple[int, bool]]:
         candidate = canary.status.candidate
