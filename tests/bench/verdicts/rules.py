@@ -55,8 +55,8 @@ class Judge(Protocol):
 class Ours(Judge):
     """`core.analysis` with its evidence carried from look to look, as the ledger does."""
 
-    def __init__(self, wanted: tuple[Criterion, ...], steps: int = len(WEIGHTS)) -> None:
-        self._wanted, self._steps = wanted, steps
+    def __init__(self, wanted: tuple[Criterion, ...], *, steps: int = len(WEIGHTS), promise: float = PROMISE) -> None:
+        self._wanted, self._steps, self._promise = wanted, steps, promise
         self._before: Mapping[MetricName, tuple[Evidence, ...]] = {}
         self.enter_step()
 
@@ -69,7 +69,7 @@ class Ours(Judge):
         self._candidate += candidate
         self._stable += stable
         measured = [Measurement(one.metric, Outcome.MEASURED, self._candidate, self._stable) for one in self._wanted]
-        judged = judge_all(self._wanted, measured, steps=self._steps, promise=PROMISE, before=self._before)
+        judged = judge_all(self._wanted, measured, steps=self._steps, promise=self._promise, before=self._before)
         self._before = {one.metric: one.evidence for one in judged}
         return worst(one.verdict for one in judged)
 

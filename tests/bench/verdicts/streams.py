@@ -143,10 +143,11 @@ STREAMS: Final = (
 BAD_NODE: Final = Stream("limit: a bad node under the candidate", _bad_node)
 
 NONE: Final = Harm("as good as stable", lambda rate, _: rate)
+FIVEFOLD: Final = Harm("five times the errors", lambda rate, _: rate * 5)
 HARMS: Final = (
-    Harm("1 % becomes 2 %", lambda rate, _: rate * 2),
-    Harm("1 % becomes 5 %", lambda rate, _: rate * 5),
+    Harm("twice the errors", lambda rate, _: rate * 2),
+    FIVEFOLD,
     Harm("a quarter fails", lambda rate, _: rate + 0.25),
-    Harm("1 % becomes 3 %, at weight 50 only", lambda rate, step: rate * (3 if step else 1)),
+    Harm("three times, at weight 50 only", lambda rate, step: rate * (3 if step else 1)),
     Harm("a quarter fails from minute 4 on", lambda rate, _: rate + np.where(np.arange(LOOKS) < 24, 0, 0.25)),
 )

@@ -1,0 +1,45 @@
+"""What docs/concepts/verdicts.md promises, on a small part of `make bench-verdicts`. Seeded, so it never flickers."""
+
+from __future__ import annotations
+
+from functools import partial
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bench.verdicts.__main__ import DETECTING, STRICT, fixed_sample, looks_to_prove
+from bench.verdicts.rules import Fate, Ours, fates, play
+from bench.verdicts.streams import FIVEFOLD, NONE, STEADY, STREAMS, generate
+
+if TYPE_CHECKING:
+    from bench.verdicts.streams import Stream
+
+
+@pytest.mark.parametrize("stream", STREAMS, ids=lambda stream: stream.name)
+def test_good_candidates_are_rolled_back_no_more_often_than_promised_when_traffic_is(stream: Stream) -> None:
+    """One in ten is promised instead of one in a thousand, so that fifty rollouts can break it."""
+    traffic = generate(stream, NONE, rollouts=50, seed=11)
+    counted = fates(list(play(traffic, partial(Ours, STRICT, promise=0.1))))
+    assert counted[Fate.ROLLED_BACK] <= 5
+
+
+def test_with_something_to_detect_good_candidates_are_promoted() -> None:
+    traffic = generate(STEADY, NONE, rollouts=30, seed=12)
+    assert fates(list(play(traffic, partial(Ours, DETECTING)))) == {Fate.PROMOTED: 30}
+
+
+def test_five_times_the_errors_are_never_promoted() -> None:
+    traffic = generate(STEADY, FIVEFOLD, rollouts=30, seed=13)
+    assert fates(list(play(traffic, partial(Ours, STRICT)))) == {Fate.ROLLED_BACK: 30}
+
+
+@pytest.mark.parametrize(("ratio", "per_look"), [(1, 100), (9, 20)])
+def test_a_doubled_error_ratio_is_proved_with_the_requests_of_a_test_that_looks_once(ratio: int, per_look: int) -> None:
+    needed = fmean(per_look * looks_to_prove(ratio, 0.01, 0.02, per_look, seed) for seed in range(40))
+    assert needed <= 1.1 * fixed_sample(0.01, 0.02, ratio)
+
+
+def test_a_crash_is_rolled_back_within_two_intervals() -> None:
+    """A quarter of 40 requests of the candidate in each."""
+    assert max(looks_to_prove(9, 0.01, 0.25, 40, seed) for seed in range(100)) <= 2
