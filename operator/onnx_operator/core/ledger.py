@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from onnx_operator.api.model import CandidateStatus, FailureStatus, RevisionInUse, StableStatus
 from onnx_operator.api.revision import Outcome, QuarantineStatus
+from onnx_operator.api.rollout import MetricName
 from onnx_operator.core.conditions import clipped, instant, timestamp
 from onnx_operator.core.names import REVISION_LABEL, stage_job_name
 
 if TYPE_CHECKING:
-    from onnx_operator.api.model import OnnxModelStatus
+    from onnx_operator.api.model import MetricStatus, OnnxModelStatus
     from onnx_operator.api.revision import OnnxModelRevisionStatus, StageStatus
     from onnx_operator.core.observation import RevisionSeen
     from onnx_operator.core.view import View
@@ -83,10 +84,16 @@ def begin(view: View, revision: RevisionSeen) -> MoveModel:
 def enter_step(view: View, step: int | None) -> MoveModel:
     """The candidate's weight becomes that of the step; its clock starts when the gateway has accepted it."""
     updates: dict[str, Any] = {"step": step, "step_started_time": None}
-    updates |= {"verdict": None, "verdict_time": None, "analysis": []}
+    updates |= {"verdict": None, "verdict_time": None, "analysis": _counted_through_all_steps(view)}
     if step is not None:
         updates["progress_time"] = instant(view.now)
     return change_candidate(view, **updates)
+
+
+def _counted_through_all_steps(view: View) -> list[MetricStatus]:
+    """Golden requests do not depend on the weight, so what they have come to goes on."""
+    candidate = view.ledger.candidate
+    return [one for one in candidate.analysis if one.name is MetricName.DISAGREEMENT] if candidate is not None else []
 
 
 def promote(view: View, reason: str) -> MoveModel:

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from bench.verdicts.rules import PROMISE, Fate, Ours, argo, fates, flagger, play
-from bench.verdicts.streams import BAD_NODE, FIVEFOLD, HARMS, LOOK_SECONDS, NONE, STEADY, STREAMS, generate
+from bench.verdicts.streams import BAD_NODE, FIVEFOLD, HARMS, LOOK_SECONDS, NONE, STEADY, STREAMS, WEIGHTS, generate
 from onnx_operator.api.rollout import MetricName
 from onnx_operator.core.analysis import Criterion, Verdict
 from onnx_operator.core.counts import Counts
+from onnx_operator.core.evidence import samples_to_see
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +48,7 @@ def main() -> None:
     good_candidates(asked.rollouts, asked.seed)
     bad_candidates(max(1, asked.rollouts // 10), asked.seed)
     requests_needed(max(1, asked.rollouts // 5), asked.seed)
+    requests_awaited()
 
 
 def good_candidates(rollouts: int, seed: int) -> None:
@@ -131,6 +133,21 @@ def fixed_sample(theirs: float, ours: float, ratio: int) -> float:
     pooled = (ours + ratio * theirs) / (1 + ratio)
     spread = rare * sqrt(pooled * (1 - pooled) * (1 + 1 / ratio))
     return float(((spread + power * sqrt(ours * (1 - ours) + theirs * (1 - theirs) / ratio)) / (ours - theirs)) ** 2)
+
+
+def requests_awaited() -> None:
+    print("\n### Requests of the candidate that `detect` waits for in a step, tolerance 0, one metric, two steps\n")
+    sizes = (0.01, 0.03, 0.1)
+    _row("stable's errors", "weight", *(f"detect {size}" for size in sizes))
+    _row("---", "---", *("---" for _ in sizes))
+    for theirs in (0.0, 0.001, 0.01, 0.05):
+        for weight in WEIGHTS:
+            ours, stable = (
+                Counts(0, 1000 * weight),
+                Counts(round(1000 * theirs) * (100 - weight), 1000 * (100 - weight)),
+            )
+            awaited = (samples_to_see(size, 0.0, ours, stable, PROMISE / len(WEIGHTS)) for size in sizes)
+            _row(f"{theirs:.1%}", f"{weight} %", *(f"{samples:,.0f}" for samples in awaited))
 
 
 def _row(*cells: str) -> None:

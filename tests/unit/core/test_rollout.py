@@ -8,7 +8,9 @@ import pytest
 
 from onnx_operator.api.model import OnnxModelStatus
 from onnx_operator.api.revision import OnnxModelRevisionStatus
-from onnx_operator.core.analysis import Outcome
+from onnx_operator.api.rollout import MetricName
+from onnx_operator.core.analysis import Measurement, Outcome
+from onnx_operator.core.counts import Counts
 from onnx_operator.core.jobs import JobBlocked, JobRunning
 from onnx_operator.core.observation import ObjectName
 from onnx_operator.core.pods import Trouble
@@ -322,6 +324,21 @@ def test_evidence_is_carried_from_look_to_look_and_begins_anew_with_each_step(ca
     canary.wait(10)
     canary.settle()
     assert evidence() == []
+
+
+def test_evidence_of_golden_requests_goes_on_through_all_steps(canary: World) -> None:
+    metrics = [{"name": "errorRatio", "maximum": "0.05"}, {"name": "disagreement", "maximum": "0.02"}]
+    steps = [{"weight": 10, "duration": "1s"}, {"weight": 50}]
+    canary.change(rollout={"steps": steps, "analysis": {"interval": "10s", "metrics": metrics}})
+    canary.measure(0, 1000)
+    pairs = Measurement(MetricName.DISAGREEMENT, Outcome.MEASURED, Counts(1, 100))
+    canary.measured = (*canary.measured, pairs)
+    canary.wait(10)
+    canary.settle()
+    candidate = canary.status.candidate
+    assert candidate is not None
+    assert candidate.step == 1
+    assert [(one.name, one.evidence[0].candidate_total) for one in candidate.analysis] == [("disagreement", 100)]
 
 
 # ---- people
