@@ -34,7 +34,7 @@ _CAUTION: Final = 0.25
 _STAKED_AT_MOST: Final = 0.95
 """No single answer may cost more than this part of a stake: a bet that can lose everything can win nothing later."""
 _TO_BE_SURE: Final = 2.0
-"""With the answers that the growth of the purse asks for on average, half are found; with twice as many nine in ten."""
+"""With twice the answers after which the purse is full on average, a harm is found nine times in ten; measured."""
 _LEAST_RATE: Final = 1e-6
 _GUESSED_AT_MOST: Final = 0.95
 _LARGEST: Final = 500.0

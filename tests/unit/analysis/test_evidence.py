@@ -84,9 +84,10 @@ def test_the_same_counts_seen_twice_are_bet_on_once() -> None:
 
 
 def test_a_bad_answer_that_was_counted_and_uncounted_is_not_counted_again() -> None:
-    steady = weigh(ABSOLUTE, Counts(5, 100), None, 0.01)
-    flickering = weigh(weigh(ABSOLUTE, Counts(5, 100), None, 0.01), Counts(4, 100), None, 0.01)
-    assert weigh(flickering, Counts(5, 101), None, 0.01) == weigh(steady, Counts(5, 101), None, 0.01)
+    steady = flickering = weigh(ABSOLUTE, Counts(5, 100), None, 0.01)
+    for usual, odd in ((Counts(5, 110), Counts(4, 110)), (Counts(5, 120), Counts(5, 120))):
+        steady, flickering = weigh(steady, usual, None, 0.01), weigh(flickering, odd, None, 0.01)
+    assert flickering == steady
 
 
 def test_fewer_answers_than_before_begin_anew() -> None:

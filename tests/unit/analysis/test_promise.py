@@ -11,6 +11,8 @@ import pytest
 from bench.verdicts.__main__ import DETECTING, STRICT, fixed_sample, looks_to_prove
 from bench.verdicts.rules import Fate, Ours, fates, play
 from bench.verdicts.streams import FIVEFOLD, NONE, STEADY, STREAMS, generate
+from onnx_operator.core.counts import Counts
+from onnx_operator.core.evidence import samples_to_see
 
 if TYPE_CHECKING:
     from bench.verdicts.streams import Stream
@@ -38,6 +40,16 @@ def test_five_times_the_errors_are_never_promoted() -> None:
 def test_a_doubled_error_ratio_is_proved_with_the_requests_of_a_test_that_looks_once(ratio: int, per_look: int) -> None:
     needed = fmean(per_look * looks_to_prove(ratio, 0.01, 0.02, per_look, seed) for seed in range(40))
     assert needed <= 1.1 * fixed_sample(0.01, 0.02, ratio)
+
+
+@pytest.mark.parametrize(("ratio", "theirs", "harm", "per_look"), [(9, 0.01, 0.03, 20), (1, 0.05, 0.1, 20)])
+def test_what_was_to_be_detected_is_found_nine_times_in_ten(
+    ratio: int, theirs: float, harm: float, per_look: int
+) -> None:
+    stable = Counts(round(100_000 * ratio * theirs), 100_000 * ratio)
+    awaited = samples_to_see(harm, 0.0, Counts(0, 100_000), stable, alpha=0.001)
+    needed = [per_look * looks_to_prove(ratio, theirs, theirs + harm, per_look, seed) for seed in range(100)]
+    assert sum(one <= awaited for one in needed) >= 88
 
 
 def test_a_crash_is_rolled_back_within_two_intervals() -> None:
