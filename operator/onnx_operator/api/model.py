@@ -247,8 +247,8 @@ class EvidenceStatus(ApiModel):
     bound: Annotated[str, Field(max_length=64)]
     """The bound in words. Evidence against another bound is not carried over."""
     strength: Annotated[str, Field(max_length=32, pattern=r"^-?[0-9]+([.][0-9]+)?$")]
-    """How strongly the answers speak against the candidate, as a natural logarithm: chance alone brings a fair
-    candidate to 6.9 at most once in a thousand times."""
+    """How strongly the answers speak against the candidate, or for it where the bound begins with "within", as a
+    natural logarithm: chance alone brings it to 6.9 at most once in a thousand times."""
     candidate_bad: Count = 0
     """Bad answers of the candidate that are in it."""
     candidate_total: Count = 0
@@ -278,8 +278,9 @@ class MetricStatus(ApiModel):
     """Requests behind stable's value."""
     message: Text = ""
     """The judgement in a sentence, with value and bound."""
-    evidence: Annotated[list[EvidenceStatus], Field(max_length=2)] = []
-    """For each bound, how strongly the answers of this step speak against the candidate."""
+    evidence: Annotated[list[EvidenceStatus], Field(max_length=4)] = []
+    """For each bound, how strongly the answers of this step speak against the candidate; with proof: prove also how
+    strongly they speak for it."""
 
 
 class RevisionInUse(ApiModel):

@@ -68,8 +68,36 @@ class Metric(ApiModel):
     int8-dynamic is typically around 0.99 of its float32 original."""
 
 
+class Proof(StrEnum):
+    """What ends a step."""
+
+    GUARD = "guard"
+    PROVE = "prove"
+
+
+class AtDeadline(StrEnum):
+    """What becomes of a candidate about which nothing was shown in time."""
+
+    ROLLBACK = "rollback"
+    PROCEED = "proceed"
+
+
 class Analysis(ApiModel):
     """What is measured at every step, and how patiently."""
+
+    model_config = {
+        "json_schema_extra": schema_extra(
+            cel(
+                # has(), because a default is validated before the defaults of its own fields are filled in.
+                "!has(self.proof) || self.proof != 'prove' || !has(self.metrics)"
+                " || self.metrics.all(m, (!has(m.tolerance) || double(m.tolerance) > 0.0)"
+                " && (!has(m.maximum) || double(m.maximum) > 0.0))",
+                "with proof: prove every tolerance and maximum must be above 0: no number of samples shows that a"
+                " candidate is not the least bit worse",
+                field_path=".proof",
+            )
+        )
+    }
 
     interval: Annotated[str, duration_field(least="1s")] = "10s"
     """How often the metrics are judged."""
@@ -79,6 +107,12 @@ class Analysis(ApiModel):
     max_false_rollback: Annotated[str, share_field(least="0.000001", most="0.1", example="0.001")] = "0.001"
     """The chance that a candidate which keeps to every bound is rolled back by mistake: a promise for a whole rollout,
     over all metrics, steps and looks. Smaller takes more requests to prove harm: a tenth of it about a third more."""
+    proof: Proof = Proof.GUARD
+    """guard: a step ends when it has lasted and no harm was shown, with the samples that detect and minimumSamples ask
+    for. prove: a step ends only when the candidate is shown to be within every bound, as surely as harm is shown."""
+    on_inconclusive: AtDeadline = AtDeadline.ROLLBACK
+    """What happens when the progress deadline of a step passes and the verdict is Inconclusive: neither harm nor its
+    absence was shown. rollback gives the candidate up; proceed takes the step as passed."""
     metrics: Annotated[
         list[Metric],
         Field(

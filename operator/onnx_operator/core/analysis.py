@@ -22,7 +22,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from onnx_operator.api.common import parse_duration
-from onnx_operator.core.evidence import beginning, samples_to_see, weigh
+from onnx_operator.api.rollout import Proof
+from onnx_operator.core.evidence import Claim, beginning, samples_to_see, weigh
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -67,6 +68,7 @@ class Criterion:
     slower_than: timedelta | None = None
     detect: Decimal | None = None
     is_dry_run: bool = False
+    is_to_be_proved: bool = False
 
     @property
     def bounds(self) -> int:
@@ -85,6 +87,7 @@ def criteria(analysis: Analysis) -> tuple[Criterion, ...]:
             slower_than=None if metric.slower_than is None else parse_duration(metric.slower_than),
             detect=None if metric.detect is None else Decimal(metric.detect),
             is_dry_run=bool(metric.dry_run),
+            is_to_be_proved=analysis.proof is Proof.PROVE,
         )
         for metric in analysis.metrics
     )
@@ -174,59 +177,65 @@ def judge(wanted: Criterion, seen: Measurement, *, alpha: float, before: tuple[E
     if seen.outcome is Outcome.NO_DATA or seen.candidate is None:
         return judged(Verdict.NO_DATA, f"{wanted.metric} has no data")
 
-    weighed = tuple(_weighed(wanted, seen.candidate, seen.stable, before))
-    evidence = tuple(one.evidence for one in weighed)
-    breaches = tuple(one for one in weighed if one.breach)
-    for one in breaches:
+    bounds = tuple(_bounds(wanted, seen.candidate, seen.stable))
+    against = tuple(one.weighed(before, Claim.BEYOND) for one in bounds)
+    within = tuple(one.weighed(before, Claim.WITHIN) for one in bounds if wanted.is_to_be_proved)
+    evidence, enough = (*against, *within), log(1 / alpha)
+    for bound, gathered in zip(bounds, against, strict=True):
         # Proof does not wait for minimum samples: the test knows by itself how many it needs.
-        if one.evidence.strength >= log(1 / alpha):
-            return judged(Verdict.FAIL, one.breach)
+        if bound.breach and gathered.strength >= enough:
+            return judged(Verdict.FAIL, bound.breach)
     if lacking := _lacking(wanted, seen.candidate, seen.stable, alpha):
         return judged(Verdict.NO_DATA, lacking)
-    if doubts := [one.breach for one in breaches if not one.is_slight]:
-        return judged(Verdict.INCONCLUSIVE, f"{doubts[0]}, but that may be chance")
     said = f"{wanted.metric} is within bounds: {_both(seen.candidate, seen.stable)}"
-    for one in breaches:
-        said = f"{one.breach}, but by less than the {_percent(wanted.detect or Decimal(0))} that would have been seen"
-    return judged(Verdict.PASS, said)
+    doubts = [f"{one.breach}, but that may be chance" for one in bounds if one.breach and not one.is_slight]
+    if any(one.strength < enough for one in within):
+        doubts.append(f"{said}, but that is not proved yet")
+    if doubts:
+        return judged(Verdict.INCONCLUSIVE, doubts[0])
+    slight = f"but by less than the {_percent(wanted.detect or Decimal(0))} that would have been seen"
+    return judged(Verdict.PASS, next((f"{one.breach}, {slight}" for one in bounds if one.breach), said))
 
 
 @dataclass(frozen=True, slots=True)
-class _Weighed:
-    """One bound, with the evidence against it so far."""
+class _Bound:
+    """One bound of a metric, and how the counts of the step stand to it."""
 
-    evidence: Evidence
+    words: str
+    limit: Decimal
+    ours: Counts
+    theirs: Counts | None
     breach: str
-    """How the step's counts are beyond the bound; empty while they keep to it."""
+    """How the counts are beyond the bound; empty while they keep to it."""
     is_slight: bool
     """Beyond it by less than what was to be detected."""
 
+    def weighed(self, before: tuple[Evidence, ...], claim: Claim) -> Evidence:
+        """The evidence for the claim, gathered before and in this look."""
+        words = self.words if claim is Claim.BEYOND else f"within {self.words}"
+        known = next((one for one in before if one.bound == words), None)
+        known = known or beginning(words, is_compared=self.theirs is not None)
+        return weigh(known, self.ours, self.theirs, float(self.limit), claim)
 
-def _weighed(
-    wanted: Criterion, candidate: Counts, stable: Counts | None, before: tuple[Evidence, ...]
-) -> Iterator[_Weighed]:
+
+def _bounds(wanted: Criterion, candidate: Counts, stable: Counts | None) -> Iterator[_Bound]:
     """The bounds of a metric, the absolute one first."""
-    known = {one.bound: one for one in before}
     suffix = "" if wanted.slower_than is None else f" over {wanted.slower_than.total_seconds() * 1000:g} ms"
     if wanted.maximum is not None:
-        words, ours, maximum = f"maximum {wanted.maximum}{suffix}", candidate.lenient, float(wanted.maximum)
-        gathered = known.get(words) or beginning(words, is_compared=False)
-        breach = ""
-        if ours.bad > wanted.maximum * ours.total:
-            breach = f"{wanted.metric} is {_both(candidate, stable)}: above the maximum of {_percent(wanted.maximum)}"
-        is_slight = wanted.tolerance is None and ours.ratio < maximum + float(wanted.detect or 0)
-        yield _Weighed(weigh(gathered, ours, None, maximum), breach, is_slight)
+        ours, maximum, breach = candidate.lenient, wanted.maximum, ""
+        if ours.bad > maximum * ours.total:
+            breach = f"{wanted.metric} is {_both(candidate, stable)}: above the maximum of {_percent(maximum)}"
+        is_slight = wanted.tolerance is None and ours.ratio < float(maximum + (wanted.detect or 0))
+        yield _Bound(f"maximum {maximum}{suffix}", maximum, ours, None, breach, is_slight)
     if wanted.tolerance is not None and stable is not None:
-        words, ours, theirs = f"tolerance {wanted.tolerance}{suffix}", candidate.strict, stable.strict
-        gathered = known.get(words) or beginning(words, is_compared=True)
-        breach, allowed = "", theirs.ratio + float(wanted.tolerance)
-        if theirs.total > 0 and ours.ratio > allowed:
+        ours, theirs, tolerance, breach = candidate.strict, stable.strict, wanted.tolerance, ""
+        if theirs.total > 0 and ours.ratio > theirs.ratio + float(tolerance):
             breach = (
                 f"{wanted.metric} is {_both(candidate, stable)}: more than the tolerance of "
-                f"{_percent(wanted.tolerance)} above stable"
+                f"{_percent(tolerance)} above stable"
             )
-        is_slight = ours.ratio < allowed + float(wanted.detect or 0)
-        yield _Weighed(weigh(gathered, ours, theirs, float(wanted.tolerance)), breach, is_slight)
+        is_slight = ours.ratio < theirs.ratio + float(tolerance + (wanted.detect or 0))
+        yield _Bound(f"tolerance {tolerance}{suffix}", tolerance, ours, theirs, breach, is_slight)
 
 
 def _lacking(wanted: Criterion, candidate: Counts, stable: Counts | None, alpha: float) -> str:

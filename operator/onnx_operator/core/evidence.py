@@ -19,6 +19,7 @@ Pure, and nothing is remembered here: an `Evidence` is a few numbers that the le
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum, auto
 from math import exp, inf, log, log1p, sqrt
 from typing import Final
 
@@ -59,17 +60,28 @@ def beginning(bound: str, *, is_compared: bool) -> Evidence:
     return Evidence(bound, 0.0, Counts(0, 0), Counts(0, 0) if is_compared else None)
 
 
-def weigh(before: Evidence, candidate: Counts, stable: Counts | None, limit: float) -> Evidence:
+class Claim(Enum):
+    """What is bet on."""
+
+    BEYOND = auto()
+    """The candidate is worse than its bound allows."""
+    WITHIN = auto()
+    """It is better than that. The same bet with its stakes turned round."""
+
+
+def weigh(
+    before: Evidence, candidate: Counts, stable: Counts | None, limit: float, claim: Claim = Claim.BEYOND
+) -> Evidence:
     """Bet on what came since `before`. `limit` is the bound: a rate, or an excess over stable where it is compared.
 
     Answers of one side alone wait for those of the other: without a counter-stake nothing may be staked.
     """
     fresh, beside = candidate.since(before.candidate), _since(stable, before.stable)
     if fresh is None or (stable is not None and beside is None):
-        return weigh(beginning(before.bound, is_compared=stable is not None), candidate, stable, limit)
+        return weigh(beginning(before.bound, is_compared=stable is not None), candidate, stable, limit, claim)
     if not fresh.total or (beside is not None and not beside.total):
         return before
-    strength = before.strength + _payment(before, fresh, beside, limit)
+    strength = before.strength + _payment(before, fresh, beside, limit, claim)
     return Evidence(
         before.bound,
         min(max(strength, -_LARGEST), _LARGEST),
@@ -102,10 +114,10 @@ def _since(now: Counts | None, before: Counts | None) -> Counts | None:
     return None if now is None or before is None else now.since(before)
 
 
-def _payment(before: Evidence, fresh: Counts, beside: Counts | None, limit: float) -> float:
+def _payment(before: Evidence, fresh: Counts, beside: Counts | None, limit: float, claim: Claim) -> float:
     """Log of what one look pays."""
     if beside is None and limit <= 0:
-        return _LARGEST if fresh.bad else 0.0  # cannot happen under this bound
+        return _LARGEST if fresh.bad and claim is Claim.BEYOND else 0.0  # cannot happen under this bound
     if limit >= 1:
         return 0.0
     estimate, theirs = _estimate(before.candidate, _CANDIDATE_UNSEEN), _estimate(before.stable, _STABLE_UNSEEN)
@@ -114,12 +126,13 @@ def _payment(before: Evidence, fresh: Counts, beside: Counts | None, limit: floa
     purse = unstaked
     for off, part in _GUESSES:
         guess = min(estimate * exp(off * deviation), _GUESSED_AT_MOST)
-        if beside is None:
+        is_beyond = guess > (limit if beside is None else theirs + limit)
+        if is_beyond is not (claim is Claim.BEYOND):
+            won = 0.0  # nobody bets against their own guess
+        elif beside is None:
             won = _bet(fresh, limit, _stake(guess, limit))
-        elif guess > theirs + limit:
-            won = _hedged(fresh, beside, _best_excuse(theirs, guess, beside.total / fresh.total, limit), guess, limit)
         else:
-            won = 0.0
+            won = _hedged(fresh, beside, _best_excuse(theirs, guess, beside.total / fresh.total, limit), guess, limit)
         purse += (1 - unstaked) * part * exp(min(won, _LARGEST))
     return log(purse) if purse > 0 else -_LARGEST
 
@@ -132,7 +145,8 @@ def _estimate(seen: Counts | None, unseen: tuple[float, float]) -> float:
 def _hedged(fresh: Counts, beside: Counts, rate: float, guess: float, tolerance: float) -> float:
     """Log of what a bet on the candidate with a counter-bet on stable, whose rate is thought to be `rate`, pays."""
     allowed, weight = rate + tolerance, fresh.total / beside.total
-    stake = min(_stake(guess, allowed), _STAKED_AT_MOST / (1 - rate) / weight)
+    most = _STAKED_AT_MOST / weight
+    stake = min(max(_stake(guess, allowed), -most / rate), most / (1 - rate))
     return _bet(fresh, allowed, stake) + _bet(beside, rate, -stake * weight)
 
 
@@ -149,7 +163,8 @@ def _best_excuse(theirs: float, ours: float, ratio: float, tolerance: float) -> 
 
 def _stake(guess: float, allowed: float) -> float:
     """What grows the purse fastest if the guess is right."""
-    return min(max(guess - allowed, 0.0) / (allowed * (1 - allowed)), _STAKED_AT_MOST / allowed)
+    best = (guess - allowed) / (allowed * (1 - allowed))
+    return min(max(best, -_STAKED_AT_MOST / (1 - allowed)), _STAKED_AT_MOST / allowed)
 
 
 def _bet(counts: Counts, rate: float, stake: float) -> float:

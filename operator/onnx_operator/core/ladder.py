@@ -529,7 +529,8 @@ def _within_step(view: View, told: str) -> Rung:
     if view.now < ends:
         message = f"{told} lasts until {timestamp(ends)}{_verdict_words(view)}"
         return _hold(reasons.STEP_RUNNING, message, look_at=_soonest(ends, soonest))
-    if candidate.verdict != Verdict.PASS or candidate.verdict_time is None or moment(candidate.verdict_time) < ends:
+    is_passed = candidate.verdict == Verdict.PASS or view.may_proceed_in_doubt
+    if not is_passed or candidate.verdict_time is None or moment(candidate.verdict_time) < ends:
         message = f"{told} is over but is held{_verdict_words(view)}"
         return _hold(reasons.ANALYSIS_HOLDS, message, look_at=soonest)
     if plan.is_paused:

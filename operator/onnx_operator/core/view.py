@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from onnx_operator.api.common import parse_duration
 from onnx_operator.api.model import EvidenceStatus, MetricStatus
+from onnx_operator.api.rollout import AtDeadline
 from onnx_operator.core.acceptance import Offer, Refusal, accept
-from onnx_operator.core.analysis import criteria, judge_all, overall
+from onnx_operator.core.analysis import Verdict, criteria, judge_all, overall
 from onnx_operator.core.conditions import clipped, instant
 from onnx_operator.core.counts import Counts
 from onnx_operator.core.evidence import Evidence
@@ -212,6 +213,14 @@ class View:
         interval = parse_duration(self.plan.analysis.interval)
         due = (judged or moment(candidate.step_started_time)) + interval
         return min(due, ends) if judged is None or judged < ends else due
+
+    @property
+    def may_proceed_in_doubt(self) -> bool:
+        """Whether the step's deadline has passed and the spec takes what is inconclusive then as passed."""
+        if self.ledger.candidate is None or self.plan is None or self.deadline is None or self.now < self.deadline:
+            return False
+        is_in_doubt = self.ledger.candidate.verdict == Verdict.INCONCLUSIVE
+        return is_in_doubt and self.plan.analysis.on_inconclusive is AtDeadline.PROCEED
 
     def metric_with(self, verdict: str | None) -> MetricStatus | None:
         """The metric that the last verdict comes from; one that is only told is never it."""

@@ -8,7 +8,7 @@ Prints the tables of docs/concepts/verdicts.md. Seeded: the same command prints 
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
 from math import sqrt
@@ -49,6 +49,7 @@ def main() -> None:
     bad_candidates(max(1, asked.rollouts // 10), asked.seed)
     requests_needed(max(1, asked.rollouts // 5), asked.seed)
     requests_awaited()
+    requests_to_prove(max(1, asked.rollouts // 10), asked.seed)
 
 
 def good_candidates(rollouts: int, seed: int) -> None:
@@ -118,13 +119,28 @@ def requests_needed(runs: int, seed: int) -> None:
 
 
 def looks_to_prove(ratio: int, theirs: float, ours: float, per_look: int, seed: int) -> int:
-    chance, judge, look = np.random.default_rng(seed), Ours(STRICT, steps=1), 0
-    while True:
-        look += 1
-        bad, stable_bad = chance.binomial(per_look, ours), chance.binomial(ratio * per_look, theirs)
-        seen = Counts(int(bad), per_look), Counts(int(stable_bad), ratio * per_look)
-        if judge.look(*seen) is Verdict.FAIL:
+    pair = Pair(ratio, theirs, ours, per_look)
+    return _looks_until(Verdict.FAIL, STRICT, pair, seed=seed, at_most=10_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Both sides at steady rates: stable has `ratio` times the candidate's requests."""
+
+    ratio: int
+    theirs: float
+    ours: float
+    per_look: int
+
+
+def _looks_until(verdict: Verdict, wanted: tuple[Criterion, ...], pair: Pair, *, seed: int, at_most: int) -> int:
+    """Looks until the verdict, or one more than at most."""
+    chance, judge, others = np.random.default_rng(seed), Ours(wanted, steps=1), pair.ratio * pair.per_look
+    for look in range(1, at_most + 1):
+        bad, stable_bad = chance.binomial(pair.per_look, pair.ours), chance.binomial(others, pair.theirs)
+        if judge.look(Counts(int(bad), pair.per_look), Counts(int(stable_bad), others)) is verdict:
             return look
+    return at_most + 1
 
 
 def fixed_sample(theirs: float, ours: float, ratio: int) -> float:
@@ -148,6 +164,32 @@ def requests_awaited() -> None:
             )
             awaited = (samples_to_see(size, 0.0, ours, stable, PROMISE / len(WEIGHTS)) for size in sizes)
             _row(f"{theirs:.1%}", f"{weight} %", *(f"{samples:,.0f}" for samples in awaited))
+
+
+def requests_to_prove(runs: int, seed: int) -> None:
+    print(f"\n### proof: prove. Requests of the candidate until it is shown to be within tolerance, {runs} runs each\n")
+    _row("stable : candidate", "errors of both", "tolerance", "mean", "90th percentile", "shown though beyond it")
+    _row(*["---"] * 6)
+    for ratio, theirs, tolerance, per_look in (
+        (9, 0.001, 0.01, 20),
+        (9, 0.01, 0.01, 50),
+        (9, 0.01, 0.03, 20),
+        (1, 0.01, 0.01, 100),
+        (1, 0.01, 0.03, 100),
+    ):
+        wanted = (Criterion(MetricName.ERROR_RATIO, 50, tolerance=Decimal(str(tolerance)), is_to_be_proved=True),)
+        as_good, beyond = (Pair(ratio, theirs, ours, per_look) for ours in (theirs, theirs + tolerance))
+        looks = partial(_looks_until, Verdict.PASS, wanted)
+        needed = [per_look * looks(as_good, seed=seed + run, at_most=10_000) for run in range(runs)]
+        false = sum(looks(beyond, seed=seed + run, at_most=100) <= 100 for run in range(runs))
+        _row(
+            f"{ratio}:1",
+            f"{theirs:.1%}",
+            f"{tolerance}",
+            f"{fmean(needed):,.0f}",
+            f"{quantiles(needed, n=10)[-1]:,.0f}",
+            f"{false} of {runs}",
+        )
 
 
 def _row(*cells: str) -> None:

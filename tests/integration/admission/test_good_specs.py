@@ -134,11 +134,12 @@ def test_what_the_operator_tells_is_no_difference_to_what_was_applied(
 @pytest.mark.parametrize("promise", ["0.001", "1e-6", "0.1"])
 def test_how_surely_a_candidate_is_judged_can_be_said(promise: str, installation: Installation, namespace: str) -> None:
     metrics = [
-        {"name": "errorRatio", "tolerance": "0", "detect": "0.01"},
+        {"name": "errorRatio", "tolerance": "0.005", "detect": "0.01"},
         {"name": "disagreement", "maximum": "0.02", "dryRun": True},
     ]
     wanted = model()
-    wanted["spec"]["rollout"] = {"analysis": {"maxFalseRollback": promise, "metrics": metrics}}
+    analysis = {"maxFalseRollback": promise, "metrics": metrics, "proof": "prove", "onInconclusive": "proceed"}
+    wanted["spec"]["rollout"] = {"analysis": analysis}
     created = installation.admin.create(f"{GROUP}/namespaces/{namespace}/onnxmodels", wanted)
     shown = created["spec"]["rollout"]["analysis"]
     assert (shown["maxFalseRollback"], shown["minimumSamples"]) == (promise, 50)

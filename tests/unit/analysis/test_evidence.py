@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnx_operator.core.counts import Counts
-from onnx_operator.core.evidence import Evidence, beginning, weigh
+from onnx_operator.core.evidence import Claim, Evidence, beginning, weigh
 
 COMPARED = beginning("tolerance", is_compared=True)
 ABSOLUTE = beginning("maximum", is_compared=False)
@@ -43,6 +43,34 @@ def test_no_look_is_expected_to_win_against_a_candidate_within_tolerance(
         ending = weigh(was, was.candidate + Counts(bad, ours), Counts(*before[2:]) + Counts(beside, theirs), tolerance)
         probability = chance(Counts(bad, ours), min(rate + tolerance, 1.0)) * chance(Counts(beside, theirs), rate)
         expected += probability * exp(ending.strength)
+    assert expected <= 1 + 1e-9
+
+
+@given(seen_before, st.integers(1, 12), st.integers(1, 12), st.floats(0, 1), st.floats(0, 1))
+def test_no_look_is_expected_to_prove_a_candidate_within_a_tolerance_that_it_is_beyond(
+    before: tuple[int, int, int, int], ours: int, theirs: int, rate: float, worse: float
+) -> None:
+    was, tolerance = Evidence("within", 0.0, Counts(*before[:2]), Counts(*before[2:])), 0.1
+    stable = rate * (1 - tolerance)
+    candidate = stable + tolerance + worse * (1 - stable - tolerance)
+    expected = 0.0
+    for bad, beside in ((bad, beside) for bad in range(ours + 1) for beside in range(theirs + 1)):
+        now = was.candidate + Counts(bad, ours), Counts(*before[2:]) + Counts(beside, theirs)
+        probability = chance(Counts(bad, ours), min(candidate, 1.0)) * chance(Counts(beside, theirs), stable)
+        expected += probability * exp(weigh(was, *now, tolerance, Claim.WITHIN).strength)
+    assert expected <= 1 + 1e-9
+
+
+@given(seen_before, st.integers(1, 40), st.sampled_from([1e-3, 0.05, 0.5]), st.floats(0, 1))
+def test_no_look_is_expected_to_prove_a_candidate_below_a_maximum_that_it_is_above(
+    before: tuple[int, int, int, int], ours: int, maximum: float, worse: float
+) -> None:
+    was = Evidence("within", 0.0, Counts(*before[:2]), None)
+    expected = sum(
+        chance(Counts(bad, ours), maximum + worse * (1 - maximum))
+        * exp(weigh(was, was.candidate + Counts(bad, ours), None, maximum, Claim.WITHIN).strength)
+        for bad in range(ours + 1)
+    )
     assert expected <= 1 + 1e-9
 
 
@@ -98,10 +126,11 @@ def test_fewer_answers_than_before_begin_anew() -> None:
 
 @pytest.mark.parametrize("limit", [0.0, 1e-9, 0.05, 1.0])
 @pytest.mark.parametrize("ours", [Counts(0, 1), Counts(1, 1), Counts(0, 10**6), Counts(10**6, 10**6)])
+@pytest.mark.parametrize("claim", Claim)
 @pytest.mark.parametrize("theirs", [None, Counts(0, 1), Counts(1, 1), Counts(0, 10**6), Counts(10**6, 10**6)])
-def test_nothing_overflows(limit: float, ours: Counts, theirs: Counts | None) -> None:
+def test_nothing_overflows(limit: float, ours: Counts, theirs: Counts | None, claim: Claim) -> None:
     evidence = beginning("any", is_compared=theirs is not None)
     for times in (1, 2, 5):
         beside = theirs and Counts(theirs.bad * times, theirs.total * times)
-        evidence = weigh(evidence, Counts(ours.bad * times, ours.total * times), beside, limit)
+        evidence = weigh(evidence, Counts(ours.bad * times, ours.total * times), beside, limit, claim)
         assert -500 <= evidence.strength <= 500

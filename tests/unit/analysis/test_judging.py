@@ -249,6 +249,33 @@ def test_with_something_to_detect_the_verdict_is(
     assert verdict(wanted, candidate, stable) is expected
 
 
+TO_BE_PROVED = replace(ERRORS, is_to_be_proved=True)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "stable", "expected"),
+    [
+        pytest.param(Counts(0, 49), Counts(0, 450), Verdict.NO_DATA, id="too few samples"),
+        pytest.param(Counts(0, 100), Counts(0, 900), Verdict.INCONCLUSIVE, id="no errors in a hundred prove little"),
+        pytest.param(Counts(0, 4000), Counts(0, 36_000), Verdict.PASS, id="no errors in four thousand prove enough"),
+        pytest.param(Counts(60, 4000), Counts(180, 36_000), Verdict.INCONCLUSIVE, id="as bad as just allowed"),
+        pytest.param(Counts(90, 4000), Counts(180, 36_000), Verdict.INCONCLUSIVE, id="a little beyond"),
+        pytest.param(Counts(400, 4000), Counts(180, 36_000), Verdict.FAIL, id="harm fails all the same"),
+    ],
+)
+def test_when_it_is_to_be_proved_harmless_the_verdict_is(candidate: Counts, stable: Counts, expected: Verdict) -> None:
+    assert verdict(TO_BE_PROVED, candidate, stable) is expected
+
+
+def test_what_is_not_proved_yet_says_so() -> None:
+    judged = judge(TO_BE_PROVED, measured(Counts(0, 100), Counts(0, 900)), alpha=ALPHA)
+    assert judged.message.endswith("0.00% (0 of 900) for stable, but that is not proved yet")
+    assert [one.bound for one in judged.evidence] == [
+        *("maximum 0.05", "tolerance 0.01"),
+        *("within maximum 0.05", "within tolerance 0.01"),
+    ]
+
+
 def test_how_many_samples_are_awaited_is_told() -> None:
     judged = judge(STRICT, measured(Counts(10, 1000), Counts(90, 9000)), alpha=ALPHA)
     assert judged.message == (

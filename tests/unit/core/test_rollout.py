@@ -341,6 +341,47 @@ def test_evidence_of_golden_requests_goes_on_through_all_steps(canary: World) ->
     assert [(one.name, one.evidence[0].candidate_total) for one in candidate.analysis] == [("disagreement", 100)]
 
 
+def in_doubt(canary: World, **analysis: str) -> None:
+    """Up to the deadline of the first step with nothing shown."""
+    metrics = [{"name": "errorRatio", "maximum": "0.05"}]
+    steps = [{"weight": 10, "duration": "1m"}, {"weight": 50}]
+    canary.change(rollout={"steps": steps, "analysis": {"interval": "10s", "metrics": metrics, **analysis}})
+    canary.measure(1, 60)
+    for _ in range(50):
+        canary.wait(10)
+        canary.settle()
+    candidate = canary.status.candidate
+    assert candidate is not None
+    assert (candidate.step, candidate.verdict) == (0, "Inconclusive")
+    assert canary.condition("Promoted") == ("Unknown", "AnalysisHolds")
+    for _ in range(60):
+        canary.wait(10)
+        canary.settle()
+        canary.accept()
+
+
+def test_what_is_to_be_proved_and_is_not_is_given_up_at_the_deadline(canary: World) -> None:
+    in_doubt(canary, proof="prove")
+    assert canary.condition("Promoted") == ("False", "AnalysisInconclusive")
+
+
+def test_what_is_in_doubt_at_the_deadline_proceeds_where_that_is_declared(canary: World) -> None:
+    in_doubt(canary, proof="prove", onInconclusive="proceed")
+    assert canary.status.candidate is not None
+    assert canary.status.candidate.step == 1
+
+
+def test_what_is_proved_harmless_ends_its_step(canary: World) -> None:
+    metrics = [{"name": "errorRatio", "maximum": "0.05"}]
+    steps = [{"weight": 10, "duration": "10s"}, {"weight": 50}]
+    canary.change(rollout={"steps": steps, "analysis": {"interval": "10s", "proof": "prove", "metrics": metrics}})
+    canary.measure(0, 1000)
+    canary.wait(10)
+    canary.settle()
+    assert canary.status.candidate is not None
+    assert canary.status.candidate.step == 1
+
+
 # ---- people
 
 
