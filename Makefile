@@ -52,15 +52,16 @@ test-integration: venv ## A real API server, etcd and controller-manager; a real
 test-e2e: venv ## The whole product on a one-machine Kubernetes, under traffic.
 	$(BIN)/pytest tests/e2e
 
-.PHONY: test-pending
-test-pending: venv ## Proofs that are written and not yet part of `make test`, because they were not yet seen green.
-	@$(PYTHON) tests/run.py pending
+.PHONY: bench-verdicts
+bench-verdicts: venv ## Simulate rollouts: false rollbacks, missed regressions, requests to decide, beside other rules. Minutes.
+	PYTHONPATH=tests $(BIN)/python -m bench.verdicts
 
 .PHONY: crds
-crds: venv ## Render crds/ and the generated reference from the API models.
+crds: venv ## Render crds/, the generated reference and what Argo CD needs from their sources.
 	$(BIN)/python -m onnx_operator.api.schema crds
 	$(BIN)/python hack/reference.py
 	$(BIN)/python hack/reasons.py
+	$(BIN)/python hack/gitops.py
 
 .PHONY: format
 format: venv ## Format the code.

@@ -46,8 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cluster", default="demo", help="name of the one-machine cluster (default: demo)")
     parser.add_argument("--kubeconfig", type=Path, help="a cluster of your own instead")
     parser.add_argument("--registry", help="with --kubeconfig: where the images were pushed to, as HOST/PATH")
-    parser.add_argument("--tag", default="latest", help="with --kubeconfig: tag of the images (default: latest)")
-    parser.add_argument("--values", type=Path, help="with --kubeconfig: more values for the chart")
+    tag = site.release()
+    parser.add_argument("--tag", default=tag, help=f"with --kubeconfig: tag of the images (default: {tag})")
+    parser.add_argument("--values", type=Path, help="with --kubeconfig: more values for the chart, as prometheus.url")
     parser.add_argument("--down", action="store_true", help="remove what the demo made")
     return parser
 

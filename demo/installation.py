@@ -7,12 +7,11 @@ import subprocess
 from typing import TYPE_CHECKING, Any, Final
 
 from demo import objects
-from demo.site import EXAMPLES, IMAGES, ROOT, SiteError, gateway_of_class
+from demo.site import CHART, EXAMPLES, IMAGES, SiteError, gateway_of_class
 
 if TYPE_CHECKING:
     from demo.site import Site
 
-CHART: Final = ROOT / "charts" / "onnx-operator"
 RELEASE: Final = "onnx-operator"
 OPERATOR_NAMESPACE: Final = "onnx-operator-system"
 MADE_BY_DEMO: Final = "app.kubernetes.io/part-of=onnx-operator-demo"
@@ -56,7 +55,7 @@ def uninstall(site: Site) -> None:
 def values(site: Site) -> dict[str, Any]:
     """The chart's values for this site."""
     return {
-        "images": {name: _reference(site.images[name]) for name in IMAGES},
+        "images": {name: _reference(image) for name, image in site.images.items() if name in IMAGES},
         "prometheus": {"url": site.prometheus_url},
     }
 

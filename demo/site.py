@@ -20,6 +20,7 @@ from demo.waiting import until
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 EXAMPLES: Final = ROOT / "examples"
+CHART: Final = ROOT / "charts" / "onnx-operator"
 _ONEBOX: Final = ROOT / "hack" / "onebox"
 IMAGES: Final = ("operator", "converter", "triton")
 
@@ -39,13 +40,22 @@ class Gateway:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A cluster with everything that is needed to install the chart."""
+    """A cluster with everything that is needed to install the chart.
+
+    `images` are those of our own making; the chart knows where any other comes from.
+    """
 
     kubectl: Kubectl
     helm: Path
     images: dict[str, str]
     prometheus_url: str = "http://prometheus.monitoring.svc.cluster.local:9090"
     values: Path | None = None
+
+
+def release() -> str:
+    """The version that the chart installs, which is also the tag of its images."""
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    return str(chart["appVersion"])
 
 
 def onebox(name: str, index: int | None = None) -> Site:
@@ -79,7 +89,8 @@ def own_cluster(kubeconfig: Path, *, registry: str, tag: str, values: Path | Non
     missing = [tool for tool, path in found.items() if path is None]
     if missing:
         raise SiteError(f"{' and '.join(missing)} must be on the PATH to use a cluster of your own")
-    images = {image: f"{registry}/onnx-operator/{image}:{tag}" for image in IMAGES}
+    # The chart's own default for Triton is NVIDIA's image, which such a cluster can pull.
+    images = {image: f"{registry}/onnx-operator/{image}:{tag}" for image in ("operator", "converter")}
     return Site(
         Kubectl(Path(str(found["kubectl"])), kubeconfig.absolute()),
         Path(str(found["helm"])),

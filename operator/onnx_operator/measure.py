@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Final
 
 from onnx_operator.adapters.asking import Outage
 from onnx_operator.api.rollout import MetricName
-from onnx_operator.core.analysis import Counts, Measurement, Outcome
+from onnx_operator.core.analysis import Measurement, Outcome
+from onnx_operator.core.counts import Counts
 from onnx_operator.core.queries import Errors, Sides, Silence, Slowness
 
 if TYPE_CHECKING:

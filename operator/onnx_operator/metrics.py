@@ -6,16 +6,21 @@ message, a URL or another thing of unbounded variety.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
+
+from onnx_operator.core.conditions import ConditionType
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from onnx_operator.api.model import OnnxModelStatus
     from onnx_operator.workqueue import Key
 
 _MODEL = ("namespace", "model")
+#: The conditions that sum up the others; what each stage says is in the model's status.
+_SUMMARY: Final = frozenset({ConditionType.READY, ConditionType.RECONCILING, ConditionType.STALLED})
 
 
 class Metrics:
@@ -88,19 +93,57 @@ class Metrics:
             _MODEL,
             registry=self.registry,
         )
+        self._condition = Gauge(
+            "onnx_operator_model_condition",
+            "1 while the condition (Ready, Reconciling, Stalled) is True, 0 otherwise, with its present reason.",
+            (*_MODEL, "condition", "reason"),
+            registry=self.registry,
+        )
+        self._ready_replicas = Gauge(
+            "onnx_operator_model_ready_replicas",
+            "Ready servers of each side (stable, candidate), over all execution providers.",
+            (*_MODEL, "side"),
+            registry=self.registry,
+        )
+        #: Which series of a model exist that others of its will follow.
+        self._passing: dict[Key, set[tuple[Gauge, tuple[str, ...]]]] = {}
 
     def rollout_ended(self, outcome: str, reason: str) -> None:
         self.rollouts.labels(outcome=outcome, reason=reason).inc()
 
-    def weights(self, key: Key, *, stable: int, candidate: int) -> None:
-        """Where the model's traffic goes."""
-        self._stable_weight.labels(*key).set(stable)
-        self._candidate_weight.labels(*key).set(candidate)
+    def told(self, key: Key, status: OnnxModelStatus) -> None:
+        """What the model's status says now."""
+        stable, candidate = status.stable, status.candidate
+        self._stable_weight.labels(*key).set(stable.weight if stable is not None else 0)
+        self._candidate_weight.labels(*key).set(candidate.weight if candidate is not None else 0)
+        values: dict[tuple[Gauge, tuple[str, ...]], int] = {
+            (self._condition, (one.type, one.reason)): int(one.status == "True")
+            for one in status.conditions
+            if one.type in _SUMMARY
+        }
+        values |= {
+            (self._ready_replicas, (name,)): side.ready_replicas
+            for name, side in (("stable", stable), ("candidate", candidate))
+            if side is not None
+        }
+        self._drop(key, self._passing.get(key, set()) - values.keys())
+        for (gauge, labels), value in values.items():
+            gauge.labels(*key, *labels).set(value)
+        self._passing[key] = set(values)
 
     def forget(self, key: Key) -> None:
         """The model is gone: a series of a deleted model would show its last weight for ever."""
         for gauge in (self._stable_weight, self._candidate_weight):
             gauge.remove(*key)
+        self._drop(key, self._passing.pop(key, set()))
 
     def watch_age_of(self, kind: str, age: Callable[[], float]) -> None:
         self.watch_event_age.labels(kind=kind).set_function(age)
+        # A counter that is born with its first event hides that event from increase().
+        self.relist_corrections.labels(kind=kind)
+        self.relist_failures.labels(kind=kind)
+
+    @staticmethod
+    def _drop(key: Key, passed: set[tuple[Gauge, tuple[str, ...]]]) -> None:
+        for gauge, labels in passed:
+            gauge.remove(*key, *labels)

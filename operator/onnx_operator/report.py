@@ -76,10 +76,6 @@ def _is_bad(condition: Condition) -> bool:
 
 def _measure(decision: Decision, status: OnnxModelStatus, context: Context) -> None:
     model = decision.view.seen.model
-    context.metrics.weights(
-        Key(model.namespace, model.name),
-        stable=status.stable.weight if status.stable is not None else 0,
-        candidate=status.candidate.weight if status.candidate is not None else 0,
-    )
+    context.metrics.told(Key(model.namespace, model.name), status)
     if decision.ended is not None:
         context.metrics.rollout_ended(decision.ended.outcome, decision.ended.reason)

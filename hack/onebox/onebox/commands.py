@@ -55,8 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     only = command("tools", _tools, "build the binaries if needed and print their folder", cluster=False)
     only.add_argument(
         "--only",
-        choices=["integration", "helm"],
-        help="integration: etcd, kube-apiserver, kube-controller-manager, kubectl; helm: helm",
+        choices=["integration", "helm", "promtool"],
+        help="integration: etcd, kube-apiserver, kube-controller-manager, kubectl; helm: helm; promtool: promtool",
     )
     command("packages", _packages, "install the Debian packages that are missing", cluster=False)
     command("images", _images, "build the project's images that changed and print their refs", cluster=False)
@@ -108,6 +108,8 @@ def _tools(asked: argparse.Namespace) -> None:
             folder = tools.integration_folder()
         case "helm":
             folder = tools.ensure(tuple(tool for tool in tools.ALL if tool.name == "helm"))
+        case "promtool":
+            folder = tools.promtool_folder()
         case _:
             folder = tools.ensure(tools.ALL)
     print(folder)

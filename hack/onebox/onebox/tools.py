@@ -66,6 +66,9 @@ ALL = (
     Tool("envoy-gateway", f"{_GATEWAY}/cmd/envoy-gateway"),
 )
 GATEWAY_CHART = "gateway-helm"
+# Runs in no cluster; from a go.mod of its own, so that moving it does not build the cluster's tools anew.
+PROMTOOL = Tool("promtool", "github.com/prometheus/prometheus/cmd/promtool", tags="remove_all_sd")
+_PROMTOOL_HACK = HACK / "promtool"
 
 
 def pinned_version(module: str) -> str:
@@ -100,15 +103,23 @@ def _linker_flags() -> str:
 @functools.cache
 def binaries_folder() -> Path:
     """The cache folder for exactly this go.mod, go.sum, set of flags and Go version."""
+    _need_go()
+    return onebox_cache() / "tools" / _shape(HACK, (ALL, _BUILD_FLAGS, _linker_flags()))
+
+
+def _need_go() -> None:
     if not shutil.which("go"):
         message = "go is not installed: get Go 1.26 or later from https://go.dev/dl and put it into PATH"
         raise OneboxError(message)
+
+
+def _shape(module: Path, built: object) -> str:
     shape = hashlib.sha256()
     for name in ("go.mod", "go.sum"):
-        shape.update((HACK / name).read_bytes())
-    shape.update(repr((ALL, _BUILD_FLAGS, _linker_flags())).encode())
-    shape.update(run(["go", "env", "GOVERSION", "GOOS", "GOARCH"], cwd=HACK).encode())
-    return onebox_cache() / "tools" / shape.hexdigest()[:16]
+        shape.update((module / name).read_bytes())
+    shape.update(repr(built).encode())
+    shape.update(run(["go", "env", "GOVERSION", "GOOS", "GOARCH"], cwd=module).encode())
+    return shape.hexdigest()[:16]
 
 
 def _one_build_at_a_time() -> AbstractContextManager[None]:
@@ -146,11 +157,22 @@ def _forget_others(folder: Path) -> None:
             shutil.rmtree(other)
 
 
-def _build(tool: Tool, folder: Path) -> None:
+def promtool_folder() -> Path:
+    """Make sure that promtool lies in the cache, and return its folder."""
+    _need_go()
+    folder = onebox_cache() / "promtool" / _shape(_PROMTOOL_HACK, (PROMTOOL, _BUILD_FLAGS, _linker_flags()))
+    if not (folder / PROMTOOL.name).exists():
+        with _one_build_at_a_time(), heartbeat(f"building {PROMTOOL.name}"):
+            folder.mkdir(parents=True, exist_ok=True)
+            _build(PROMTOOL, folder, _PROMTOOL_HACK)
+    return folder
+
+
+def _build(tool: Tool, folder: Path, module: Path = HACK) -> None:
     unfinished = folder / f".{tool.name}.unfinished"
     run(
         ["go", "build", "-tags", tool.tags, "-ldflags", _linker_flags(), "-o", unfinished, tool.package],
-        cwd=HACK,
+        cwd=module,
         env={"CGO_ENABLED": "1" if tool.cgo else "0", "GOFLAGS": " ".join(_BUILD_FLAGS)},
     )
     unfinished.rename(folder / tool.name)

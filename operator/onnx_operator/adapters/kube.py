@@ -212,16 +212,6 @@ class Kube:
             # The list outlived the server's memory between two pieces: then all of it at once.
             return await self._list_in_chunks(call, resource, query)
 
-    async def pod_logs(self, namespace: str, name: str, container: str, tail_lines: int) -> str | None:
-        """The last lines of a container's log, or None when there is no such pod (any more)."""
-        call = Call("get", "pods/log", namespace, name)
-        query = {"container": container, "tailLines": tail_lines, "limitBytes": 256 * 1024}
-        try:
-            body = await self._request(call, "GET", POD.path(namespace, name, "log"), query=query)
-        except NotFound:
-            return None
-        return body.decode(errors="replace")
-
     # ---- writing
 
     async def apply(self, manifest: Manifest) -> Manifest:

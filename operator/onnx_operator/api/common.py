@@ -94,20 +94,24 @@ DecimalString = Annotated[
 ]
 """A non-negative number as text, because floats do not survive every YAML and JSON tool unchanged."""
 
-Share = Annotated[
-    str,
-    Field(
+
+def share_field(*, least: str = "0", most: str = "1", example: str = "0.05") -> Any:
+    """The schema of a share within bounds, refused in words and not only by a pattern."""
+    at_least = f" && double(self) >= {float(least)}" if float(least) else ""
+    return Field(
         pattern=_DECIMAL,
         max_length=24,
-        examples=["0.05", "0.999"],
+        examples=[example],
         json_schema_extra=schema_extra(
             cel(
-                f"self.matches('{_DECIMAL}') && double(self) <= 1.0",
-                'must be a number from 0 to 1 as text, such as "0.05"',
+                f"self.matches('{_DECIMAL}'){at_least} && double(self) <= {float(most)}",
+                f'must be a number from {least} to {most} as text, such as "{example}"',
             )
         ),
-    ),
-]
+    )
+
+
+Share = Annotated[str, share_field()]
 """A decimal string that is at most 1."""
 
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]

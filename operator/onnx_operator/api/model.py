@@ -241,6 +241,24 @@ class SourceStatus(ApiModel):
     """When the fetch finished."""
 
 
+class EvidenceStatus(ApiModel):
+    """What the looks of a step have come to for one bound; the next look goes on from here."""
+
+    bound: Annotated[str, Field(max_length=64)]
+    """The bound in words. Evidence against another bound is not carried over."""
+    strength: Annotated[str, Field(max_length=32, pattern=r"^-?[0-9]+([.][0-9]+)?$")]
+    """How strongly the answers speak against the candidate, or for it where the bound begins with "within", as a
+    natural logarithm: chance alone brings it to 6.9 at most once in a thousand times."""
+    candidate_bad: Count = 0
+    """Bad answers of the candidate that are in it."""
+    candidate_total: Count = 0
+    """Answers of the candidate that are in it."""
+    stable_bad: Count | None = None
+    """Bad answers of stable that are in it; unset where nothing is compared."""
+    stable_total: Count | None = None
+    """Answers of stable that are in it; unset where nothing is compared."""
+
+
 class MetricStatus(ApiModel):
     """The last judgement of one metric."""
 
@@ -248,6 +266,8 @@ class MetricStatus(ApiModel):
     """The metric."""
     verdict: Annotated[str, Field(pattern=r"^(Pass|Fail|NoData|ProviderError|Inconclusive)$")]
     """What the measurement says."""
+    dry_run: bool = False
+    """Judged and told only; the rollout does not follow it."""
     candidate: Annotated[str, Field(max_length=32)] | None = None
     """The candidate's value as text."""
     stable: Annotated[str, Field(max_length=32)] | None = None
@@ -258,6 +278,9 @@ class MetricStatus(ApiModel):
     """Requests behind stable's value."""
     message: Text = ""
     """The judgement in a sentence, with value and bound."""
+    evidence: Annotated[list[EvidenceStatus], Field(max_length=4)] = []
+    """For each bound, how strongly the answers of this step speak against the candidate; with proof: prove also how
+    strongly they speak for it."""
 
 
 class RevisionInUse(ApiModel):

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from onnx_operator.api.common import ApiModel, Duration, Share, Token, cel, duration_field, schema_extra
+from onnx_operator.api.common import ApiModel, Duration, Share, Token, cel, duration_field, schema_extra, share_field
 
 
 class MetricName(StrEnum):
@@ -52,6 +52,15 @@ class Metric(ApiModel):
     """The candidate fails above this share, whatever stable does. A number from 0 to 1 as text, such as "0.05"."""
     tolerance: Share | None = None
     """The candidate fails when its share is above stable's by more than this, such as "0.01"."""
+    detect: Annotated[str, share_field(least="0.0001", example="0.01")] | None = None
+    """The harm that a step must have been able to see before it ends: a share beyond tolerance (beyond maximum where
+    no tolerance is given), such as "0.01". How many samples that takes is computed from what stable shows, and told
+    while they are awaited. With them a candidate passes that is beyond its bound by less than this, unless harm is
+    proved. Unset, minimumSamples are enough, and a candidate beyond its bound is held until it is within it again."""
+    # No default: kubectl apply sends a list whole, so a default inside of one is a change at every apply.
+    dry_run: bool | None = None
+    """When true, the metric is judged and told in status, and neither holds nor rolls back. For bounds that are new
+    and not yet trusted."""
     slower_than: Annotated[str, duration_field(least="1ms")] | None = None
     """For slowRatio: an answer that takes longer is slow. Rounded up to the gateway's next histogram bucket."""
     min_cosine: Share | None = None
@@ -59,14 +68,51 @@ class Metric(ApiModel):
     int8-dynamic is typically around 0.99 of its float32 original."""
 
 
+class Proof(StrEnum):
+    """What ends a step."""
+
+    GUARD = "guard"
+    PROVE = "prove"
+
+
+class AtDeadline(StrEnum):
+    """What becomes of a candidate about which nothing was shown in time."""
+
+    ROLLBACK = "rollback"
+    PROCEED = "proceed"
+
+
 class Analysis(ApiModel):
     """What is measured at every step, and how patiently."""
+
+    model_config = {
+        "json_schema_extra": schema_extra(
+            cel(
+                # has(), because a default is validated before the defaults of its own fields are filled in.
+                "!has(self.proof) || self.proof != 'prove' || !has(self.metrics)"
+                " || self.metrics.all(m, (!has(m.tolerance) || double(m.tolerance) > 0.0)"
+                " && (!has(m.maximum) || double(m.maximum) > 0.0))",
+                "with proof: prove every tolerance and maximum must be above 0: no number of samples shows that a"
+                " candidate is not the least bit worse",
+                field_path=".proof",
+            )
+        )
+    }
 
     interval: Annotated[str, duration_field(least="1s")] = "10s"
     """How often the metrics are judged."""
     minimum_samples: Annotated[int, Field(ge=1, le=1_000_000)] = 50
-    """Requests that the candidate must have answered in a step before the step can pass. Fewer is NoData: it
-    holds the rollout and, at the progress deadline, gives the candidate up."""
+    """Requests that the candidate must have answered in a step before the step can pass, even where metrics[].detect
+    would need fewer. Fewer is NoData: it holds the rollout and, at the progress deadline, gives the candidate up."""
+    max_false_rollback: Annotated[str, share_field(least="0.000001", most="0.1", example="0.001")] = "0.001"
+    """The chance that a candidate which keeps to every bound is rolled back by mistake: a promise for a whole rollout,
+    over all metrics, steps and looks. Smaller takes more requests to prove harm: a tenth of it about a third more."""
+    proof: Proof = Proof.GUARD
+    """guard: a step ends when it has lasted and no harm was shown, with the samples that detect and minimumSamples ask
+    for. prove: a step ends only when the candidate is shown to be within every bound, as surely as harm is shown."""
+    on_inconclusive: AtDeadline = AtDeadline.ROLLBACK
+    """What happens when the progress deadline of a step passes and the verdict is Inconclusive: neither harm nor its
+    absence was shown. rollback gives the candidate up; proceed takes the step as passed."""
     metrics: Annotated[
         list[Metric],
         Field(

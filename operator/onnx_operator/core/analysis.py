@@ -3,18 +3,13 @@
 Pure: no client, no clock, nothing remembered. What is measured and how is `measure`'s business, when to look again
 the reconciler's.
 
-The test. Whatever is measured is a pair of counts, so a side is a stream of good and bad answers with an unknown
-rate. For a rate p, the ratio of how likely the counts are under a mixture of all rates (Jeffreys' prior, the
-Krichevsky-Trofimov mixture) to how likely they are under p is a martingale of mean 1 if p is true, so by Ville's
-inequality it ever reaches 1/alpha with a chance of at most alpha. It depends on the counts alone, so nothing has to
-be kept between looks, and looking every few seconds does not add to the chance of a false alarm as it does with
-binomial or Fisher tests. Two sides multiply; the candidate fails when even the most favourable pair of rates that
-the bound allows reaches 1/alpha. A pleasant consequence: one unlucky error proves nothing, twenty in twenty prove
-everything, and neither needs a special case. alpha is `FALSE_ROLLBACK` for a whole rollout, shared evenly by its
-steps and by the bounds of its metrics.
+Whatever is measured is a pair of counts, so a side is a stream of good and bad answers. A candidate fails a bound when
+its counts are beyond it and chance does not explain that: the `evidence` gathered look by look reaches 1/alpha. alpha
+is the promise of the spec, `maxFalseRollback`, shared evenly by the steps and by the bounds that act. One unlucky error
+proves nothing, twenty in twenty prove everything, and neither needs a special case.
 
-Limits: rates must be steady within a step (counts start anew with each), and failures that cluster on one side for
-reasons that are not the model, such as one bad node, look like the model's.
+Limit: failures that cluster on one side for reasons that are not the model, such as one bad node, look like the
+model's.
 """
 
 from __future__ import annotations
@@ -22,22 +17,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from enum import StrEnum
-from math import inf, lgamma, log, log1p
+from math import ceil, log
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from typing_extensions import override
-
 from onnx_operator.api.common import parse_duration
-from onnx_operator.api.rollout import MetricName
+from onnx_operator.api.rollout import MetricName, Proof
+from onnx_operator.core.evidence import Claim, beginning, samples_to_see, weigh
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from datetime import timedelta
 
     from onnx_operator.api.rollout import Analysis
-
-FALSE_ROLLBACK: Final = 0.001
-"""The chance that a rollout of a candidate exactly as good as its bounds allow is taken back all the same."""
+    from onnx_operator.core.counts import Counts
+    from onnx_operator.core.evidence import Evidence
 
 
 _EVERYTHING: Final = 100
@@ -67,41 +61,6 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
-    """Bad answers among all answers of one side.
-
-    `disputed` answers may be the caller's own fault (a 4xx, a caller that hung up). They are not held against an
-    absolute bound. In a comparison they count as bad: both sides hear the same callers in random order, so their
-    mistakes fall on both alike, and an excess on one side is that side's doing.
-    """
-
-    bad: int
-    total: int
-    disputed: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.bad, self.disputed) < 0 or self.bad + self.disputed > self.total:
-            raise ValueError(f"{self.bad} bad and {self.disputed} disputed of {self.total} answers cannot be")
-
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(self.bad + other.bad, self.total + other.total, self.disputed + other.disputed)
-
-    @override
-    def __str__(self) -> str:
-        return f"{self.ratio:.2%} ({self.bad} of {self.total})"
-
-    @property
-    def ratio(self) -> float:
-        """The share of bad answers; 0 of 0 is 0, so look at `total` first."""
-        return self.bad / self.total if self.total else 0.0
-
-    @property
-    def strict(self) -> Counts:
-        """The same with every disputed answer called bad."""
-        return Counts(self.bad + self.disputed, self.total)
-
-
-@dataclass(frozen=True, slots=True)
 class Criterion:
     """What one metric must fulfil."""
 
@@ -110,6 +69,9 @@ class Criterion:
     maximum: Decimal | None = None
     tolerance: Decimal | None = None
     slower_than: timedelta | None = None
+    detect: Decimal | None = None
+    is_dry_run: bool = False
+    is_to_be_proved: bool = False
 
     @property
     def in_preview(self) -> Criterion:
@@ -118,12 +80,19 @@ class Criterion:
         Nobody owes a preview any number of requests, and those it gets come from other callers than stable's, so
         that a comparison would compare callers. What the prober sends, it sends to both sides alike.
         """
-        return self if self.metric is MetricName.DISAGREEMENT else replace(self.alone, minimum_samples=0)
+        if self.metric is MetricName.DISAGREEMENT:
+            return self
+        return replace(self.alone, minimum_samples=0, detect=None, is_to_be_proved=False)
 
     @property
     def alone(self) -> Criterion:
-        """The same where stable gets no shared traffic, so that a comparison would compare callers as well."""
-        return self if self.metric is MetricName.DISAGREEMENT else replace(self, tolerance=None)
+        """The same where stable gets no shared traffic, so that a comparison would compare callers as well.
+
+        What was to be detected beyond the tolerance goes with it.
+        """
+        if self.metric is MetricName.DISAGREEMENT or self.tolerance is None:
+            return self
+        return replace(self, tolerance=None, detect=None)
 
     @property
     def bounds(self) -> int:
@@ -140,6 +109,9 @@ def criteria(analysis: Analysis, *, weight: int) -> tuple[Criterion, ...]:
             maximum=None if metric.maximum is None else Decimal(metric.maximum),
             tolerance=None if metric.tolerance is None else Decimal(metric.tolerance),
             slower_than=None if metric.slower_than is None else parse_duration(metric.slower_than),
+            detect=None if metric.detect is None else Decimal(metric.detect),
+            is_dry_run=bool(metric.dry_run),
+            is_to_be_proved=analysis.proof is Proof.PROVE,
         )
         for metric in analysis.metrics
     )
@@ -180,30 +152,52 @@ class Judgement:
     message: str
     candidate: Counts | None = None
     stable: Counts | None = None
+    evidence: tuple[Evidence, ...] = ()
+    """What the next look goes on from."""
+    is_dry_run: bool = False
+    """Judged to be told, not to be followed."""
 
 
-def judge_all(wanted: tuple[Criterion, ...], measured: Iterable[Measurement], *, steps: int) -> tuple[Judgement, ...]:
-    """Judge every criterion by its measurement; a criterion that nobody measured has NoData."""
+def judge_all(
+    wanted: tuple[Criterion, ...],
+    measured: Iterable[Measurement],
+    *,
+    steps: int,
+    promise: float,
+    before: Mapping[MetricName, tuple[Evidence, ...]] = MappingProxyType({}),
+) -> tuple[Judgement, ...]:
+    """Judge every criterion by its measurement; a criterion that nobody measured has NoData.
+
+    `promise` is the chance of a false rollback over all `steps` of the rollout and all metrics that it follows;
+    `before` the evidence of the earlier looks of this step.
+    """
     found: Mapping[MetricName, Measurement] = {measurement.metric: measurement for measurement in measured}
-    bounds = sum(criterion.bounds for criterion in wanted)
-    alpha = FALSE_ROLLBACK / max(1, steps * bounds)
+    bounds = sum(criterion.bounds for criterion in wanted if not criterion.is_dry_run)
+    alpha = promise / max(1, steps * bounds)
     return tuple(
         judge(
             criterion,
             found.get(criterion.metric)
             or Measurement(criterion.metric, Outcome.NO_DATA, message="it was not measured"),
             alpha=alpha,
+            before=before.get(criterion.metric, ()),
         )
         for criterion in wanted
     )
 
 
-def judge(wanted: Criterion, seen: Measurement, *, alpha: float) -> Judgement:
+def overall(judgements: Iterable[Judgement]) -> Verdict:
+    """The verdict that the rollout follows."""
+    return worst(one.verdict for one in judgements if not one.is_dry_run)
+
+
+def judge(wanted: Criterion, seen: Measurement, *, alpha: float, before: tuple[Evidence, ...] = ()) -> Judgement:
     """Judge one metric, with a chance of at most `alpha` per bound of failing a candidate that keeps to it."""
+    evidence = before
 
     def judged(verdict: Verdict, message: str) -> Judgement:
         noted = f"{message}; {seen.message}" if seen.message else message
-        return Judgement(wanted.metric, verdict, noted, seen.candidate, seen.stable)
+        return Judgement(wanted.metric, verdict, noted, seen.candidate, seen.stable, evidence, wanted.is_dry_run)
 
     if seen.outcome is Outcome.PROVIDER_ERROR:
         return judged(Verdict.PROVIDER_ERROR, f"{wanted.metric} could not be measured")
@@ -214,53 +208,86 @@ def judge(wanted: Criterion, seen: Measurement, *, alpha: float) -> Judgement:
             judged(Verdict.PASS, f"{lacks}, and a preview owes none") if owes_none else judged(Verdict.NO_DATA, lacks)
         )
 
-    breaches = _breaches(wanted, seen.candidate, seen.stable)
-    for breach in breaches:
+    bounds = tuple(_bounds(wanted, seen.candidate, seen.stable))
+    against = tuple(one.weighed(before, Claim.BEYOND) for one in bounds)
+    within = tuple(one.weighed(before, Claim.WITHIN) for one in bounds if wanted.is_to_be_proved)
+    evidence, enough = (*against, *within), log(1 / alpha)
+    for bound, gathered in zip(bounds, against, strict=True):
         # Proof does not wait for minimum samples: the test knows by itself how many it needs.
-        if breach.evidence >= log(1 / alpha):
-            return judged(Verdict.FAIL, breach.sentence)
-    if lacking := _lacking(wanted, seen.candidate, seen.stable):
+        if bound.breach and gathered.strength >= enough:
+            return judged(Verdict.FAIL, bound.breach)
+    if lacking := _lacking(wanted, seen.candidate, seen.stable, alpha):
         return judged(Verdict.NO_DATA, lacking)
-    for breach in breaches:
-        return judged(Verdict.INCONCLUSIVE, f"{breach.sentence}, but that may be chance")
-    return judged(Verdict.PASS, f"{wanted.metric} is within bounds: {_both(seen.candidate, seen.stable)}")
+    said = f"{wanted.metric} is within bounds: {_both(seen.candidate, seen.stable)}"
+    doubts = [f"{one.breach}, but that may be chance" for one in bounds if one.breach and not one.is_slight]
+    if any(one.strength < enough for one in within):
+        doubts.append(f"{said}, but that is not proved yet")
+    if doubts:
+        return judged(Verdict.INCONCLUSIVE, doubts[0])
+    slight = f"but by less than the {_percent(wanted.detect or Decimal(0))} that would have been seen"
+    return judged(Verdict.PASS, next((f"{one.breach}, {slight}" for one in bounds if one.breach), said))
 
 
 @dataclass(frozen=True, slots=True)
-class _Breach:
-    """A bound that the candidate's own counts are beyond; `evidence` is the log of how badly chance explains it."""
+class _Bound:
+    """One bound of a metric, and how the counts of the step stand to it."""
 
-    sentence: str
-    evidence: float
+    words: str
+    limit: Decimal
+    ours: Counts
+    theirs: Counts | None
+    breach: str
+    """How the counts are beyond the bound; empty while they keep to it."""
+    is_slight: bool
+    """Beyond it by less than what was to be detected."""
+
+    def weighed(self, before: tuple[Evidence, ...], claim: Claim) -> Evidence:
+        """The evidence for the claim, gathered before and in this look."""
+        words = self.words if claim is Claim.BEYOND else f"within {self.words}"
+        known = next((one for one in before if one.bound == words), None)
+        known = known or beginning(words, is_compared=self.theirs is not None)
+        return weigh(known, self.ours, self.theirs, float(self.limit), claim)
 
 
-def _breaches(wanted: Criterion, candidate: Counts, stable: Counts | None) -> tuple[_Breach, ...]:
-    """The bounds that the counts are beyond, the absolute one first."""
-    found = []
-    if wanted.maximum is not None and candidate.bad > wanted.maximum * candidate.total:
-        sentence = f"{wanted.metric} is {_both(candidate, stable)}: above the maximum of {_percent(wanted.maximum)}"
-        found.append(_Breach(sentence, _evidence(candidate, float(wanted.maximum))))
-    if wanted.tolerance is not None and stable is not None and stable.total > 0:
-        ours, theirs, tolerance = candidate.strict, stable.strict, float(wanted.tolerance)
-        if ours.ratio > theirs.ratio + tolerance:
-            sentence = (
+def _bounds(wanted: Criterion, candidate: Counts, stable: Counts | None) -> Iterator[_Bound]:
+    """The bounds of a metric, the absolute one first."""
+    suffix = "" if wanted.slower_than is None else f" over {wanted.slower_than.total_seconds() * 1000:g} ms"
+    if wanted.maximum is not None:
+        ours, maximum, breach = candidate.lenient, wanted.maximum, ""
+        if ours.bad > maximum * ours.total:
+            breach = f"{wanted.metric} is {_both(candidate, stable)}: above the maximum of {_percent(maximum)}"
+        is_slight = wanted.tolerance is None and ours.ratio < float(maximum + (wanted.detect or 0))
+        yield _Bound(f"maximum {maximum}{suffix}", maximum, ours, None, breach, is_slight)
+    if wanted.tolerance is not None and stable is not None:
+        ours, theirs, tolerance, breach = candidate.strict, stable.strict, wanted.tolerance, ""
+        if theirs.total > 0 and ours.ratio > theirs.ratio + float(tolerance):
+            breach = (
                 f"{wanted.metric} is {_both(candidate, stable)}: more than the tolerance of "
-                f"{_percent(wanted.tolerance)} above stable"
+                f"{_percent(tolerance)} above stable"
             )
-            found.append(_Breach(sentence, _evidence_of_excess(ours, theirs, tolerance)))
-    return tuple(found)
+        is_slight = ours.ratio < theirs.ratio + float(tolerance + (wanted.detect or 0))
+        yield _Bound(f"tolerance {tolerance}{suffix}", tolerance, ours, theirs, breach, is_slight)
 
 
-def _lacking(wanted: Criterion, candidate: Counts, stable: Counts | None) -> str:
+def _lacking(wanted: Criterion, candidate: Counts, stable: Counts | None, alpha: float) -> str:
     """What is missing before anything good may be said; empty when nothing is."""
     if candidate.total < wanted.minimum_samples:
         return f"{wanted.metric} has {candidate.total} of {wanted.minimum_samples} samples of the candidate"
-    if wanted.tolerance is None:
-        return ""
-    if stable is None or stable.total < wanted.minimum_samples:
+    if wanted.tolerance is not None and (stable is None or stable.total < wanted.minimum_samples):
         have = 0 if stable is None else stable.total
         return f"{wanted.metric} has {have} of {wanted.minimum_samples} samples of stable to compare with"
-    return ""
+    if wanted.detect is None:
+        return ""
+    if wanted.tolerance is not None and stable is not None:
+        need = samples_to_see(float(wanted.detect), float(wanted.tolerance), candidate.strict, stable.strict, alpha)
+    else:
+        need = samples_to_see(float(wanted.detect), float(wanted.maximum or 1), candidate.lenient, None, alpha)
+    if candidate.total >= need:
+        return ""
+    return (
+        f"{wanted.metric} has {candidate.total} of about {ceil(need)} samples of the candidate with which "
+        f"{_percent(wanted.detect)} beyond its bound would have been seen"
+    )
 
 
 def _both(candidate: Counts, stable: Counts | None) -> str:
@@ -275,35 +302,3 @@ def _both(candidate: Counts, stable: Counts | None) -> str:
 
 def _percent(bound: Decimal) -> str:
     return f"{(bound * 100).normalize():f}%"
-
-
-def _evidence(counts: Counts, rate: float) -> float:
-    """Log of the ratio of the Jeffreys mixture's likelihood to that of `rate`; 6.9 is one chance in a thousand."""
-    good = counts.total - counts.bad
-    if (counts.bad and rate <= 0) or (good and rate >= 1):
-        return inf  # cannot happen under this rate
-    likelihood = (counts.bad * log(rate) if counts.bad else 0.0) + (good * log1p(-rate) if good else 0.0)
-    return _log_beta(counts.bad + 0.5, good + 0.5) - _log_beta(0.5, 0.5) - likelihood
-
-
-def _evidence_of_excess(candidate: Counts, stable: Counts, tolerance: float) -> float:
-    """Evidence that the candidate's rate is above stable's by more than `tolerance`, whatever stable's rate is.
-
-    The sum is convex in stable's rate, and the best excuse lies between what either side shows by itself.
-    """
-
-    def evidence(rate: float) -> float:
-        return _evidence(candidate, rate + tolerance) + _evidence(stable, rate)
-
-    low, high = stable.ratio, candidate.ratio - tolerance
-    for _ in range(60):
-        third = (high - low) / 3
-        if evidence(low + third) < evidence(high - third):
-            high -= third
-        else:
-            low += third
-    return evidence((low + high) / 2)
-
-
-def _log_beta(a: float, b: float) -> float:
-    return lgamma(a) + lgamma(b) - lgamma(a + b)

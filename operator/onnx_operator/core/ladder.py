@@ -583,7 +583,7 @@ def _verdict_words(view: View) -> str:
     candidate = view.ledger.candidate
     if candidate is None or candidate.verdict is None:
         return "; nothing was judged yet"
-    worst = next((one for one in candidate.analysis if one.verdict == candidate.verdict), None)
+    worst = view.metric_with(candidate.verdict)
     return f"; last verdict {candidate.verdict}" + (f": {worst.message}" if worst is not None else "")
 
 

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from onnx_operator.api.model import CandidateStatus, FailureStatus, RevisionInUse, StableStatus
 from onnx_operator.api.revision import Outcome, QuarantineStatus
+from onnx_operator.api.rollout import MetricName
 from onnx_operator.core.conditions import clipped, instant, timestamp
 from onnx_operator.core.names import REVISION_LABEL, stage_job_name
 
 if TYPE_CHECKING:
-    from onnx_operator.api.model import OnnxModelStatus
+    from onnx_operator.api.model import MetricStatus, OnnxModelStatus
     from onnx_operator.api.revision import OnnxModelRevisionStatus, StageStatus
     from onnx_operator.core.observation import RevisionSeen
     from onnx_operator.core.view import View
@@ -87,12 +88,18 @@ def enter_step(view: View, step: int | None) -> MoveModel:
     """
     candidate = view.ledger.candidate
     updates: dict[str, Any] = {"step": step, "step_started_time": None, "held_time": None, "baking": False}
-    updates |= {"verdict": None, "verdict_time": None, "analysis": []}
+    updates |= {"verdict": None, "verdict_time": None, "analysis": _counted_through_all_steps(view)}
     if candidate is not None and candidate.step is not None:
         updates["promotion_asked_time"] = None
     if step is not None:
         updates["progress_time"] = instant(view.now)
     return change_candidate(view, **updates)
+
+
+def _counted_through_all_steps(view: View) -> list[MetricStatus]:
+    """Golden requests do not depend on the weight, so what they have come to goes on."""
+    candidate = view.ledger.candidate
+    return [one for one in candidate.analysis if one.name is MetricName.DISAGREEMENT] if candidate is not None else []
 
 
 def bake(view: View, last_step: int) -> MoveModel:

@@ -158,7 +158,7 @@ def _roll_back_the_bad(view: View) -> MoveRevision | None:
     candidate, revision = view.ledger.candidate, view.candidate
     if candidate is None or revision is None or candidate.verdict != Verdict.FAIL:
         return None
-    culprit = next((one for one in candidate.analysis if one.verdict == Verdict.FAIL), None)
+    culprit = view.metric_with(Verdict.FAIL)
     said = culprit.message if culprit is not None else "the analysis failed"
     return quarantine(
         view,
@@ -249,7 +249,7 @@ def _give_up_the_late(view: View) -> MoveRevision | None:
         return None
     verdict = Verdict(candidate.verdict) if candidate.verdict is not None else None
     is_available = view.is_available(revision)
-    if verdict is Verdict.PASS and is_available and view.is_programmed:
+    if (verdict is Verdict.PASS or view.may_proceed_in_doubt) and is_available and view.is_programmed:
         return None  # what is left of the step is a matter of time, not of proof
     stage = Stage.AVAILABLE if candidate.step is None and not is_available else Stage.ROLLOUT
     late = f"no progress within {plan.progress_deadline}"
@@ -258,7 +258,7 @@ def _give_up_the_late(view: View) -> MoveRevision | None:
         message = f"{late}: {_why_unavailable(view, revision) or trouble_of(view.named_routes)[1]}"
     else:
         reason = _LATE.get(verdict or Verdict.NO_DATA, reasons.PROGRESS_DEADLINE_EXCEEDED)
-        worst = next((one for one in candidate.analysis if one.verdict == verdict), None)
+        worst = view.metric_with(verdict)
         message = f"{late}: {worst.message if worst is not None else 'nothing could be measured'}"
     return quarantine(view, revision, stage=stage, reason=reason, message=message, logs=server_logs(view, revision))
 

@@ -25,7 +25,7 @@ from math import ceil, inf, isfinite
 from statistics import median
 from typing import TYPE_CHECKING, Final
 
-from onnx_operator.core.analysis import Counts
+from onnx_operator.core.counts import Counts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

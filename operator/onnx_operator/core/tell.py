@@ -27,7 +27,9 @@ Side = TypeVar("Side", bound="RevisionInUse")
 
 def tell(view: View, standing: Standing, ledger: OnnxModelStatus, obstacle: Finding | None = None) -> OnnxModelStatus:
     """The ledger with everything that is told beside it. `obstacle` is what kept an action from being done."""
-    findings = _all_findings(view, standing, obstacle, is_draining=bool(ledger.retiring))
+    # The look that ends a drain removes nothing yet: it is over when what was drained is gone.
+    is_draining = bool(ledger.retiring or view.ledger.retiring)
+    findings = _all_findings(view, standing, obstacle, is_draining=is_draining)
     status = ledger.model_copy(
         update={
             "observed_generation": view.seen.model.generation,

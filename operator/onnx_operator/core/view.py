@@ -10,10 +10,13 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from onnx_operator.api.common import parse_duration
-from onnx_operator.api.model import MetricStatus
+from onnx_operator.api.model import EvidenceStatus, MetricStatus
+from onnx_operator.api.rollout import AtDeadline
 from onnx_operator.core.acceptance import Offer, Refusal, accept, duration_of
-from onnx_operator.core.analysis import Verdict, criteria, judge_all, worst
+from onnx_operator.core.analysis import Verdict, criteria, judge_all, overall
 from onnx_operator.core.conditions import clipped, instant
+from onnx_operator.core.counts import Counts
+from onnx_operator.core.evidence import Evidence
 from onnx_operator.core.freezes import frozen_until
 from onnx_operator.core.revisions import name_of, resolve, source_key
 from onnx_operator.core.traffic import FULL, Side, carries, split
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from onnx_operator.api.model_class import OnnxModelClassSpec
     from onnx_operator.api.revision import OnnxModelRevisionSpec
     from onnx_operator.core.acceptance import Plan
-    from onnx_operator.core.analysis import Counts, Criterion, Judgement, Measurement
+    from onnx_operator.core.analysis import Criterion, Judgement, Measurement
     from onnx_operator.core.observation import Observation, RevisionSeen
     from onnx_operator.core.servers import ServerState
     from onnx_operator.core.traffic import RouteSeen, Split
@@ -234,11 +237,12 @@ class View:
 
     @property
     def has_passed(self) -> bool:
-        """Whether the step has lasted long enough and the judgement of all of it is Pass."""
+        """Whether the step has lasted long enough and the judgement of all of it is Pass, or is taken for it."""
         candidate, ends = self.ledger.candidate, self.step_ends
         if candidate is None or candidate.verdict_time is None or ends is None or self.now < ends:
             return False
-        return candidate.verdict == Verdict.PASS and moment(candidate.verdict_time) >= ends
+        is_good = candidate.verdict == Verdict.PASS or self.may_proceed_in_doubt
+        return is_good and moment(candidate.verdict_time) >= ends
 
     @property
     def deadline(self) -> datetime | None:
@@ -267,6 +271,19 @@ class View:
     def criteria(self) -> tuple[Criterion, ...]:
         """What the candidate must fulfil in its step."""
         return () if self.plan is None else criteria(self.plan.analysis, weight=self.candidate_weight)
+
+    @property
+    def may_proceed_in_doubt(self) -> bool:
+        """Whether the step's deadline has passed and the spec takes what is inconclusive then as passed."""
+        if self.ledger.candidate is None or self.plan is None or self.deadline is None or self.now < self.deadline:
+            return False
+        is_in_doubt = self.ledger.candidate.verdict == Verdict.INCONCLUSIVE
+        return is_in_doubt and self.plan.analysis.on_inconclusive is AtDeadline.PROCEED
+
+    def metric_with(self, verdict: str | None) -> MetricStatus | None:
+        """The metric that the last verdict comes from; one that is only told is never it."""
+        told = self.ledger.candidate.analysis if self.ledger.candidate is not None else ()
+        return next((one for one in told if one.verdict == verdict and not one.dry_run), None)
 
     @property
     def is_analysis_due(self) -> bool:
@@ -315,10 +332,16 @@ def _judged(view: View, measurements: tuple[Measurement, ...]) -> View:
     candidate = view.ledger.candidate
     if candidate is None or view.plan is None:
         return view
-    judgements = judge_all(view.criteria, measurements, steps=view.plan.stops)
+    judgements = judge_all(
+        view.criteria,
+        measurements,
+        steps=view.plan.stops,
+        promise=float(view.plan.analysis.max_false_rollback),
+        before={one.name: tuple(map(_evidence, one.evidence)) for one in candidate.analysis},
+    )
     judged = candidate.model_copy(
         update={
-            "verdict": str(worst(one.verdict for one in judgements)),
+            "verdict": str(overall(judgements)),
             "verdict_time": instant(view.now),
             "analysis": [_metric_status(one) for one in judgements],
         }
@@ -330,11 +353,34 @@ def _metric_status(judgement: Judgement) -> MetricStatus:
     return MetricStatus(
         name=judgement.metric,
         verdict=str(judgement.verdict),
+        dry_run=judgement.is_dry_run,
         candidate=_ratio(judgement.candidate),
         stable=_ratio(judgement.stable),
         candidate_samples=judgement.candidate.total if judgement.candidate else 0,
         stable_samples=judgement.stable.total if judgement.stable else 0,
         message=clipped(judgement.message),
+        evidence=[_evidence_status(one) for one in judgement.evidence],
+    )
+
+
+def _evidence_status(evidence: Evidence) -> EvidenceStatus:
+    return EvidenceStatus(
+        bound=evidence.bound,
+        strength=f"{evidence.strength:.6f}",
+        candidate_bad=evidence.candidate.bad,
+        candidate_total=evidence.candidate.total,
+        stable_bad=evidence.stable.bad if evidence.stable is not None else None,
+        stable_total=evidence.stable.total if evidence.stable is not None else None,
+    )
+
+
+def _evidence(told: EvidenceStatus) -> Evidence:
+    is_compared = told.stable_bad is not None and told.stable_total is not None
+    return Evidence(
+        told.bound,
+        float(told.strength),
+        Counts(told.candidate_bad, told.candidate_total),
+        Counts(told.stable_bad or 0, told.stable_total or 0) if is_compared else None,
     )
 
 

@@ -18,6 +18,8 @@ MEGABYTE: Final = "a" * 1_000_000
 STEPS = "spec.rollout.steps"
 FREEZES = "spec.rollout.freezeWindows"
 METRICS = "spec.rollout.analysis.metrics"
+ANALYSIS = "spec.rollout.analysis"
+PROMISE = f"{ANALYSIS}.maxFalseRollback"
 LIMITS = "spec.serving.resources.limits"
 PATH = "spec.source.persistentVolumeClaim.path"
 
@@ -239,6 +241,34 @@ BAD_MODELS: Final = {
         {"spec.rollout.analysis.minimumSamples": 0},
         "spec.rollout.analysis.minimumSamples",
         "greater than or equal to 1",
+    ),
+    "a promise without a chance of error": Bad({PROMISE: "0"}, PROMISE, "from 0.000001 to 0.1"),
+    "a promise that is worth nothing": Bad({PROMISE: "0.5"}, PROMISE, "from 0.000001 to 0.1"),
+    "a promise in words": Bad({PROMISE: "one in a thousand"}, PROMISE, "as text"),
+    "a proof of another kind": Bad({f"{ANALYSIS}.proof": "hope"}, f"{ANALYSIS}.proof", '"guard", "prove"'),
+    "a proof that nothing at all is worse": Bad(
+        {ANALYSIS: {"proof": "prove", "metrics": [{"name": "errorRatio", "tolerance": "0.00"}]}},
+        f"{ANALYSIS}.proof",
+        "must be above 0",
+    ),
+    "a proof that nothing ever fails": Bad(
+        {ANALYSIS: {"proof": "prove", "metrics": [{"name": "errorRatio", "maximum": "0"}]}},
+        f"{ANALYSIS}.proof",
+        "must be above 0",
+    ),
+    "a wish for the case of doubt": Bad(
+        {f"{ANALYSIS}.onInconclusive": "promote"}, f"{ANALYSIS}.onInconclusive", '"rollback", "proceed"'
+    ),
+    "harm of no size to detect": Bad(
+        {METRICS: [{"name": "errorRatio", "tolerance": "0", "detect": "0"}]}, f"{METRICS}[0].detect", "from 0.0001 to 1"
+    ),
+    "harm in percent to detect": Bad(
+        {METRICS: [{"name": "errorRatio", "tolerance": "0", "detect": "5"}]}, f"{METRICS}[0].detect", "from 0.0001 to 1"
+    ),
+    "a dry run in words": Bad(
+        {METRICS: [{"name": "errorRatio", "tolerance": "0", "dryRun": "true"}]},
+        f"{METRICS}[0].dryRun",
+        "must be of type boolean",
     ),
     "paused in words": Bad({"spec.rollout.paused": "yes"}, "spec.rollout.paused", "must be of type boolean"),
     "a token of a megabyte": Bad({"spec.rollout.retryToken": MEGABYTE}, "spec.rollout.retryToken", "Too long"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import json
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import yaml
 
+import series
 from helm import ROOT
 from integration.admission.conftest import Installation
 from integration.admission.specs import GROUP, Manifest, model
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from integration.apiserver import ControlPlane
 
 EXAMPLES: Final = sorted((ROOT / "examples").glob("*.yaml"))
-OURS: Final = [path for path in EXAMPLES if "kind: OnnxModel" in path.read_text()]
+MODELS: Final = [path for path in EXAMPLES if "kind: OnnxModel\n" in path.read_text()]
 CRDS: Final = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
 
@@ -79,16 +81,97 @@ def test_a_model_that_nobody_has_looked_at_says_so(installation: Installation, n
     assert "Pending" in columns[1]
 
 
-@pytest.mark.parametrize("path", OURS, ids=lambda path: path.name)
-def test_applied_again_an_example_changes_nothing(path: Path, installation: Installation, namespace: str) -> None:
-    inside = f"--namespace={namespace}"
-    versions = ("get", inside, "-f", str(path), "-o", "jsonpath={.metadata.resourceVersion}")
-    assert installation.kubectl("apply", inside, "-f", str(path)).returncode == 0
-    before = installation.kubectl(*versions).stdout
-    assert before.isdecimal()
-    assert installation.kubectl("apply", inside, "-f", str(path)).returncode == 0
-    assert installation.kubectl(*versions).stdout == before
-    assert installation.kubectl("diff", inside, "-f", str(path)).returncode == 0
+def stored(installation: Installation, namespace: str, path: Path) -> list[Manifest]:
+    """The file's objects as the API server has them, in the file's order."""
+    shown = installation.kubectl("get", f"--namespace={namespace}", "-f", str(path), "-o", "json")
+    found = json.loads(shown.stdout)
+    manifests: list[Manifest] = found.get("items", [found])
+    return manifests
+
+
+def versions(manifests: list[Manifest]) -> list[str]:
+    """Of our kinds: claims and namespaces have controllers, which write into them whenever they like."""
+    return [
+        one["metadata"]["resourceVersion"] for one in manifests if one["apiVersion"].startswith("onnx-operator.io/")
+    ]
+
+
+def generations(manifests: list[Manifest]) -> list[int | None]:
+    return [one["metadata"].get("generation") for one in manifests]
+
+
+def otherwise(said: Any, has: Any, path: str = "") -> list[str]:
+    """Where the API server has something else than what was said. What it has besides is no difference."""
+    if isinstance(said, dict) and isinstance(has, dict):
+        return [found for name, value in said.items() for found in otherwise(value, has.get(name), f"{path}.{name}")]
+    if isinstance(said, list) and isinstance(has, list) and len(said) == len(has):
+        return [found for one, other in zip(said, has, strict=True) for found in otherwise(one, other, f"{path}[]")]
+    return [] if said == has else [f"{path}: {said!r} is stored as {has!r}"]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_an_example_is_stored_as_it_was_said(path: Path, installation: Installation, namespace: str) -> None:
+    assert installation.kubectl("apply", f"--namespace={namespace}", "-f", str(path)).returncode == 0
+    said = [manifest for manifest in yaml.safe_load_all(path.read_text()) if manifest]
+    assert otherwise(said, stored(installation, namespace, path)) == []
+
+
+#: How people apply, and how GitOps does.
+WAYS: Final = ((), ("--server-side", "--field-manager=gitops"))
+
+
+@pytest.mark.parametrize("way", WAYS, ids=["by the client", "by the server"])
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_applied_again_an_example_changes_nothing(
+    path: Path, way: tuple[str, ...], installation: Installation, namespace: str
+) -> None:
+    what = (f"--namespace={namespace}", *way, "-f", str(path))
+    first = installation.kubectl("apply", *what)
+    assert first.returncode == 0, first.stderr
+    before = stored(installation, namespace, path)
+    assert installation.kubectl("apply", *what).returncode == 0
+    after = stored(installation, namespace, path)
+    assert generations(after) == generations(before)
+    # The first update by server-side apply writes down the status that was a default until then: the same object to
+    # everybody, under another version. From then on there is nothing to write.
+    settled = after if "--server-side" in way else before
+    assert installation.kubectl("apply", *what).returncode == 0
+    assert versions(stored(installation, namespace, path)) == versions(settled)
+    difference = installation.kubectl("diff", *what)
+    assert difference.returncode == 0, difference.stdout + difference.stderr
+
+
+@pytest.mark.parametrize("way", WAYS, ids=["by the client", "by the server"])
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.name)
+def test_what_the_operator_tells_is_no_difference_to_what_was_applied(
+    path: Path, way: tuple[str, ...], installation: Installation, namespace: str
+) -> None:
+    what = (f"--namespace={namespace}", *way, "-f", str(path))
+    assert installation.kubectl("apply", *what).returncode == 0
+    (model,) = stored(installation, namespace, path)
+    status = series.a_status().model_dump(mode="json", exclude_none=True)
+    where = f"{GROUP}/namespaces/{namespace}/onnxmodels/{model['metadata']['name']}/status"
+    told = installation.operator().merge(where, {"status": status})
+    assert told["status"]["candidate"]["revision"] == "m-1"
+    difference = installation.kubectl("diff", *what)
+    assert difference.returncode == 0, difference.stdout + difference.stderr
+    assert installation.kubectl("apply", *what).returncode == 0
+    assert versions(stored(installation, namespace, path)) == versions([told])
+
+
+@pytest.mark.parametrize("promise", ["0.001", "1e-6", "0.1"])
+def test_how_surely_a_candidate_is_judged_can_be_said(promise: str, installation: Installation, namespace: str) -> None:
+    metrics = [
+        {"name": "errorRatio", "tolerance": "0.005", "detect": "0.01"},
+        {"name": "disagreement", "maximum": "0.02", "dryRun": True},
+    ]
+    wanted = model()
+    analysis = {"maxFalseRollback": promise, "metrics": metrics, "proof": "prove", "onInconclusive": "proceed"}
+    wanted["spec"]["rollout"] = {"analysis": analysis}
+    created = installation.admin.create(f"{GROUP}/namespaces/{namespace}/onnxmodels", wanted)
+    shown = created["spec"]["rollout"]["analysis"]
+    assert (shown["maxFalseRollback"], shown["minimumSamples"]) == (promise, 50)
+    assert [one.get("dryRun") for one in shown["metrics"]] == [None, True]
 
 
 @pytest.mark.parametrize(
@@ -97,6 +180,8 @@ def test_applied_again_an_example_changes_nothing(path: Path, installation: Inst
         ("onnxmodel.spec.rollout", "How a new revision takes over"),
         ("onnxmodel.spec.rollout.steps", "Weights the candidate passes through"),
         ("onnxmodel.spec.rollout.analysis.metrics.slowerThan", "an answer that takes longer is slow"),
+        ("onnxmodel.spec.rollout.analysis.maxFalseRollback", "a promise for a whole rollout"),
+        ("onnxmodel.spec.rollout.analysis.metrics.detect", "The harm that a step must have been able to see"),
         ("onnxmodel.spec.source.huggingFace.revision", "40 hexadecimal digits"),
         ("onnxmodel.status.conditions", "Ready, Reconciling, Stalled and one per stage"),
         ("onnxmodelclass.spec.artifactStore.claimName", "must exist in every namespace"),

@@ -85,7 +85,6 @@ def model(namespace: str, name: str = "m") -> dict[str, Any]:
 
 async def test_what_is_not_there_reads_as_none(api: Kube, namespace: str) -> None:
     assert await api.get(kube.CONFIG_MAP, namespace, "absent") is None
-    assert await api.pod_logs(namespace, "absent", "c", 10) is None
 
 
 async def test_apply_creates_then_changes_and_drops_what_the_manifest_no_longer_says(api: Kube, namespace: str) -> None:

@@ -28,7 +28,8 @@ from integration.traffic.parts import HOST, Gateway, Program, Revision, Scraper,
 from onnx_operator.adapters.prober import ProberReader
 from onnx_operator.adapters.prometheus import Prometheus
 from onnx_operator.api.rollout import MetricName
-from onnx_operator.core.analysis import Counts, Criterion, Judgement, Outcome, Verdict, judge_all
+from onnx_operator.core.analysis import Criterion, Judgement, Outcome, Verdict, judge_all
+from onnx_operator.core.counts import Counts
 from onnx_operator.measure import Instruments, Subject, measure
 from triton_server import graphs
 from triton_server.serverprocess import Server, install_server
@@ -161,7 +162,7 @@ class Rollout:
         finally:
             await prometheus.close()
             await reader.close()
-        return judge_all((wanted,), measured, steps=1)[0]
+        return judge_all((wanted,), measured, steps=1, promise=0.001)[0]
 
     async def judge_until(
         self, verdict: Verdict, wanted: Criterion, since: datetime, *, prober: str | None = None

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnx_operator.core.analysis import Counts
+from onnx_operator.core.counts import Counts
 from onnx_operator.core.queries import Errors, Series, Sides, Silence, Slowness
 
 if TYPE_CHECKING:

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from onnx_operator.api.rollout import Analysis, Metric, MetricName
 from onnx_operator.core.analysis import (
-    Counts,
     Criterion,
     Measurement,
     Outcome,
@@ -22,8 +21,10 @@ from onnx_operator.core.analysis import (
     criteria,
     judge,
     judge_all,
+    overall,
     worst,
 )
+from onnx_operator.core.counts import Counts
 
 if TYPE_CHECKING:
     from onnx_operator.core.analysis import Judgement
@@ -155,7 +156,7 @@ def test_what_a_reader_must_know_follows_the_judgement() -> None:
 
 
 def test_a_criterion_that_nobody_measured_has_no_data() -> None:
-    judged = judge_all((ERRORS, PAIRS), [measured(Counts(0, 99), Counts(0, 99))], steps=2)
+    judged = judge_all((ERRORS, PAIRS), [measured(Counts(0, 99), Counts(0, 99))], steps=2, promise=0.001)
     assert [each.verdict for each in judged] == [Verdict.PASS, Verdict.NO_DATA]
 
 
@@ -164,7 +165,7 @@ def test_more_bounds_and_steps_need_more_proof() -> None:
     seen = measured(Counts(16, 60))
 
     def judged(steps: int) -> Judgement:
-        return judge_all((ONLY_MAXIMUM,), [seen], steps=steps)[0]
+        return judge_all((ONLY_MAXIMUM,), [seen], steps=steps, promise=0.001)[0]
 
     assert judged(1).verdict is Verdict.FAIL
     assert judged(10_000).verdict is Verdict.INCONCLUSIVE
@@ -174,16 +175,81 @@ def test_the_api_s_analysis_becomes_criteria() -> None:
     analysis = Analysis(
         minimum_samples=7,
         metrics=[
-            Metric(name=MetricName.SLOW_RATIO, maximum="1e-2", slower_than="1m30s"),
-            Metric(name=MetricName.ERROR_RATIO, tolerance="0"),
+            Metric(name=MetricName.SLOW_RATIO, maximum="1e-2", slower_than="1m30s", dry_run=True),
+            Metric(name=MetricName.ERROR_RATIO, tolerance="0", detect="0.01"),
         ],
     )
     assert criteria(analysis, weight=10) == (
-        Criterion(MetricName.SLOW_RATIO, 7, maximum=Decimal("0.01"), slower_than=timedelta(seconds=90)),
-        Criterion(MetricName.ERROR_RATIO, 7, tolerance=Decimal(0)),
+        Criterion(
+            MetricName.SLOW_RATIO, 7, maximum=Decimal("0.01"), slower_than=timedelta(seconds=90), is_dry_run=True
+        ),
+        Criterion(MetricName.ERROR_RATIO, 7, tolerance=Decimal(0), detect=Decimal("0.01")),
     )
 
 
+STRICT = replace(ONLY_TOLERANCE, tolerance=Decimal(0), detect=Decimal("0.01"))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "candidate", "stable", "expected"),
+    [
+        pytest.param(
+            STRICT, Counts(10, 1000), Counts(90, 9000), Verdict.NO_DATA, id="too few to have seen a doubling of 1 %"
+        ),
+        pytest.param(STRICT, Counts(80, 8000), Counts(720, 72_000), Verdict.PASS, id="enough to have seen it"),
+        pytest.param(STRICT, Counts(0, 2000), Counts(0, 18_000), Verdict.PASS, id="a quiet stable needs fewer"),
+        pytest.param(
+            replace(STRICT, detect=Decimal("0.2")), Counts(1, 100), Counts(9, 900), Verdict.PASS, id="great harm, too"
+        ),
+        pytest.param(
+            replace(STRICT, detect=Decimal("0.9")),
+            Counts(0, 49),
+            Counts(9, 900),
+            Verdict.NO_DATA,
+            id="not below 50",
+        ),
+        pytest.param(STRICT, Counts(85, 8000), Counts(720, 72_000), Verdict.PASS, id="slightly worse passes"),
+        pytest.param(
+            replace(STRICT, detect=None),
+            Counts(85, 8000),
+            Counts(720, 72_000),
+            Verdict.INCONCLUSIVE,
+            id="unset: held",
+        ),
+        pytest.param(STRICT, Counts(1600, 8000), Counts(720, 72_000), Verdict.FAIL, id="proved harm fails"),
+        pytest.param(
+            replace(ONLY_MAXIMUM, detect=Decimal("0.05")),
+            Counts(55, 1000),
+            None,
+            Verdict.PASS,
+            id="slightly above maximum",
+        ),
+        pytest.param(
+            replace(ONLY_MAXIMUM, detect=Decimal("0.05")), Counts(5, 100), None, Verdict.NO_DATA, id="few for a maximum"
+        ),
+        pytest.param(
+            replace(ERRORS, detect=Decimal("0.05")),
+            Counts(210, 4000),
+            Counts(1890, 36_000),
+            Verdict.INCONCLUSIVE,
+            id="beside a tolerance a maximum is strict",
+        ),
+        pytest.param(
+            replace(STRICT, detect=Decimal(1)),
+            Counts(1, 60),
+            Counts(1, 540),
+            Verdict.PASS,
+            id="more than all is nothing",
+        ),
+    ],
+)
+def test_with_something_to_detect_the_verdict_is(
+    wanted: Criterion, candidate: Counts, stable: Counts | None, expected: Verdict
+) -> None:
+    assert verdict(wanted, candidate, stable) is expected
+
+
+TO_BE_PROVED = replace(ERRORS, is_to_be_proved=True)
 PREVIEWED = ERRORS.in_preview
 
 
@@ -214,6 +280,53 @@ def test_silence_passes_in_a_preview_alone_and_an_outage_nowhere() -> None:
 def test_what_the_prober_sends_is_judged_in_a_preview_as_anywhere() -> None:
     analysis = Analysis(metrics=[Metric(name=MetricName.DISAGREEMENT, maximum="0.02")])
     assert criteria(analysis, weight=0) == criteria(analysis, weight=50) == (PAIRS,)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "stable", "expected"),
+    [
+        pytest.param(Counts(0, 49), Counts(0, 450), Verdict.NO_DATA, id="too few samples"),
+        pytest.param(Counts(0, 100), Counts(0, 900), Verdict.INCONCLUSIVE, id="no errors in a hundred prove little"),
+        pytest.param(Counts(0, 4000), Counts(0, 36_000), Verdict.PASS, id="no errors in four thousand prove enough"),
+        pytest.param(Counts(60, 4000), Counts(180, 36_000), Verdict.INCONCLUSIVE, id="as bad as just allowed"),
+        pytest.param(Counts(90, 4000), Counts(180, 36_000), Verdict.INCONCLUSIVE, id="a little beyond"),
+        pytest.param(Counts(400, 4000), Counts(180, 36_000), Verdict.FAIL, id="harm fails all the same"),
+    ],
+)
+def test_when_it_is_to_be_proved_harmless_the_verdict_is(candidate: Counts, stable: Counts, expected: Verdict) -> None:
+    assert verdict(TO_BE_PROVED, candidate, stable) is expected
+
+
+def test_what_is_not_proved_yet_says_so() -> None:
+    judged = judge(TO_BE_PROVED, measured(Counts(0, 100), Counts(0, 900)), alpha=ALPHA)
+    assert judged.message.endswith("0.00% (0 of 900) for stable, but that is not proved yet")
+    assert [one.bound for one in judged.evidence] == [
+        *("maximum 0.05", "tolerance 0.01"),
+        *("within maximum 0.05", "within tolerance 0.01"),
+    ]
+
+
+def test_how_many_samples_are_awaited_is_told() -> None:
+    judged = judge(STRICT, measured(Counts(10, 1000), Counts(90, 9000)), alpha=ALPHA)
+    assert judged.message == (
+        "errorRatio has 1000 of about 5380 samples of the candidate with which 1% beyond its bound would have been seen"
+    )
+
+
+def test_a_dry_run_is_judged_and_not_followed() -> None:
+    dry = replace(PAIRS, is_dry_run=True)
+    found = [measured(Counts(0, 99), Counts(0, 99)), Measurement(dry.metric, Outcome.MEASURED, Counts(99, 99))]
+    judged = judge_all((ERRORS, dry), found, steps=1, promise=0.001)
+    assert [one.verdict for one in judged] == [Verdict.PASS, Verdict.FAIL]
+    assert overall(judged) is Verdict.PASS
+    assert overall(judge_all((dry,), found, steps=1, promise=0.001)) is Verdict.PASS
+
+
+def test_a_dry_run_takes_nothing_of_the_promise() -> None:
+    beside = (replace(PAIRS, is_dry_run=True), replace(ERRORS, is_dry_run=True))
+    seen = [Measurement(ONLY_MAXIMUM.metric, Outcome.MEASURED, Counts(16, 60))]
+    for extra in ((), beside[:1]):
+        assert judge_all((ONLY_MAXIMUM, *extra), seen, steps=1, promise=0.001)[0].verdict is Verdict.FAIL
 
 
 @pytest.mark.parametrize("impossible", [(-1, 3, 0), (4, 3, 0), (2, 3, 2), (0, 3, -1)])
@@ -308,7 +421,7 @@ def test_a_crash_level_regression_fails_within_seconds_of_traffic() -> None:
         for second in range(1, 200):
             candidate += Counts(sum(chance.random() < 0.25 for _ in range(4)), 4)
             stable += Counts(sum(chance.random() < 0.001 for _ in range(36)), 36)
-            judged = judge_all((ERRORS, PAIRS), [measured(candidate, stable)], steps=3)
+            judged = judge_all((ERRORS, PAIRS), [measured(candidate, stable)], steps=3, promise=0.001)
             if judged[0].verdict is Verdict.FAIL:
                 seconds.append(second)
                 break

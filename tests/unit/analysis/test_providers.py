@@ -19,7 +19,8 @@ from onnx_operator.adapters.asking import Outage
 from onnx_operator.adapters.prober import ProberReader
 from onnx_operator.adapters.prometheus import Prometheus
 from onnx_operator.api.rollout import MetricName
-from onnx_operator.core.analysis import Counts, Criterion, Outcome
+from onnx_operator.core.analysis import Criterion, Outcome
+from onnx_operator.core.counts import Counts
 from onnx_operator.core.queries import Series
 from onnx_operator.measure import Instruments, Subject, measure
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from onnx_operator.core.analysis import Counts, Measurement, Outcome, criteria
+from onnx_operator.core.analysis import Measurement, Outcome, criteria
+from onnx_operator.core.counts import Counts
 from onnx_operator.core.observation import ObjectName
 from onnx_operator.core.pods import Trouble
 from unit.core.worlds import World, a_class
@@ -72,9 +73,7 @@ def test_a_bake_lasts_its_time_whatever_the_progress_deadline_is(baking: World) 
 
 
 def test_harm_in_a_bake_goes_back_to_the_warm_one_at_once(baking: World) -> None:
-    baking.measure(100, 1000)
-    baking.wait(10)
-    baking.settle()
+    baking.goes_bad()
     assert baking.weights() == {1: 100, 2: 0}
     assert baking.condition("Promoted") == ("False", "BakeFailed")
     assert baking.condition("Stalled") == ("True", "RolledBack")
@@ -198,8 +197,7 @@ def test_a_freeze_holds_the_end_of_a_bake_and_not_its_rollback(baking: World) ->
     baking.goes_on_for(1500)
     assert baking.stable_number == 1
     assert baking.condition("Promoted") == ("Unknown", "Frozen")
-    baking.measure(500, 1000)
-    baking.goes_on_for(20)
+    baking.goes_bad()
     assert baking.condition("Promoted") == ("False", "BakeFailed")
 
 

@@ -115,8 +115,7 @@ def test_metrics_that_fall_silent_do_not_end_a_wait_for_a_person(held: World) ->
 
 
 def test_harm_ends_a_wait_for_a_person(held: World) -> None:
-    held.measure(500, 1000)
-    held.goes_on_for(20)
+    held.goes_bad()
     assert held.condition("Promoted") == ("False", "AnalysisFailed")
     assert held.weights() in ({1: 100, 2: 0}, {1: 100})
 

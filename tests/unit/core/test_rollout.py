@@ -8,7 +8,9 @@ import pytest
 
 from onnx_operator.api.model import OnnxModelStatus
 from onnx_operator.api.revision import OnnxModelRevisionStatus
-from onnx_operator.core.analysis import Outcome
+from onnx_operator.api.rollout import MetricName
+from onnx_operator.core.analysis import Measurement, Outcome
+from onnx_operator.core.counts import Counts
 from onnx_operator.core.jobs import JobBlocked, JobRunning
 from onnx_operator.core.observation import ObjectName
 from onnx_operator.core.pods import Trouble
@@ -134,6 +136,17 @@ def test_all_steps_passed_promotes_drains_and_removes_the_old_one(canary: World)
     assert {name.name for name in canary.children if name.kind == "Deployment"} == {f"{canary.numbered(2).name}-cpu"}
     assert canary.numbered(1).status.outcome == "Retired"
     assert canary.status.retiring == []
+
+
+def test_a_rollback_is_over_only_when_what_was_drained_is_gone(canary: World) -> None:
+    canary.change(rollout=canary.spec.rollout.model_dump(mode="json", exclude_none=True) | {"abortToken": "stop"})
+    canary.look()
+    while canary.condition("Reconciling")[0] != "False":
+        canary.wait(1)
+        canary.accept()
+        canary.look()
+    assert canary.condition("Stalled") == ("True", "RolledBack")
+    assert [name.name for name in canary.children if name.kind == "Deployment"] == [f"{canary.numbered(1).name}-cpu"]
 
 
 def test_a_step_ends_only_after_a_judgement_that_covers_all_of_it(canary: World) -> None:
@@ -268,6 +281,107 @@ def test_an_artifact_found_corrupt_ends_the_candidate_without_waiting(serving: W
     assert serving.status.last_failure.exit_code == 29
 
 
+def test_a_dry_run_of_a_metric_is_told_and_changes_nothing(canary: World) -> None:
+    metrics = [{"name": "errorRatio", "maximum": "0.05", "dryRun": True}]
+    canary.change(rollout={"analysis": {"interval": "10s", "metrics": metrics}})
+    canary.measure(500, 1000)
+    canary.wait(10)
+    canary.settle()
+    candidate = canary.status.candidate
+    assert candidate is not None
+    assert candidate.verdict == "Pass"
+    assert [(one.verdict, one.dry_run) for one in candidate.analysis] == [("Fail", True)]
+    assert canary.weights() == {1: 90, 2: 10}
+
+
+def test_a_smaller_promise_asks_for_more_proof(canary: World) -> None:
+    metrics = [{"name": "errorRatio", "maximum": "0.05"}]
+    canary.change(rollout={"analysis": {"interval": "10s", "maxFalseRollback": "1e-6", "metrics": metrics}})
+    canary.measure(20, 100)
+    canary.wait(10)
+    canary.settle()
+    assert canary.status.candidate is not None
+    assert canary.status.candidate.verdict == "Inconclusive"
+    canary.change(rollout={"analysis": {"interval": "10s", "maxFalseRollback": "0.1", "metrics": metrics}})
+    canary.wait(10)
+    canary.settle()
+    assert canary.condition("Promoted") == ("False", "AnalysisFailed")
+
+
+def test_evidence_is_carried_from_look_to_look_and_begins_anew_with_each_step(canary: World) -> None:
+    def evidence() -> list[tuple[int, bool]]:
+        candidate = canary.status.candidate
+        assert candidate is not None
+        return [(one.candidate_total, float(one.strength) != 0) for told in candidate.analysis for one in told.evidence]
+
+    for total in (1000, 1100, 1200):
+        canary.measure(total // 20 + 1, total)
+        canary.wait(10)
+        canary.settle()
+    assert evidence() == [(1200, True)]
+    canary.change(rollout={"promoteToken": "", "steps": [{"weight": 10, "duration": "1s"}, {"weight": 50}]})
+    canary.measure(0, 1300)
+    canary.wait(10)
+    canary.settle()
+    assert evidence() == []
+
+
+def test_evidence_of_golden_requests_goes_on_through_all_steps(canary: World) -> None:
+    metrics = [{"name": "errorRatio", "maximum": "0.05"}, {"name": "disagreement", "maximum": "0.02"}]
+    steps = [{"weight": 10, "duration": "1s"}, {"weight": 50}]
+    canary.change(rollout={"steps": steps, "analysis": {"interval": "10s", "metrics": metrics}})
+    canary.measure(0, 1000)
+    pairs = Measurement(MetricName.DISAGREEMENT, Outcome.MEASURED, Counts(1, 100))
+    canary.measured = (*canary.measured, pairs)
+    canary.wait(10)
+    canary.settle()
+    candidate = canary.status.candidate
+    assert candidate is not None
+    assert candidate.step == 1
+    assert [(one.name, one.evidence[0].candidate_total) for one in candidate.analysis] == [("disagreement", 100)]
+
+
+def in_doubt(canary: World, **analysis: str) -> None:
+    """Up to the deadline of the first step with nothing shown."""
+    metrics = [{"name": "errorRatio", "maximum": "0.05"}]
+    steps = [{"weight": 10, "duration": "1m"}, {"weight": 50}]
+    canary.change(rollout={"steps": steps, "analysis": {"interval": "10s", "metrics": metrics, **analysis}})
+    canary.measure(1, 60)
+    for _ in range(50):
+        canary.wait(10)
+        canary.settle()
+    candidate = canary.status.candidate
+    assert candidate is not None
+    assert (candidate.step, candidate.verdict) == (0, "Inconclusive")
+    assert canary.condition("Promoted") == ("Unknown", "AnalysisHolds")
+    for _ in range(60):
+        canary.wait(10)
+        canary.settle()
+        canary.accept()
+
+
+def test_what_is_to_be_proved_and_is_not_is_given_up_at_the_deadline(canary: World) -> None:
+    in_doubt(canary, proof="prove")
+    assert canary.condition("Promoted") == ("False", "AnalysisInconclusive")
+
+
+def test_what_is_in_doubt_at_the_deadline_proceeds_where_that_is_declared(canary: World) -> None:
+    in_doubt(canary, proof="prove", onInconclusive="proceed")
+    assert canary.status.candidate is not None
+    assert canary.status.candidate.step == 1
+
+
+def test_what_is_proved_harmless_ends_its_step(canary: World) -> None:
+    metrics = [{"name": "errorRatio", "maximum": "0.05"}]
+    steps = [{"weight": 10, "duration": "10s"}, {"weight": 50}]
+    canary.change(rollout={"steps": steps, "analysis": {"interval": "10s", "proof": "prove", "metrics": metrics}})
+    canary.measure(0, 1000)
+    canary.wait(10)
+    canary.settle()
+    assert canary.status.candidate is not None
+    assert canary.status.candidate.step == 1
+
+
 # ---- people
 
 
@@ -279,9 +393,10 @@ def test_paused_holds_the_weight_but_not_the_rollback(canary: World) -> None:
         canary.accept()
     assert canary.weights() == {1: 90, 2: 10}
     assert canary.condition("Promoted") == ("Unknown", "Paused")
-    canary.measure(500, 1000)
-    canary.wait(10)
-    canary.settle()
+    for looks in (1, 2):
+        canary.measure(500 * looks, 1000 + 1000 * looks)
+        canary.wait(10)
+        canary.settle()
     assert canary.weights() == {1: 100, 2: 0}
 
 

@@ -42,6 +42,12 @@ def test_go_mod_s_tools_are_the_ones_that_are_built() -> None:
     assert sorted(block[1].split()) == sorted(tool.package for tool in tools.ALL)
 
 
+def test_promtool_is_of_the_prometheus_that_runs_in_the_cluster() -> None:
+    beside = (HACK / "promtool" / "go.mod").read_text()
+    assert f"tool {tools.PROMTOOL.package}\n" in beside
+    assert f"\tgithub.com/prometheus/prometheus {tools.pinned_version('github.com/prometheus/prometheus')}" in beside
+
+
 def test_every_staging_module_is_replaced_by_the_release_of_the_pinned_kubernetes() -> None:
     minor_and_patch = tools.kubernetes_version().removeprefix("v1.")
     replaced = re.findall(r"^\t(k8s\.io/\S+) => (\S+) (v\S+)$", GO_MOD, re.MULTILINE)

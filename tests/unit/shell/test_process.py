@@ -15,6 +15,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from onnx_operator.__main__ import main
 from onnx_operator.adapters import kube
 from onnx_operator.adapters.store import Store
+from onnx_operator.api.model import OnnxModelStatus
 from onnx_operator.handlers import EndlessBackoffs, Inbox
 from onnx_operator.health import Health, build_server
 from onnx_operator.logs import JsonFormatter
@@ -160,17 +161,72 @@ async def test_the_pages_answer_what_kubernetes_and_prometheus_ask() -> None:
 # ---- metrics
 
 
+MODEL = Key("ns", "m")
+
+
+def canary(reason: str = "StepRunning", **side: Any) -> OnnxModelStatus:
+    """A status in the middle of a rollout."""
+    both = {"stable": {"revision": "m-1", "number": 1, "weight": 90, "readyReplicas": 2}} | side
+    ready = {"type": "Ready", "status": "False", "reason": reason, "message": "", "observedGeneration": 1}
+    stalled = {**ready, "type": "Stalled", "status": "True"}
+    promoted = {**ready, "type": "Promoted"}
+    conditions = [{**one, "lastTransitionTime": "2026-01-01T00:00:00Z"} for one in (ready, stalled, promoted)]
+    return OnnxModelStatus.model_validate({"conditions": conditions, **both})
+
+
+CANDIDATE = {"revision": "m-2", "number": 2, "weight": 10, "readyReplicas": 1, "startedTime": "2026-01-01T00:00:00Z"}
+
+
+def model_series(metrics: Metrics) -> dict[tuple[str, ...], float]:
+    """The values of all series of models, by the last part of the name and the labels after the model's."""
+    prefix = "onnx_operator_model_"
+    return {
+        (sample.name.removeprefix(prefix), *list(sample.labels.values())[2:]): sample.value
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name.startswith(prefix)
+    }
+
+
+def test_a_models_series_say_what_its_status_says() -> None:
+    metrics = Metrics()
+    metrics.told(MODEL, canary(candidate=CANDIDATE))
+    assert model_series(metrics) == {
+        ("stable_weight_percent",): 90,
+        ("candidate_weight_percent",): 10,
+        ("condition", "Ready", "StepRunning"): 0,
+        ("condition", "Stalled", "StepRunning"): 1,
+        ("ready_replicas", "stable"): 2,
+        ("ready_replicas", "candidate"): 1,
+    }
+
+
+def test_a_former_reason_and_a_former_candidate_leave_no_series_behind() -> None:
+    metrics = Metrics()
+    metrics.told(MODEL, canary(candidate=CANDIDATE))
+    metrics.told(MODEL, canary("RolledBack"))
+    assert model_series(metrics) == {
+        ("stable_weight_percent",): 90,
+        ("candidate_weight_percent",): 0,
+        ("condition", "Ready", "RolledBack"): 0,
+        ("condition", "Stalled", "RolledBack"): 1,
+        ("ready_replicas", "stable"): 2,
+    }
+
+
 def test_the_series_of_a_deleted_model_go_with_it() -> None:
     metrics = Metrics()
-    labels = {"namespace": "ns", "model": "m"}
-    metrics.weights(Key("ns", "m"), stable=90, candidate=10)
-    value = metrics.registry.get_sample_value
-    assert value("onnx_operator_model_stable_weight_percent", labels) == 90
-    assert value("onnx_operator_model_candidate_weight_percent", labels) == 10
-    metrics.forget(Key("ns", "m"))
+    metrics.told(MODEL, canary(candidate=CANDIDATE))
+    metrics.forget(MODEL)
     metrics.forget(Key("ns", "never-seen"))
-    assert value("onnx_operator_model_stable_weight_percent", labels) is None
-    assert value("onnx_operator_model_candidate_weight_percent", labels) is None
+    assert model_series(metrics) == {}
+
+
+def test_counters_by_kind_begin_at_zero_so_that_their_first_step_is_seen() -> None:
+    metrics = Metrics()
+    metrics.watch_age_of("OnnxModel", lambda: 1.0)
+    for name in ("onnx_operator_relist_corrections_total", "onnx_operator_relist_failures_total"):
+        assert metrics.registry.get_sample_value(name, {"kind": "OnnxModel"}) == 0
 
 
 def test_every_series_carries_our_prefix_and_an_explanation() -> None:
