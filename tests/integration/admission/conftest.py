@@ -16,11 +16,13 @@ import yaml
 
 from helm import CHART, NAMESPACE, RELEASE, ROOT, Helm, find_helm
 from integration.admission.specs import GROUP, Manifest, revision
-from integration.apiserver import ApiAnswer, Client, ControlPlane, find_binaries, wait_until
+from integration.apiserver import ApiAnswer, ControlPlane, find_binaries, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from integration.apiserver import Client
 
 _NUMBERS = itertools.count(1)
 
@@ -48,7 +50,7 @@ class Installation:
 
     def operator(self, account: str = RELEASE) -> Client:
         """The operator's own ServiceAccount, with a token as its pod has one."""
-        return Client(self.plane.server, self.plane.ca, self._token(account))
+        return self.plane.client_with(self._token(account))
 
     def kubeconfig_of_operator(self, folder: Path, account: str = RELEASE) -> Path:
         """The same for a process: what a pod finds in its files."""

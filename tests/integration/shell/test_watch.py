@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 import pytest_asyncio
 
-from integration.apiserver import ROOT, ControlPlane, find_binaries
+from integration.apiserver import AGENT, ROOT, ControlPlane, find_binaries
 from onnx_operator.adapters import kube
 from onnx_operator.adapters.kube import Kube, load_configuration
 from onnx_operator.adapters.store import Store
@@ -253,7 +253,7 @@ async def test_kopf_writes_to_nothing_it_watches(
         assert not item["metadata"].get("finalizers")
         assert not item["metadata"].get("annotations")
         managers = {entry["manager"] for entry in item["metadata"]["managedFields"]}
-        assert managers <= {"Python-urllib", "kube-controller-manager"}
+        assert managers <= {AGENT, "kube-controller-manager"}
     events = control_plane.admin.items(f"/api/v1/namespaces/{namespace}/events")
     assert {event["source"]["component"] for event in events} <= {"job-controller"}
 
