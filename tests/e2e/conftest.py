@@ -83,6 +83,7 @@ _ORDER = (
     "test_story",
     "test_rights",
     "test_truth",
+    "test_strategies",
     "test_disturbances",
     "test_bad_checkpoints",
     "test_providers",

@@ -1,0 +1,120 @@
+"""Other ways for a version to take over, under traffic: a preview, a freeze window, a bake. None loses a request."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tritonclient.http
+
+from demo import texts
+from demo.site import gateway_of
+from demo.waiting import until
+from e2e.rollouts import QUICK, declare, declared, finish, other_version
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from demo.model import Model
+    from demo.scenario import Stage
+    from demo.site import Site
+    from onnx_operator.api.model import StableStatus
+
+ASKED = 20
+
+
+def begin(stage: Stage, **rollout: Any) -> StableStatus:
+    """Declare the other good version; the one that serves until then."""
+    before = stage.model().status.stable
+    assert before is not None
+    declare(stage, declared(other_version(stage), **rollout))
+    return before
+
+
+def until_model(stage: Stage, what: str, is_it: Callable[[Model], bool]) -> Model:
+    def look() -> Model | None:
+        model = stage.model()
+        return model if model.is_seen and is_it(model) else None
+
+    return until(what, look, seconds=180, every=0.5)
+
+
+def steer(stage: Stage, **rollout: str) -> None:
+    stage.kubectl.patch("onnxmodel", stage.name, {"spec": {"rollout": rollout}})
+
+
+def versions_that_answer(cluster: Site, stage: Stage, headers: Mapping[str, str]) -> set[int]:
+    """The numbers of the revisions that answer requests with these headers."""
+    endpoint, gateway = stage.model().status.endpoint, gateway_of(cluster)
+    assert endpoint is not None
+    (inputs,) = texts.tokenised(texts.texts(1))
+    tensors = []
+    for name, column in inputs.items():
+        tensor = tritonclient.http.InferInput(name, column["shape"], column["datatype"])
+        tensor.set_data_from_numpy(np.array([column["data"]], dtype=np.int64))
+        tensors.append(tensor)
+    with tritonclient.http.InferenceServerClient(f"{gateway.address}:{gateway.http_port}") as client:
+        sent = {"Host": endpoint.host, **headers}
+        answers = [client.infer(stage.name, tensors, headers=sent) for _ in range(ASKED)]
+    return {int(answer.get_response()["model_version"]) for answer in answers}
+
+
+def assert_nothing_lost(stage: Stage) -> None:
+    traffic = stage.counters()
+    assert traffic.failed == traffic.errors == 0, traffic.failures
+
+
+def test_a_preview_is_reached_by_its_header_alone_until_a_person_promotes_it(cluster: Site, serving: Stage) -> None:
+    before = begin(serving, steps=[{"weight": 0, "pause": {}}])
+    held = until_model(
+        serving, "the preview to wait for a person", lambda it: it.reason("Promoted") == "WaitingForPromoteToken"
+    )
+    candidate = held.status.candidate
+    assert candidate is not None
+    assert candidate.weight == 0
+    assert versions_that_answer(cluster, serving, {"x-onnx-track": "candidate"}) == {candidate.number}
+    assert versions_that_answer(cluster, serving, {}) == {before.number}
+
+    steer(serving, promoteToken="the preview is good")
+    end = finish(serving)
+
+    assert end.is_promoted, end.message("Ready")
+    assert versions_that_answer(cluster, serving, {}) == {candidate.number}
+    assert_nothing_lost(serving)
+
+
+def test_in_a_freeze_window_a_candidate_gets_no_traffic_until_the_window_is_taken_away(serving: Stage) -> None:
+    always = [{"schedule": "* * * * *", "duration": "2m"}]
+    begin(serving, steps=QUICK, freezeWindows=always)
+    frozen = until_model(serving, "the freeze to hold it", lambda it: it.reason("Promoted") == "Frozen")
+    assert frozen.candidate_weight == 0
+    assert not frozen.holds("Stalled")
+
+    begin(serving, steps=QUICK)
+    end = finish(serving)
+
+    assert end.is_promoted, end.message("Ready")
+    assert_nothing_lost(serving)
+
+
+def test_a_version_aborted_while_it_bakes_gives_all_traffic_back_to_the_warm_one(cluster: Site, serving: Stage) -> None:
+    before = begin(serving, steps=QUICK, bake={"duration": "10m"})
+    baking = until_model(serving, "the bake", lambda it: it.candidate_weight == 100)
+    candidate, warm = baking.status.candidate, baking.status.stable
+    assert candidate is not None
+    assert warm is not None
+    assert candidate.baking
+    assert (warm.revision, warm.weight) == (before.revision, 0)
+    assert warm.ready_replicas >= 1
+    assert versions_that_answer(cluster, serving, {}) == {candidate.number}
+
+    steer(serving, abortToken="not in the bake")
+    end = finish(serving)
+
+    assert end.is_given_up
+    assert end.reason("Promoted") == "Aborted"
+    assert versions_that_answer(cluster, serving, {}) == {before.number}
+    assert_nothing_lost(serving)
+
+    begin(serving, steps=QUICK, retryToken="now it may")
+    assert finish(serving).is_promoted
