@@ -211,8 +211,12 @@ def status(cluster: Cluster) -> str:
 
 
 def _api_accepts(cluster: Cluster) -> bool:
+    return _accepts(cluster.node_address, _API_PORT)
+
+
+def _accepts(address: str, port: int) -> bool:
     try:
-        with socket.create_connection((cluster.node_address, _API_PORT), timeout=1):
+        with socket.create_connection((address, port), timeout=1):
             return True
     except OSError:
         return False
@@ -225,7 +229,11 @@ def stop_apiserver(cluster: Cluster) -> None:
 
 
 def start_apiserver(cluster: Cluster) -> None:
-    """Give the manifest back and wait until the API server is ready."""
+    """Give the manifest back and wait until the API server is ready, for pods as well.
+
+    Pods reach it through its Service. On its way out it took its endpoint from there, and kube-proxy, which asks less
+    and less often while nobody answers, may take half a minute more to hear that it is back.
+    """
     if _parked(cluster).exists():
         _parked(cluster).replace(_manifest(cluster))
     machine = Machine(cluster, tools.ensure(tools.ALL))
@@ -235,7 +243,7 @@ def start_apiserver(cluster: Cluster) -> None:
             machine.kubectl("get", "--raw", "/readyz", "--request-timeout=5s")
         except OneboxError:
             return False
-        return True
+        return _accepts(cluster.api_service_address, 443)
 
     wait_for("the API server to be ready", ready, _PATIENCE_SECONDS)
 

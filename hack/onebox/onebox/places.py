@@ -103,6 +103,11 @@ class Cluster:
         return f"10.{216 + self.index}.0.0/16"
 
     @property
+    def api_service_address(self) -> str:
+        """The API server, as pods see it: the first address of the Service range."""
+        return f"10.{216 + self.index}.0.1"
+
+    @property
     def dns_address(self) -> str:
         """The cluster DNS: kubeadm takes the tenth address of the Service range."""
         return f"10.{216 + self.index}.0.10"
