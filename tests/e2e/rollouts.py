@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import yaml
 
 from demo.scenario import ACTS
@@ -14,7 +15,10 @@ from demo.site import EXAMPLES
 from demo.waiting import until
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from demo.kubectl import Kubectl, Manifest
+    from demo.load import Counters
     from demo.model import Model
     from demo.scenario import Stage
 
@@ -52,15 +56,20 @@ def other_version(stage: Stage) -> str:
     return "v1" if stable_version(stage) == "v2" else "v2"
 
 
+def until_model(stage: Stage, what: str, is_it: Callable[[Model], object]) -> Model:
+    """Wait until what the operator tells of the present spec is so."""
+
+    def look() -> Model | None:
+        model = stage.model()
+        return model if model.is_seen and is_it(model) else None
+
+    return until(what, look, seconds=180, every=0.5)
+
+
 def begin_flip(stage: Stage, **rollout: Any) -> Model:
     """Declare the other good version and wait until it has some of the traffic."""
     declare(stage, declared(other_version(stage), **rollout))
-
-    def on_its_way() -> Model | None:
-        model = stage.model()
-        return model if model.is_seen and model.candidate_weight else None
-
-    return until("the candidate to get traffic", on_its_way, seconds=180, every=0.5)
+    return until_model(stage, "the candidate to get traffic", lambda it: it.candidate_weight)
 
 
 def finish(stage: Stage, *, seconds: float = 240) -> Model:
@@ -83,3 +92,27 @@ def owned(kubectl: Kubectl, kinds: str, *, model: str = "") -> dict[str, Manifes
     """Everything of these kinds that the operator made, by kind and name."""
     selector = f"{OURS},onnx-operator.io/model={model}" if model else OURS
     return {f"{item['kind']}/{item['metadata']['name']}": item for item in kubectl.list(kinds, selector=selector)}
+
+
+def tensors(protocol: Any, inputs: Manifest) -> list[Any]:
+    """One tokenised text as the inputs of `tritonclient.http` or `tritonclient.grpc`."""
+    made = []
+    for name, column in inputs.items():
+        tensor = protocol.InferInput(name, column["shape"], column["datatype"])
+        tensor.set_data_from_numpy(np.array([column["data"]], dtype=np.int64))
+        made.append(tensor)
+    return made
+
+
+def answered_badly(traffic: Counters) -> Mapping[str, int]:
+    """Errors by the revision that answered them."""
+    return {name.rpartition("-")[0]: each.errors for name, each in traffic.by_upstream.items() if each.errors}
+
+
+def assert_nothing_lost(stage: Stage) -> None:
+    """Every request since the load began was answered by a server, with an error only by one that was taken back."""
+    traffic = stage.counters()
+    assert traffic.failed == 0, traffic.failures
+    revisions = stage.kubectl.list("onnxmodelrevisions")
+    taken_back = {one["metadata"]["name"] for one in revisions if "quarantine" in one.get("status", {})}
+    assert set(answered_badly(traffic)) <= taken_back

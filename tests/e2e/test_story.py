@@ -16,14 +16,14 @@ from demo.load import Load
 from demo.scenario import ACTS, MODEL, Ending, Played, Stage
 from demo.site import gateway_of
 from demo.waiting import until
+from e2e.rollouts import answered_badly, tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
     from demo.kubectl import Kubectl
-    from demo.load import Counters
     from demo.site import Site
 
 SENTENCES = 200
@@ -118,15 +118,8 @@ def host_of(theatre: Theatre) -> str:
 
 def ask(protocol: Any, infer: Callable[[list[Any]], Any]) -> list[NDArray[np.float32]]:
     """The embedding of every sentence, by one of Triton's two clients."""
-    answers = []
-    for inputs in texts.tokenised(texts.texts(SENTENCES)):
-        tensors = []
-        for name, column in inputs.items():
-            tensor = protocol.InferInput(name, column["shape"], column["datatype"])
-            tensor.set_data_from_numpy(np.array([column["data"]], dtype=np.int64))
-            tensors.append(tensor)
-        answers.append(infer(tensors).as_numpy(texts.OUTPUT)[0])
-    return answers
+    asked = texts.tokenised(texts.texts(SENTENCES))
+    return [infer(tensors(protocol, inputs)).as_numpy(texts.OUTPUT)[0] for inputs in asked]
 
 
 def furthest(answers: list[NDArray[np.float32]], originals: list[NDArray[np.float32]]) -> float:
@@ -192,11 +185,6 @@ def test_only_bad_candidates_answered_with_errors_and_these_are_counted(theatre:
     badly = answered_badly(theatre.stage.counters())
     assert set(badly) <= rolled_back
     assert badly.get(theatre.played["v3b"].revision, 0) > 0, "the version that cannot take long texts got none"
-
-
-def answered_badly(traffic: Counters) -> Mapping[str, int]:
-    """Errors by the revision that answered them."""
-    return {name.rpartition("-")[0]: each.errors for name, each in traffic.by_upstream.items() if each.errors}
 
 
 def test_the_moved_version_answered_wrongly_only_until_it_was_taken_back(theatre: Theatre) -> None:
