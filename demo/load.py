@@ -36,6 +36,8 @@ class Answers:
     errors: int = 0
     slow: int = 0
     wrong: int = 0
+    harm_seconds: float = 0.0
+    """From the first bad answer to the last answer of all: how long users had to bear it."""
 
     def __sub__(self, earlier: Answers) -> Answers:
         return Answers(
@@ -43,6 +45,7 @@ class Answers:
             self.errors - earlier.errors,
             self.slow - earlier.slow,
             self.wrong - earlier.wrong,
+            self.harm_seconds - earlier.harm_seconds,
         )
 
 
@@ -63,7 +66,7 @@ class Counters:
     def of(cls, counted: Mapping[str, Any]) -> Self:
         """The counters as the pod tells them."""
         upstreams = {
-            name: Answers(answers["ok"], answers["errors"], answers["slow"], answers["wrong"])
+            name: Answers(answers["ok"], answers["errors"], answers["slow"], answers["wrong"], _harm(answers))
             for name, answers in counted["upstreams"].items()
         }
         return cls(counted["sent"], counted["failed"], upstreams, tuple(counted["failures"]), counted["longest_gap"])
@@ -87,6 +90,10 @@ class Counters:
     def errors(self) -> int:
         """Requests that a model server itself answered with an error."""
         return sum(answers.errors for answers in self.by_upstream.values())
+
+
+def _harm(answers: Mapping[str, Any]) -> float:
+    return 0.0 if answers["first_bad"] is None else float(answers["last"] - answers["first_bad"])
 
 
 @dataclass(frozen=True, slots=True)

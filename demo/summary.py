@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from demo.scenario import Ending
 from demo.site import gateway_of
 
 if TYPE_CHECKING:
@@ -36,15 +37,18 @@ def reasons(acts: Iterable[Played]) -> tuple[str, ...]:
 
 
 def traffic_table(acts: Iterable[Played]) -> Table:
-    """One line for each act: the requests in it, and what the version it is about answered."""
-    table = Table(
-        "act", "sent", "failed", "this version answered", "with an error", "slowly", "wrongly", title="Traffic"
-    )
+    """One line for each act: the requests in it, and what the version it is about answered.
+
+    The harm of one that was rolled back lasts from its first bad answer to its last answer.
+    """
+    counted = ("sent", "failed", "this version answered", "with an error", "slowly", "wrongly")
+    table = Table("act", *counted, "harm lasted", title="Traffic")
     for played in acts:
         answers = played.traffic.of_revision(played.revision)
         counts = (answers.good + answers.errors, answers.errors, answers.slow, answers.wrong)
         numbers = (played.traffic.sent, played.traffic.failed, *counts)
-        table.add_row(played.act.key, *(f"{number:,}" for number in numbers))
+        harm = f"{answers.harm_seconds:.1f} s" if played.ending is Ending.ROLLED_BACK else "-"
+        table.add_row(played.act.key, *(f"{number:,}" for number in numbers), harm)
     return table
 
 

@@ -84,6 +84,10 @@ class Answers:
     wrong: int = 0
     timeouts: int = 0
     """The gateway stopped waiting for it; these are among the failed."""
+    first_bad: float | None = None
+    """When the first answer came that was an error, slow or wrong; seconds since the epoch, as `last`."""
+    last: float | None = None
+    """When the last answer came, good or bad."""
 
 
 @dataclass(slots=True)
@@ -109,6 +113,10 @@ class Counts:
     def add(self, protocol: str, reply: Reply, *, slow: bool, wrong: bool) -> None:
         """Count one reply."""
         by = self.upstreams.setdefault(reply.upstream or "unknown", Answers())
+        if reply.is_from_a_model:
+            by.last = time.time()
+            if by.first_bad is None and (slow or wrong or reply.status != "OK"):
+                by.first_bad = by.last
         if reply.status == "OK":
             self.ok += 1
             by.ok += 1
