@@ -1,4 +1,4 @@
-"""Things that break in the middle of a rollout, while traffic runs: the operator, the API server, Prometheus.
+"""Things that break in the middle of a rollout, while traffic runs: operator, API server, gateway, kubelet, Prometheus.
 
 The model flips between two good versions whose artifacts exist already, so every test is a canary of its own.
 """
@@ -11,14 +11,14 @@ import signal
 import subprocess
 import sys
 import time
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demo import installation
 from demo.site import ROOT
 from demo.waiting import until
-from e2e.rollouts import QUICK, begin_flip, finish, owned, stable_version
+from e2e.rollouts import QUICK, assert_nothing_lost, begin_flip, finish, owned, stable_version
 from onnx_operator.api.common import parse_duration
 
 if TYPE_CHECKING:
@@ -113,8 +113,39 @@ def progress(model: Model) -> tuple[object, ...]:
     return (candidate and candidate.step, candidate and candidate.verdict_time, model.is_at_rest)
 
 
-def onebox(command: str) -> None:
-    subprocess.run([sys.executable, ROOT / "hack" / "onebox", command, "--name", "e2e"], check=True)
+def onebox(command: str, *options: str) -> None:
+    subprocess.run([sys.executable, ROOT / "hack" / "onebox", command, "--name", "e2e", *options], check=True)
+
+
+def test_while_the_gateway_and_its_control_plane_are_restarted_no_request_is_lost_and_the_rollout_goes_on(
+    cluster: Site, serving: Stage
+) -> None:
+    gateway = cluster.kubectl.within("envoy-gateway-system")
+    begin_flip(serving)
+    for deployment in gateway.list("deployments"):
+        name = f"deployment/{deployment['metadata']['name']}"
+        gateway.run("rollout", "restart", name)
+        gateway.run("rollout", "status", name, "--timeout=120s", timeout=130)
+    end = finish(serving)
+
+    assert end.is_promoted, end.message("Ready")
+    assert_nothing_lost(serving)
+
+
+def test_when_the_kubelet_is_killed_the_servers_go_on_and_so_does_the_rollout(cluster: Site, serving: Stage) -> None:
+    begin_flip(serving)
+    killed = datetime.now(UTC)
+    onebox("signal", "--process=kubelet", "--signal=KILL")
+    until("the kubelet to renew its lease", lambda: last_heartbeat(cluster) > killed, seconds=120)
+    end = finish(serving)
+
+    assert end.is_promoted, end.message("Ready")
+    assert_nothing_lost(serving)
+
+
+def last_heartbeat(cluster: Site) -> datetime:
+    (lease,) = cluster.kubectl.within("kube-node-lease").list("leases")
+    return moment(lease["spec"]["renewTime"])
 
 
 def test_without_prometheus_a_candidate_is_held_then_given_up_never_promoted_and_may_be_tried_again(

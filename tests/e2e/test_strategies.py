@@ -4,23 +4,34 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import tritonclient.http
 
 from demo import texts
 from demo.site import gateway_of
-from demo.waiting import until
-from e2e.rollouts import QUICK, declare, declared, finish, other_version
+from e2e.rollouts import (
+    QUICK,
+    assert_nothing_lost,
+    declare,
+    declared,
+    finish,
+    other_version,
+    stable_version,
+    tensors,
+    until_model,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
-    from demo.model import Model
+    import pytest
+
     from demo.scenario import Stage
     from demo.site import Site
     from onnx_operator.api.model import StableStatus
 
 ASKED = 20
+SHORT = 24
+"""A third of the texts have more tokens."""
 
 
 def begin(stage: Stage, **rollout: Any) -> StableStatus:
@@ -29,14 +40,6 @@ def begin(stage: Stage, **rollout: Any) -> StableStatus:
     assert before is not None
     declare(stage, declared(other_version(stage), **rollout))
     return before
-
-
-def until_model(stage: Stage, what: str, is_it: Callable[[Model], bool]) -> Model:
-    def look() -> Model | None:
-        model = stage.model()
-        return model if model.is_seen and is_it(model) else None
-
-    return until(what, look, seconds=180, every=0.5)
 
 
 def steer(stage: Stage, **rollout: str) -> None:
@@ -48,20 +51,11 @@ def versions_that_answer(cluster: Site, stage: Stage, headers: Mapping[str, str]
     endpoint, gateway = stage.model().status.endpoint, gateway_of(cluster)
     assert endpoint is not None
     (inputs,) = texts.tokenised(texts.texts(1))
-    tensors = []
-    for name, column in inputs.items():
-        tensor = tritonclient.http.InferInput(name, column["shape"], column["datatype"])
-        tensor.set_data_from_numpy(np.array([column["data"]], dtype=np.int64))
-        tensors.append(tensor)
+    asked = tensors(tritonclient.http, inputs)
     with tritonclient.http.InferenceServerClient(f"{gateway.address}:{gateway.http_port}") as client:
         sent = {"Host": endpoint.host, **headers}
-        answers = [client.infer(stage.name, tensors, headers=sent) for _ in range(ASKED)]
+        answers = [client.infer(stage.name, asked, headers=sent) for _ in range(ASKED)]
     return {int(answer.get_response()["model_version"]) for answer in answers}
-
-
-def assert_nothing_lost(stage: Stage) -> None:
-    traffic = stage.counters()
-    assert traffic.failed == traffic.errors == 0, traffic.failures
 
 
 def test_a_preview_is_reached_by_its_header_alone_until_a_person_promotes_it(cluster: Site, serving: Stage) -> None:
@@ -118,3 +112,57 @@ def test_a_version_aborted_while_it_bakes_gives_all_traffic_back_to_the_warm_one
 
     begin(serving, steps=QUICK, retryToken="now it may")
     assert finish(serving).is_promoted
+
+
+def test_a_version_that_is_too_slow_at_half_of_the_traffic_only_is_taken_back_there(serving: Stage) -> None:
+    before = stable_version(serving)
+    cramped = declared(
+        other_version(serving),
+        steps=[{"weight": 2, "duration": "10s"}, {"weight": 50, "duration": "30s"}],
+        analysis={
+            "interval": "2s",
+            "minimumSamples": 5,
+            "metrics": [{"name": "slowRatio", "slowerThan": "1s", "maximum": "0.2"}],
+        },
+    )
+    # A request or two per second find all of the CPU they need, and fifteen do not.
+    cpu = "50m"
+    cramped["spec"]["serving"]["resources"] = {
+        "requests": {"cpu": cpu, "memory": "256Mi"},
+        "limits": {"cpu": cpu, "memory": "1Gi"},
+    }
+    declare(serving, cramped)
+    seen = until_model(serving, "half of the traffic", lambda it: it.candidate_weight == 50)
+    assert seen.status.candidate is not None
+    end = finish(serving)
+
+    assert end.is_given_up
+    assert end.reason("Promoted") == "AnalysisFailed"
+    assert end.status.last_failure is not None
+    assert "at 50 % of the traffic, slowRatio" in end.status.last_failure.message
+    assert stable_version(serving) == before
+    assert_nothing_lost(serving)
+
+
+def test_a_version_that_answers_a_third_with_errors_is_taken_back_and_how_long_it_did_harm_is_told(
+    serving: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = stable_version(serving)
+    broken = declared("v3b", steps=[{"weight": 50, "duration": "30s"}])
+    broken["spec"]["maxSequenceLength"] = SHORT
+    declare(serving, broken)
+    end = finish(serving)
+
+    assert end.is_given_up
+    assert end.reason("Promoted") == "AnalysisFailed"
+    assert stable_version(serving) == before
+    assert end.status.last_failure is not None
+    answers = serving.counters().of_revision(str(end.status.last_failure.revision))
+    asked = answers.good + answers.errors
+    assert answers.errors > asked / 5
+    with capsys.disabled():
+        print(  # noqa: T201
+            f"\n{answers.errors} of {asked} requests answered with an error at 50 %; {answers.harm_seconds:.1f} s from "
+            f"the first of them to the last answer. {end.status.last_failure.message}"
+        )
+    assert_nothing_lost(serving)
