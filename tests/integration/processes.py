@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from integration.apiserver import ROOT, ControlPlane, free_port, start_dying_with_us, wait_until
@@ -17,7 +18,6 @@ from integration.apiserver import ROOT, ControlPlane, free_port, start_dying_wit
 if TYPE_CHECKING:
     import signal
     import subprocess
-    from pathlib import Path
 
 
 @dataclass
@@ -113,6 +113,23 @@ class OperatorProcess:
             return error.code, error.read().decode()
         except OSError as error:
             return 0, str(error)
+
+    def looks(self) -> float:
+        """How often it has looked at a model."""
+        lines = self.page("/metrics")[1].splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith("onnx_operator_reconciles_total"))
+
+    def peak_mib(self) -> int:
+        """The most memory it ever had."""
+        assert self.process is not None
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) // 1024
+
+    def cpu_seconds(self) -> float:
+        """The CPU time that it took since its start."""
+        assert self.process is not None
+        ticks = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(ticks[11]) + int(ticks[12])) / os.sysconf("SC_CLK_TCK")
 
     def wait_leading(self, within: float = 60, *, times: int = 1) -> None:
         wait_until(

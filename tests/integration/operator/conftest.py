@@ -42,11 +42,15 @@ def gateway_crds() -> list[Manifest]:
 @pytest.fixture(scope="session")
 def plane(control_plane: ControlPlane) -> ControlPlane:
     """The control plane with the Gateway API and a class."""
-    for crd in gateway_crds():
-        control_plane.install_crd(crd)
-    if control_plane.admin.get(f"{GROUP}/onnxmodelclasses/standard") is None:
-        control_plane.admin.create(f"{GROUP}/onnxmodelclasses", standard_class())
+    add_gateway_and_class(control_plane)
     return control_plane
+
+
+def add_gateway_and_class(plane: ControlPlane) -> None:
+    for crd in gateway_crds():
+        plane.install_crd(crd)
+    if plane.admin.get(f"{GROUP}/onnxmodelclasses/standard") is None:
+        plane.admin.create(f"{GROUP}/onnxmodelclasses", standard_class())
 
 
 def standard_class(name: str = "standard", **spec: Any) -> Manifest:

@@ -189,11 +189,16 @@ def crashed_pod(exit_code: int, message: str, *, container: str = "triton") -> M
 
 
 class Hands:
-    """Work on one namespace until stopped."""
+    """Work on one namespace, or on all if it is empty, until stopped.
 
-    def __init__(self, client: Client, namespace: str, fate: Fate) -> None:
+    `pods` may narrow which pods are looked at, `every` is the pause in seconds between two looks.
+    """
+
+    def __init__(self, client: Client, namespace: str, fate: Fate, *, pods: str = "", every: float = 0.05) -> None:
         self._client = client
-        self._namespace = namespace
+        self._scope = f"namespaces/{namespace}/" if namespace else ""
+        self._pods = pods
+        self._every = every
         self.fate = fate
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -211,7 +216,7 @@ class Hands:
         assert not self.trouble, self.trouble
 
     def _run(self) -> None:
-        while not self._stop.wait(0.05):
+        while not self._stop.wait(self._every):
             try:
                 self._look()
             except (OSError, ApiAnswer):
@@ -221,13 +226,11 @@ class Hands:
                 return
 
     def _look(self) -> None:
-        for pod in self._client.items(f"/api/v1/namespaces/{self._namespace}/pods"):
+        for pod in self._client.items(f"/api/v1/{self._scope}pods{self._pods}"):
             if not pod["metadata"].get("deletionTimestamp"):
                 self._pod(pod)
         for plural in ("httproutes", "grpcroutes"):
-            for route in self._client.items(
-                f"/apis/gateway.networking.k8s.io/v1/namespaces/{self._namespace}/{plural}"
-            ):
+            for route in self._client.items(f"/apis/gateway.networking.k8s.io/v1/{self._scope}{plural}"):
                 self._route(route, plural)
 
     def _pod(self, pod: Manifest) -> None:
@@ -275,7 +278,8 @@ class Hands:
 
     def _write(self, group: str, version: str, plural: str, manifest: Manifest, status: Manifest) -> None:
         root = f"/apis/{group}/{version}" if group else f"/api/{version}"
-        path = f"{root}/namespaces/{self._namespace}/{plural}/{manifest['metadata']['name']}/status"
+        metadata = manifest["metadata"]
+        path = f"{root}/namespaces/{metadata['namespace']}/{plural}/{metadata['name']}/status"
         self._client.merge(path, {"status": status})
 
 

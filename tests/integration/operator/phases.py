@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import threading
 import urllib.request
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -200,14 +200,15 @@ def _share_beside(weights: dict[str, int], stable: str) -> int:
 
 
 class Births:
-    """Counts what is created in a namespace, from now on and by name, whatever becomes of it."""
+    """Counts what is created in a world's namespace, from now on and by name, whatever becomes of it."""
 
     def __init__(self, world: World, *kinds: str) -> None:
-        self.names: Counter[str] = Counter()
+        self._found: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for kind in kinds:
             root = "/api/" if kind.count("/") == 1 else "/apis/"
             group, plural = kind.rsplit("/", 1)
-            path = f"{root}{group}/namespaces/{world.namespace}/{plural}"
+            scope = f"/namespaces/{world.namespace}" if world.namespace else ""
+            path = f"{root}{group}{scope}/{plural}"
             version = world.until(partial(_version, world, path), f"{path} can be listed")
             request = urllib.request.Request(
                 f"{world.client.server}{path}?watch=1&resourceVersion={version}",
@@ -217,11 +218,19 @@ class Births:
             answer = urllib.request.urlopen(request, timeout=7200, context=world.client.context)
             threading.Thread(target=self._count, args=(answer,), daemon=True).start()
 
+    @property
+    def names(self) -> Counter[str]:
+        return sum(self._found.values(), Counter())
+
+    def of(self, namespace: str) -> Counter[str]:
+        return self._found[namespace]
+
     def _count(self, answer: HTTPResponse) -> None:
         for line in answer:
             event = json.loads(line)
             if event["type"] == "ADDED":
-                self.names[f"{event['object']['kind']}/{event['object']['metadata']['name']}"] += 1
+                metadata = event["object"]["metadata"]
+                self._found[metadata["namespace"]][f"{event['object']['kind']}/{metadata['name']}"] += 1
 
 
 def _version(world: World, path: str) -> str:

@@ -9,7 +9,6 @@ from integration.operator.phases import KINDS
 
 if TYPE_CHECKING:
     from integration.operator.conftest import Manifest, World
-    from integration.processes import OperatorProcess
 
 MODELS = 50
 #: Two minutes are what is promised; the default relist, with its look at every model, comes at least once in them.
@@ -30,13 +29,6 @@ def is_ours(event: Manifest) -> bool:
     return str(event.get("reportingController", "")).endswith("onnx-operator")
 
 
-def looks_of(operator: OperatorProcess) -> float:
-    _, text = operator.page("/metrics")
-    return sum(
-        float(line.split()[-1]) for line in text.splitlines() if line.startswith("onnx_operator_reconciles_total")
-    )
-
-
 def test_50_models_at_rest_cost_no_write_in_two_minutes(world: World) -> None:
     operator = world.operator().supervise()
     names = [f"model-{number}" for number in range(MODELS)]
@@ -47,8 +39,8 @@ def test_50_models_at_rest_cost_no_write_in_two_minutes(world: World) -> None:
     before = versions(world)
     assert len(before) > MODELS * 10
     assert any(name.startswith("event/") for name in before)
-    starts, looks = operator.starts, looks_of(operator)
+    starts, looks = operator.starts, operator.looks()
     time.sleep(QUIET_SECONDS)  # the claim is about a span of time, so there is nothing to be waited for
     assert versions(world) == before
     # Not because it slept: it looks at every model within each relist interval, and at once after a restart.
-    assert operator.starts > starts or looks_of(operator) - looks >= MODELS
+    assert operator.starts > starts or operator.looks() - looks >= MODELS

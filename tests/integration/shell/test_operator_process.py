@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import time
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from integration.apiserver import wait_until
@@ -229,15 +228,11 @@ def test_a_thousand_models_start_in_seconds_and_fit_in_memory(
     led = one.lines(message="leading")[0]["time"]
     wait_until(lambda: len(set(one.reconciled())) == 1000, within=120, what=f"all 1,000 reconciled:\n{one.tail()}")
     wait_until(lambda: models.is_settled("m-999"), within=30, what="settled")
-    assert one.process is not None
-    status = Path(f"/proc/{one.process.pid}/status").read_text()
-    memory = int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) // 1024
-    ticks = Path(f"/proc/{one.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-    cpu = (int(ticks[11]) + int(ticks[12])) / 100
+    memory = one.peak_mib()
     first, last = one.lines(event="reconciled")[0]["at"], one.lines(event="reconciled")[-1]["at"]
     with capsys.disabled():
         print(  # noqa: T201
             f"\n1,000 models: leading {led}, all reconciled (one status write each) in {last - first:.1f} s,"
-            f" {cpu:.1f} s of CPU since start, peak memory {memory} MiB"
+            f" {one.cpu_seconds():.1f} s of CPU since start, peak memory {memory} MiB"
         )
     assert memory < 350
