@@ -1,4 +1,4 @@
-"""Measures a rollout: asks Prometheus and the prober, and hands back one measurement per criterion.
+"""Measures a rollout: asks Prometheus, the servers and the prober, and hands back one measurement per criterion.
 
 Measures only. What a measurement means is `core.analysis`'s business; this module never calls a candidate good or
 bad, and it raises nothing: what cannot be measured is a measurement that says so.
@@ -11,14 +11,18 @@ requests are much heavier or lighter than the golden ones, that blurs errorRatio
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from onnx_operator.adapters.asking import Outage
-from onnx_operator.api.rollout import MetricName
+from onnx_operator.adapters.triton import TritonReader
+from onnx_operator.api.rollout import MetricName, Provider
 from onnx_operator.core.analysis import Measurement, Outcome
 from onnx_operator.core.counts import Counts
+from onnx_operator.core.names import digest_of
 from onnx_operator.core.queries import Errors, Sides, Silence, Slowness
+from onnx_operator.core.questions import filled_in, largest, memory_query, one_number, two_counts
+from onnx_operator.core.scrapes import Scrape, Scrapes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,8 +30,10 @@ if TYPE_CHECKING:
 
     from onnx_operator.adapters.prober import Probed, ProberReader
     from onnx_operator.adapters.prometheus import Prometheus
+    from onnx_operator.api.rollout import PrometheusQuery
     from onnx_operator.core.analysis import Criterion
     from onnx_operator.core.queries import Series
+    from onnx_operator.core.questions import Party
 
 _PROBER_SILENCE_SECONDS: Final = 30.0
 """A prober that compared nothing for so long has nothing to say about now, whatever it counted before."""
@@ -35,13 +41,12 @@ _PROBER_SILENCE_SECONDS: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Who is measured: both sides' Services (one per execution provider), versions, and the prober between them."""
+    """Who is measured: both sides of a model's rollout, and the prober between them."""
 
     namespace: str
-    candidate: tuple[str, ...]
-    stable: tuple[str, ...]
-    candidate_version: int
-    stable_version: int
+    model: str
+    candidate: Party
+    stable: Party
     prober_url: str | None
     """Where the prober's pod listens, such as http://10.244.0.7:8080; None while there is no running pod."""
 
@@ -52,6 +57,7 @@ class Instruments:
 
     prometheus: Prometheus | None
     prober: ProberReader
+    triton: TritonReader = field(default_factory=TritonReader)
 
 
 async def measure(
@@ -65,27 +71,40 @@ async def measure(
     )
 
 
-async def _measure_one(
+async def _measure_one(  # noqa: PLR0911  (who measures what is a table)
     wanted: Criterion, subject: Subject, instruments: Instruments, *, since: datetime, now: datetime
 ) -> Measurement:
-    if wanted.metric is MetricName.DISAGREEMENT:
+    if wanted.metric == MetricName.DISAGREEMENT:
         return await _measure_disagreement(subject, instruments.prober)
+    if wanted.provider is Provider.TRITON:
+        return await _measure_servers(wanted.metric, subject, instruments.triton, now=now)
     if instruments.prometheus is None:
         why = "the operator was given no address of Prometheus"
         return Measurement(wanted.metric, Outcome.PROVIDER_ERROR, message=why)
     if now <= since:
         return Measurement(wanted.metric, Outcome.NO_DATA, message="the step has only just begun")
+    if wanted.query is not None:
+        asked = _Asked(wanted.query, subject, instruments.prometheus, since=since, now=now)
+        found = await asyncio.gather(asked.of(subject.candidate), asked.of(subject.stable))
+        return _both_sides(wanted.metric, *found)
+    if wanted.metric == MetricName.MEMORY:
+        return await _measure_memory(subject, instruments.prometheus, now=now)
+    return await _measure_gateway(wanted, subject, instruments.prometheus, since=since, now=now)
 
-    question = _question(wanted, Sides(subject.namespace, subject.candidate, subject.stable))
+
+async def _measure_gateway(
+    wanted: Criterion, subject: Subject, prometheus: Prometheus, *, since: datetime, now: datetime
+) -> Measurement:
+    question = _question(wanted, Sides(subject.namespace, subject.candidate.services, subject.stable.services))
     if question is None:
         why = "slowerThan is missing, or beyond the hour at which the gateway's histogram ends"
         return Measurement(wanted.metric, Outcome.NO_DATA, message=why)
-    series = await instruments.prometheus.query(question.text(since=since, now=now), at=now)
+    series = await prometheus.query(question.text(since=since, now=now), at=now)
     return _counted(wanted.metric, question, series, now=now)
 
 
 def _counted(
-    metric: MetricName, question: Errors | Slowness, series: tuple[Series, ...] | Outage, *, now: datetime
+    metric: str, question: Errors | Slowness, series: tuple[Series, ...] | Outage, *, now: datetime
 ) -> Measurement:
     if isinstance(series, Outage):
         return Measurement(metric, Outcome.PROVIDER_ERROR, message=series.why)
@@ -97,9 +116,85 @@ def _counted(
 
 
 def _question(wanted: Criterion, sides: Sides) -> Errors | Slowness | None:
-    if wanted.metric is MetricName.ERROR_RATIO:
+    if wanted.metric == MetricName.ERROR_RATIO:
         return Errors(sides)
     return None if wanted.slower_than is None else Slowness.above(wanted.slower_than, sides)
+
+
+_Found = Counts | float | Silence | Outage
+
+
+def _both_sides(metric: str, candidate: _Found, stable: _Found) -> Measurement:
+    """What was found of each side; without stable absolute bounds can be judged all the same."""
+    if isinstance(candidate, Silence | Outage):
+        return _not_measured(metric, candidate)
+    if isinstance(stable, Silence | Outage):
+        return Measurement(metric, Outcome.MEASURED, candidate, message=f"for stable: {stable.why}")
+    return Measurement(metric, Outcome.MEASURED, candidate, stable)
+
+
+def _not_measured(metric: str, why: Silence | Outage) -> Measurement:
+    outcome = Outcome.PROVIDER_ERROR if isinstance(why, Outage) else Outcome.NO_DATA
+    return Measurement(metric, outcome, message=f"for the candidate: {why.why}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A query of the user's own, as it is asked of one look."""
+
+    query: PrometheusQuery
+    subject: Subject
+    prometheus: Prometheus
+    since: datetime
+    now: datetime
+
+    async def of(self, party: Party) -> _Found:
+        if self.query.value is not None:
+            return await self._number(self.query.value, party)
+        bad, total = await asyncio.gather(
+            *(self._number(each or "", party) for each in (self.query.bad, self.query.total))
+        )
+        if not isinstance(bad, float):
+            return bad
+        return two_counts(bad, total) if isinstance(total, float) else total
+
+    async def _number(self, expression: str, party: Party) -> float | Silence | Outage:
+        where = {"namespace": self.subject.namespace, "model": self.subject.model}
+        text = filled_in(expression, party, **where, since=self.since, now=self.now)
+        series = await self.prometheus.query(text, at=self.now)
+        return series if isinstance(series, Outage) else one_number(series)
+
+
+async def _measure_memory(subject: Subject, prometheus: Prometheus, *, now: datetime) -> Measurement:
+    async def of(party: Party) -> _Found:
+        if not party.pods:
+            return Silence("no server is ready")
+        series = await prometheus.query(memory_query(subject.namespace, party.pods), at=now)
+        return series if isinstance(series, Outage) else largest(series, party.pods)
+
+    return _both_sides(MetricName.MEMORY, *await asyncio.gather(of(subject.candidate), of(subject.stable)))
+
+
+async def _measure_servers(metric: str, subject: Subject, triton: TritonReader, *, now: datetime) -> Measurement:
+    async def of(party: Party) -> Scrape | Silence | Outage:
+        if not party.pods:
+            return Silence("no server is ready")
+        asked = (triton.read(pod.address, model=subject.model, version=party.number) for pod in party.pods)
+        told = await asyncio.gather(*asked)
+        # A part of a side may be its good part.
+        if silent := next((one for one in told if isinstance(one, Outage)), None):
+            return silent
+        containers = sorted((pod.uid, pod.restarts) for pod in party.pods)
+        counts = sum((one for one in told if isinstance(one, Counts)), Counts(0, 0))
+        return Scrape(digest_of(containers, 16), len(containers), now, counts)
+
+    candidate, stable = await asyncio.gather(of(subject.candidate), of(subject.stable))
+    if not isinstance(candidate, Scrape):
+        return _not_measured(metric, candidate)
+    if isinstance(stable, Scrape):
+        return Measurement(metric, Outcome.MEASURED, scrapes=Scrapes(candidate, stable))
+    message = f"for stable: {stable.why}"
+    return Measurement(metric, Outcome.MEASURED, message=message, scrapes=Scrapes(candidate, None))
 
 
 async def _measure_disagreement(subject: Subject, prober: ProberReader) -> Measurement:
@@ -111,8 +206,8 @@ async def _measure_disagreement(subject: Subject, prober: ProberReader) -> Measu
     if isinstance(probed, Outage):
         return Measurement(metric, Outcome.PROVIDER_ERROR, message=probed.why)
     if (probed.stable_version, probed.candidate_version) != (
-        str(subject.stable_version),
-        str(subject.candidate_version),
+        str(subject.stable.number),
+        str(subject.candidate.number),
     ):
         return Measurement(
             metric,

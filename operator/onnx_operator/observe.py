@@ -17,6 +17,7 @@ from onnx_operator.adapters import kube
 from onnx_operator.adapters.errors import Forbidden
 from onnx_operator.adapters.kube import controller_uid
 from onnx_operator.adapters.prober import ProberReader
+from onnx_operator.adapters.triton import TritonReader
 from onnx_operator.api.common import ExecutionProvider
 from onnx_operator.api.model import OnnxModelSpec, OnnxModelStatus
 from onnx_operator.api.model_class import DEFAULT_CLASS_ANNOTATION, OnnxModelClassSpec
@@ -33,10 +34,12 @@ from onnx_operator.core.observation import (
     RevisionSeen,
 )
 from onnx_operator.core.pods import is_ready
+from onnx_operator.core.questions import Party, ServerPod
 from onnx_operator.core.servers import read_servers
 from onnx_operator.core.traffic import GatewayAddress, read_route
 from onnx_operator.core.view import look, moment, side_of
 from onnx_operator.measure import Instruments, Subject, measure
+from onnx_operator.render.servers import METRICS_PORT
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -264,24 +267,39 @@ async def _with_measurements(context: Context, seen: Observation, view: View, po
         return seen
     subject = Subject(
         namespace=seen.model.namespace,
-        candidate=side_of(candidate).services,
-        stable=side_of(stable).services,
-        candidate_version=candidate.spec.number,
-        stable_version=stable.spec.number,
+        model=seen.model.name,
+        candidate=_party(candidate, pods),
+        stable=_party(stable, pods),
         prober_url=_prober_url(candidate, pods),
     )
-    prober = ProberReader()
+    instruments = Instruments(prometheus=context.prometheus, prober=ProberReader(), triton=TritonReader())
     try:
-        measured = await measure(
-            view.criteria,
-            subject,
-            Instruments(prometheus=context.prometheus, prober=prober),
-            since=moment(started),
-            now=view.now,
-        )
+        measured = await measure(view.criteria, subject, instruments, since=moment(started), now=view.now)
     finally:
-        await prober.close()
+        await instruments.prober.close()
+        await instruments.triton.close()
     return replace(seen, measurements=measured)
+
+
+def _party(revision: RevisionSeen, pods: list[Object]) -> Party:
+    found = (
+        _server_pod(pod)
+        for pod in pods
+        if _label(pod, COMPONENT_LABEL) == Component.SERVER and _label(pod, REVISION_LABEL) == revision.name
+    )
+    ready = tuple(pod for pod in found if pod is not None)
+    return Party(revision.name, revision.spec.number, side_of(revision).services, ready)
+
+
+def _server_pod(pod: Object) -> ServerPod | None:
+    """None for a pod that does not answer requests, or not for long."""
+    metadata, status = pod["metadata"], pod.get("status") or {}
+    address = status.get("podIP")
+    if not is_ready(pod) or not address or "deletionTimestamp" in metadata:
+        return None
+    host = f"[{address}]" if ":" in address else address
+    restarts = sum(int(one.get("restartCount", 0)) for one in status.get("containerStatuses") or ())
+    return ServerPod(metadata["name"], f"http://{host}:{METRICS_PORT}", metadata["uid"], restarts)
 
 
 def _prober_url(candidate: RevisionSeen, pods: list[Object]) -> str | None:

@@ -77,14 +77,26 @@ def test_what_the_graph_cannot_compute_is_an_error_of_the_server(server: Server,
     assert (answer.status, answer.error.startswith("the graph failed on input_ids [1, ")) == (500, True), answer.error
 
 
-def test_triton_counts_errors_as_successes_so_that_they_must_be_counted_at_the_gateway(server: Server) -> None:
+def test_errors_that_triton_counts_as_successes_have_a_counter_of_their_own(server: Server) -> None:
     def counted(outcome: str, **labels: str) -> float:
         return server.metric(f"nv_inference_request_{outcome}", "lonely", **labels)
 
+    def erred(reason: str) -> float:
+        return server.metric("onnxruntime_request_failure", "lonely", reason=reason)
+
     assert ask(server, text(TOO_LONG), "lonely").status == 500
+    assert ask(server, [tensor("input_ids", 1, 4), tensor("attention_mask", 1, 3)], "lonely").status == 400
     # It answers first and counts then.
-    wait_until(lambda: counted("success") == 1, within=10, what="the error is counted as a success")
+    wait_until(lambda: counted("success") == 2, within=10, what="the errors are counted as successes")
     assert counted("failure", reason="BACKEND") == 0
+    assert (erred("GRAPH"), erred("REQUEST")) == (1, 1)
+
+
+def test_the_instances_of_a_model_count_in_one_series(server: Server) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: ask(server, text(TOO_LONG), "twins"), range(24)))
+    assert {answer.status for answer in answers} == {500}
+    assert server.metric("onnxruntime_request_failure", "twins", reason="GRAPH") == len(answers)
 
 
 def test_by_grpc_the_errors_have_the_codes_that_the_readme_says(server: Server) -> None:

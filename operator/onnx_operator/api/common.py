@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
+from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Any, Final
 
@@ -51,7 +52,7 @@ def schema_extra(*rules: dict[str, str], **extra: Any) -> dict[str, Any]:
 # Bounded digits, because a span that no timedelta can hold would be refused by nobody and crash every reader.
 _DURATION: Final = "^([0-9]{1,5}h)?([0-9]{1,7}m)?([0-9]{1,7}s)?([0-9]{1,9}ms)?([0-9]{1,9}us)?$"
 _SECONDS: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6}
-_DECIMAL: Final = "^(0|[1-9][0-9]*)([.][0-9]+)?([eE]-?[0-9]{1,2})?$"
+DECIMAL: Final = "^(0|[1-9][0-9]*)([.][0-9]+)?([eE]-?[0-9]{1,2})?$"
 
 
 def parse_duration(text: str) -> timedelta:
@@ -84,11 +85,11 @@ Duration = Annotated[str, duration_field()]
 DecimalString = Annotated[
     str,
     Field(
-        pattern=_DECIMAL,
+        pattern=DECIMAL,
         max_length=24,
         examples=["1e-3", "0.01"],
         json_schema_extra=schema_extra(
-            cel(f"self.matches('{_DECIMAL}')", 'must be a number as text, such as "1e-3" or "0.01"')
+            cel(f"self.matches('{DECIMAL}')", 'must be a number as text, such as "1e-3" or "0.01"')
         ),
     ),
 ]
@@ -99,12 +100,12 @@ def share_field(*, least: str = "0", most: str = "1", example: str = "0.05") -> 
     """The schema of a share within bounds, refused in words and not only by a pattern."""
     at_least = f" && double(self) >= {float(least)}" if float(least) else ""
     return Field(
-        pattern=_DECIMAL,
+        pattern=DECIMAL,
         max_length=24,
         examples=[example],
         json_schema_extra=schema_extra(
             cel(
-                f"self.matches('{_DECIMAL}'){at_least} && double(self) <= {float(most)}",
+                f"self.matches('{DECIMAL}'){at_least} && double(self) <= {float(most)}",
                 f'must be a number from {least} to {most} as text, such as "{example}"',
             )
         ),
@@ -146,6 +147,21 @@ Image = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^\S+$")]
 Text = Annotated[str, Field(max_length=1024)]
 #: A number that a container told: bounded, as the API server refuses what 64 bits cannot hold.
 Count = Annotated[int, Field(ge=0, le=2**53)]
+
+
+_SCALES: Final = {"m": Decimal("1e-3"), "k": Decimal(10**3)} | {
+    unit + suffix: Decimal(base) ** power
+    for suffix, base in (("", 10**3), ("i", 2**10))
+    for power, unit in enumerate("KMGTPE", 1)
+}
+
+
+def parse_quantity(text: str) -> Decimal:
+    """An amount as a plain number: `"2Gi"` is 2147483648."""
+    found = re.fullmatch("([0-9.]+(?:[eE][0-9]+)?)([a-zA-Z]*)", text)
+    if found is None or (found[2] and found[2] not in _SCALES):
+        raise ValueError(f"{text!r} is not an amount; write for example 500m, 2 or 4Gi")
+    return Decimal(found[1]) * (_SCALES[found[2]] if found[2] else 1)
 
 
 class ExecutionProvider(StrEnum):

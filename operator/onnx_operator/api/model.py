@@ -23,7 +23,7 @@ from onnx_operator.api.common import (
     duration_field,
     schema_extra,
 )
-from onnx_operator.api.rollout import MetricName, Rollout
+from onnx_operator.api.rollout import Rollout
 
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 
@@ -250,28 +250,49 @@ class EvidenceStatus(ApiModel):
     """How strongly the answers speak against the candidate, or for it where the bound begins with "within", as a
     natural logarithm: chance alone brings it to 6.9 at most once in a thousand times."""
     candidate_bad: Count = 0
-    """Bad answers of the candidate that are in it."""
+    """Bad answers of the candidate that are in it; for a bound of a value, the looks running that were beyond it."""
     candidate_total: Count = 0
-    """Answers of the candidate that are in it."""
+    """Answers of the candidate that are in it; for a bound of a value, the looks at it."""
     stable_bad: Count | None = None
     """Bad answers of stable that are in it; unset where nothing is compared."""
     stable_total: Count | None = None
     """Answers of stable that are in it; unset where nothing is compared."""
 
 
+class ServerCountsStatus(ApiModel):
+    """What a side's servers have counted, for metrics that triton provides; the next look goes on from here."""
+
+    servers: Annotated[str, Field(max_length=16)]
+    """Stands for the containers that were asked. When they change, the growth of that look does not count."""
+    time: Time
+    """When they were asked."""
+    bad: Count
+    """Errors since they started."""
+    disputed: Count
+    """Answers since they started that may be the callers' own mistakes."""
+    total: Count
+    """Answers since they started."""
+    step_bad: Count = 0
+    """Errors in this step, since its first look."""
+    step_disputed: Count = 0
+    """Answers in this step that may be the callers' own mistakes."""
+    step_total: Count = 0
+    """Answers in this step."""
+
+
 class MetricStatus(ApiModel):
     """The last judgement of one metric."""
 
-    name: MetricName
+    name: Annotated[str, Field(max_length=63)]
     """The metric."""
     verdict: Annotated[str, Field(pattern=r"^(Pass|Fail|NoData|ProviderError|Inconclusive)$")]
     """What the measurement says."""
     dry_run: bool = False
     """Judged and told only; the rollout does not follow it."""
     candidate: Annotated[str, Field(max_length=32)] | None = None
-    """The candidate's value as text."""
+    """The candidate's share or value as text, a value with its unit."""
     stable: Annotated[str, Field(max_length=32)] | None = None
-    """Stable's value over the same time as text."""
+    """Stable's over the same time."""
     candidate_samples: Annotated[int, Field(ge=0)] = 0
     """Requests behind the candidate's value."""
     stable_samples: Annotated[int, Field(ge=0)] = 0
@@ -281,6 +302,10 @@ class MetricStatus(ApiModel):
     evidence: Annotated[list[EvidenceStatus], Field(max_length=4)] = []
     """For each bound, how strongly the answers of this step speak against the candidate; with proof: prove also how
     strongly they speak for it."""
+    candidate_counts: ServerCountsStatus | None = None
+    """What the candidate's servers have counted, where triton provides the metric."""
+    stable_counts: ServerCountsStatus | None = None
+    """What stable's servers have counted."""
 
 
 class RevisionInUse(ApiModel):

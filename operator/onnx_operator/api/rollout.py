@@ -7,7 +7,18 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from onnx_operator.api.common import ApiModel, Duration, Share, Token, cel, duration_field, schema_extra, share_field
+from onnx_operator.api.common import (
+    DECIMAL,
+    ApiModel,
+    Duration,
+    Quantity,
+    Share,
+    Token,
+    cel,
+    duration_field,
+    schema_extra,
+    share_field,
+)
 
 
 class MetricName(StrEnum):
@@ -15,7 +26,80 @@ class MetricName(StrEnum):
 
     ERROR_RATIO = "errorRatio"
     SLOW_RATIO = "slowRatio"
+    LATENCY_QUANTILE = "latencyQuantile"
     DISAGREEMENT = "disagreement"
+    MEMORY = "memory"
+    THROUGHPUT_PER_REPLICA = "throughputPerReplica"
+
+
+class Provider(StrEnum):
+    """Who measures."""
+
+    PROMETHEUS = "prometheus"
+    TRITON = "triton"
+
+
+_PLACEHOLDERS: Final = ("namespace", "model", "revision", "number", "services", "window")
+# A brace that begins no placeholder is PromQL's own.
+_PROMQL: Final = f"^([^{{]|[{{][{{]({'|'.join(_PLACEHOLDERS)})[}}][}}]|[{{]([^{{]|$))*$"
+
+PromQL = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=1024,
+        json_schema_extra=schema_extra(
+            cel(
+                f"self.matches('{_PROMQL}')",
+                "has a placeholder that nobody fills in; those known are "
+                + ", ".join(f"{{{{{name}}}}}" for name in _PLACEHOLDERS),
+            )
+        ),
+    ),
+]
+
+
+class PrometheusQuery(ApiModel):
+    """What to ask of Prometheus: two counts, or a value."""
+
+    model_config = {
+        "json_schema_extra": schema_extra(
+            cel(
+                "has(self.value) ? !has(self.bad) && !has(self.total) : has(self.bad) && has(self.total)",
+                "give bad and total (two counts over {{window}}), or value (one number)",
+            )
+        )
+    }
+
+    bad: PromQL | None = None
+    """How many answers were bad since the step began; add "or vector(0)" where the series is born with the first."""
+    total: PromQL | None = None
+    """How many answers there were since the step began."""
+    value: PromQL | None = None
+    """A number as it is now. Chance has no theory of it, so the promise of maxFalseRollback does not cover it."""
+
+
+_BUILT_IN: Final = str([str(name) for name in MetricName])  # as CEL writes a list, too
+_IS_VALUE: Final = (
+    "(self.name in ['memory', 'throughputPerReplica'] || (has(self.prometheus) && has(self.prometheus.value)))"
+)
+_HAS_VALUE_BOUND: Final = (
+    "(has(self.maximumValue) || has(self.minimumValue) || has(self.maximumOfStable) || has(self.minimumOfStable))"
+)
+_Factor = Annotated[
+    str,
+    Field(
+        pattern=DECIMAL,
+        max_length=24,
+        examples=["1.2"],
+        json_schema_extra=schema_extra(
+            cel(
+                f"self.matches('{DECIMAL}') && double(self) > 0.0",
+                'must be a number above 0 as text, such as "1.2" for a fifth more than stable\'s',
+            )
+        ),
+    ),
+]
 
 
 class Metric(ApiModel):
@@ -24,18 +108,71 @@ class Metric(ApiModel):
     model_config = {
         "json_schema_extra": schema_extra(
             cel(
-                "self.name != 'slowRatio' || has(self.slowerThan)",
-                "slowRatio needs slowerThan, for example 250ms: the duration above which an answer counts as slow",
+                f"self.name in {_BUILT_IN} || has(self.prometheus)",
+                f"no built-in metric has this name; those are {', '.join(MetricName)}. A metric of your own needs "
+                "prometheus, with bad and total or with value",
+                field_path=".name",
+            ),
+            cel(
+                f"self.name in {_BUILT_IN} || self.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
+                "a metric of your own has a name of lower-case letters, digits and dashes, such as bad-vectors",
+                field_path=".name",
+            ),
+            cel(
+                f"!(self.name in {_BUILT_IN}) || !has(self.prometheus)",
+                "a built-in metric brings its own query; give a metric of your own a name of its own",
+                field_path=".prometheus",
+            ),
+            cel(
+                "!has(self.provider) || (self.provider == 'triton' ? self.name in ['errorRatio', "
+                "'throughputPerReplica'] : !(self.name in ['disagreement', 'throughputPerReplica']))",
+                "errorRatio is measured by prometheus or triton, throughputPerReplica by triton, disagreement by the "
+                "prober, and all others by prometheus; leave provider out",
+                field_path=".provider",
+            ),
+            cel(
+                "!(self.name in ['slowRatio', 'latencyQuantile']) || has(self.slowerThan)",
+                "slowRatio and latencyQuantile need slowerThan, for example 250ms: the duration above which an answer "
+                "counts as slow",
                 field_path=".slowerThan",
             ),
             cel(
-                "self.name == 'slowRatio' || !has(self.slowerThan)",
-                "slowerThan belongs to slowRatio only",
+                "self.name in ['slowRatio', 'latencyQuantile'] || !has(self.slowerThan)",
+                "slowerThan belongs to slowRatio and latencyQuantile only",
                 field_path=".slowerThan",
             ),
             cel(
-                "has(self.maximum) || has(self.tolerance)",
+                "(self.name == 'latencyQuantile') == has(self.quantile)",
+                'latencyQuantile needs quantile, such as "0.99", and no other metric has one',
+                field_path=".quantile",
+            ),
+            cel(
+                "self.name != 'latencyQuantile' || (!has(self.maximum) && !has(self.tolerance))",
+                "the bound of latencyQuantile is quantile and slowerThan; use slowRatio for maximum and tolerance",
+            ),
+            cel(
+                f"{_IS_VALUE} || self.name == 'latencyQuantile' || has(self.maximum) || has(self.tolerance)",
                 "give maximum (absolute bound) or tolerance (how much worse than stable is fine), or both",
+            ),
+            cel(
+                f"!{_IS_VALUE} || (!has(self.maximum) && !has(self.tolerance) && !has(self.detect))",
+                "maximum, tolerance and detect are shares of answers; bound a value by maximumValue, minimumValue, "
+                "maximumOfStable or minimumOfStable",
+            ),
+            cel(
+                f"{_IS_VALUE} == {_HAS_VALUE_BOUND}",
+                "a value (memory, throughputPerReplica, prometheus.value) is bounded by maximumValue, minimumValue, "
+                "maximumOfStable or minimumOfStable, and nothing else is",
+            ),
+            cel(
+                "self.name != 'throughputPerReplica' || (!has(self.maximumValue) && !has(self.maximumOfStable) && "
+                "!has(self.minimumOfStable))",
+                "throughputPerReplica is bounded by minimumValue only: how much each side answers is decided by the "
+                "weights",
+            ),
+            cel(
+                "self.name != 'memory' || (!has(self.minimumValue) && !has(self.minimumOfStable))",
+                "memory is bounded from above only: maximumValue, maximumOfStable",
             ),
             cel(
                 "self.name == 'disagreement' || !has(self.minCosine)",
@@ -45,9 +182,21 @@ class Metric(ApiModel):
         )
     }
 
-    name: MetricName
+    name: Annotated[str, Field(min_length=1, max_length=63)]
     """errorRatio: share of requests answered with a server error. slowRatio: share of answers slower than
-    slowerThan. disagreement: share of golden requests that candidate and stable answer differently."""
+    slowerThan. latencyQuantile: the same, told as a quantile. disagreement: share of golden requests that candidate
+    and stable answer differently. memory: the working set, in bytes, of the side's largest pod, as the kubelet's
+    cAdvisor tells Prometheus. throughputPerReplica: answers per second and ready pod. Any other name: a metric of your
+    own, see prometheus."""
+    provider: Provider | None = None
+    """For errorRatio: prometheus asks for what the gateway counted; triton asks the servers' pods themselves, so that
+    no Prometheus is needed, but errors that the gateway gives, because no pod answers, are not seen. prometheus when
+    unset. Any other metric has one provider."""
+    prometheus: PrometheusQuery | None = None
+    """For a metric of your own: what to ask of Prometheus, once for the candidate and once for stable. Each expression
+    gives one number. Filled in are {{namespace}}, {{model}}, {{revision}} (the name of the side's OnnxModelRevision),
+    {{number}} (its number), {{services}} (its Services, as a regular expression) and {{window}} (the time since the
+    step began, such as 137s)."""
     maximum: Share | None = None
     """The candidate fails above this share, whatever stable does. A number from 0 to 1 as text, such as "0.05"."""
     tolerance: Share | None = None
@@ -62,7 +211,21 @@ class Metric(ApiModel):
     """When true, the metric is judged and told in status, and neither holds nor rolls back. For bounds that are new
     and not yet trusted."""
     slower_than: Annotated[str, duration_field(least="1ms")] | None = None
-    """For slowRatio: an answer that takes longer is slow. Rounded up to the gateway's next histogram bucket."""
+    """For slowRatio and latencyQuantile: an answer that takes longer is slow. Rounded up to the gateway's next
+    histogram bucket."""
+    quantile: Annotated[str, share_field(least="0.01", most="0.9999", example="0.99")] | None = None
+    """For latencyQuantile: this share of the answers must not be slow. "0.99" with slowerThan 250ms: the 99th
+    percentile is at most 250 ms, which is slowRatio with a maximum of "0.01"."""
+    maximum_value: Quantity | None = None
+    """For a value: the candidate fails when it is above this in three looks running, such as 2Gi for memory."""
+    minimum_value: Quantity | None = None
+    """For a value: the candidate fails when it is below this in three looks running."""
+    maximum_of_stable: _Factor | None = None
+    """For a value: the candidate fails when it is above so many times stable's in three looks running: "1.2" is a
+    fifth more."""
+    minimum_of_stable: _Factor | None = None
+    """For a value: the candidate fails when it is below so many times stable's in three looks running: "0.8" is a
+    fifth less."""
     min_cosine: Share | None = None
     """For disagreement: smallest cosine at which two vectors still count as the same answer; "0.95" when unset.
     int8-dynamic is typically around 0.99 of its float32 original."""

@@ -8,6 +8,9 @@ its counts are beyond it and chance does not explain that: the `evidence` gather
 is the promise of the spec, `maxFalseRollback`, shared evenly by the steps and by the bounds that act. One unlucky error
 proves nothing, twenty in twenty prove everything, and neither needs a special case.
 
+A value, such as memory, is the exception: one number a look has no theory of chance, so it takes no part in the promise
+and fails when it is beyond its bound in three looks running.
+
 Limit: failures that cluster on one side for reasons that are not the model, such as one bad node, look like the
 model's.
 """
@@ -21,20 +24,22 @@ from math import ceil, log
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from onnx_operator.api.common import parse_duration
-from onnx_operator.api.rollout import MetricName, Proof
-from onnx_operator.core.evidence import Claim, beginning, samples_to_see, weigh
+from onnx_operator.api.common import parse_duration, parse_quantity
+from onnx_operator.api.rollout import MetricName, Proof, Provider
+from onnx_operator.core.counts import Counts
+from onnx_operator.core.evidence import Claim, Evidence, beginning, samples_to_see, weigh
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from datetime import timedelta
 
-    from onnx_operator.api.rollout import Analysis
-    from onnx_operator.core.counts import Counts
-    from onnx_operator.core.evidence import Evidence
+    from onnx_operator.api.rollout import Analysis, Metric, PrometheusQuery
+    from onnx_operator.core.scrapes import Scrapes, Tallies
 
 
 _EVERYTHING: Final = 100
+_LOOKS_TO_FAIL: Final = 3
+"""One look may fall into a reload or a large batch; three running, an interval apart, are how the servers are."""
 
 
 class Verdict(StrEnum):
@@ -64,7 +69,7 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
 class Criterion:
     """What one metric must fulfil."""
 
-    metric: MetricName
+    metric: str
     minimum_samples: int
     maximum: Decimal | None = None
     tolerance: Decimal | None = None
@@ -72,6 +77,13 @@ class Criterion:
     detect: Decimal | None = None
     is_dry_run: bool = False
     is_to_be_proved: bool = False
+    provider: Provider = Provider.PROMETHEUS
+    query: PrometheusQuery | None = None
+    """For a metric of the user's own."""
+    maximum_value: Decimal | None = None
+    minimum_value: Decimal | None = None
+    maximum_of_stable: Decimal | None = None
+    minimum_of_stable: Decimal | None = None
 
     @property
     def in_preview(self) -> Criterion:
@@ -80,9 +92,15 @@ class Criterion:
         Nobody owes a preview any number of requests, and those it gets come from other callers than stable's, so
         that a comparison would compare callers. What the prober sends, it sends to both sides alike.
         """
-        if self.metric is MetricName.DISAGREEMENT:
-            return self
-        return replace(self.alone, minimum_samples=0, detect=None, is_to_be_proved=False)
+        match self.metric:
+            case MetricName.DISAGREEMENT:
+                return self
+            case MetricName.MEMORY:
+                return self.alone
+            case MetricName.THROUGHPUT_PER_REPLICA:
+                return replace(self, minimum_samples=0, minimum_value=None)
+            case _:
+                return replace(self.alone, minimum_samples=0, detect=None, is_to_be_proved=False)
 
     @property
     def alone(self) -> Criterion:
@@ -90,34 +108,51 @@ class Criterion:
 
         What was to be detected beyond the tolerance goes with it.
         """
-        if self.metric is MetricName.DISAGREEMENT or self.tolerance is None:
+        if self.metric == MetricName.DISAGREEMENT:
             return self
-        return replace(self, tolerance=None, detect=None)
+        detect = self.detect if self.tolerance is None else None
+        return replace(self, tolerance=None, detect=detect, maximum_of_stable=None, minimum_of_stable=None)
 
     @property
     def bounds(self) -> int:
-        """How many bounds the candidate is held to."""
+        """How many bounds the candidate is held to that share in the promise."""
         return (self.maximum is not None) + (self.tolerance is not None)
 
 
 def criteria(analysis: Analysis, *, weight: int) -> tuple[Criterion, ...]:
     """The criteria that a spec declares, for a candidate with so many percent of the traffic."""
-    declared = (
-        Criterion(
-            metric=metric.name,
-            minimum_samples=analysis.minimum_samples,
-            maximum=None if metric.maximum is None else Decimal(metric.maximum),
-            tolerance=None if metric.tolerance is None else Decimal(metric.tolerance),
-            slower_than=None if metric.slower_than is None else parse_duration(metric.slower_than),
-            detect=None if metric.detect is None else Decimal(metric.detect),
-            is_dry_run=bool(metric.dry_run),
-            is_to_be_proved=analysis.proof is Proof.PROVE,
-        )
-        for metric in analysis.metrics
-    )
+    declared = tuple(_criterion(metric, analysis) for metric in analysis.metrics)
     if weight == 0:
         return tuple(one.in_preview for one in declared)
-    return tuple(one.alone for one in declared) if weight == _EVERYTHING else tuple(declared)
+    return tuple(one.alone for one in declared) if weight == _EVERYTHING else declared
+
+
+def _criterion(metric: Metric, analysis: Analysis) -> Criterion:
+    maximum = _decimal(metric.maximum)
+    if metric.quantile is not None:
+        # The 99th percentile is above a duration exactly when more than 1 % of the answers are.
+        maximum = 1 - Decimal(metric.quantile)
+    default = Provider.TRITON if metric.name == MetricName.THROUGHPUT_PER_REPLICA else Provider.PROMETHEUS
+    return Criterion(
+        metric=metric.name,
+        minimum_samples=analysis.minimum_samples,
+        maximum=maximum,
+        tolerance=_decimal(metric.tolerance),
+        slower_than=None if metric.slower_than is None else parse_duration(metric.slower_than),
+        detect=_decimal(metric.detect),
+        is_dry_run=bool(metric.dry_run),
+        is_to_be_proved=analysis.proof is Proof.PROVE,
+        provider=metric.provider or default,
+        query=metric.prometheus,
+        maximum_value=None if metric.maximum_value is None else parse_quantity(metric.maximum_value),
+        minimum_value=None if metric.minimum_value is None else parse_quantity(metric.minimum_value),
+        maximum_of_stable=_decimal(metric.maximum_of_stable),
+        minimum_of_stable=_decimal(metric.minimum_of_stable),
+    )
+
+
+def _decimal(text: str | None) -> Decimal | None:
+    return None if text is None else Decimal(text)
 
 
 class Outcome(StrEnum):
@@ -132,26 +167,46 @@ class Outcome(StrEnum):
 class Measurement:
     """One metric of both sides over the same minutes.
 
-    `stable` is None for metrics that are comparisons by themselves. `message` says why nothing was measured, or
+    A value is a float: bytes, answers per second, or what the user's query gave. `stable` is None for metrics that are
+    comparisons by themselves, and where stable could not be measured. `message` says why nothing was measured, or
     what a reader must know to understand the counts.
     """
 
-    metric: MetricName
+    metric: str
     outcome: Outcome
-    candidate: Counts | None = None
-    stable: Counts | None = None
+    candidate: Counts | float | None = None
+    stable: Counts | float | None = None
     message: str = ""
+    scrapes: Scrapes | None = None
+    """What the servers themselves have counted, from which follows the rest."""
+
+
+def counted(seen: Measurement, before: Tallies) -> Measurement:
+    """The measurement with what its scrapes come to, after those of the step's earlier looks."""
+    if seen.scrapes is None:
+        return seen
+    if seen.metric == MetricName.THROUGHPUT_PER_REPLICA:
+        candidate, stable = before.rates(seen.scrapes)
+        if candidate is None:
+            return replace(seen, outcome=Outcome.NO_DATA, message="the candidate's servers are counted from now on")
+        return replace(seen, candidate=candidate, stable=stable)
+    after = before.then(seen.scrapes)
+    return replace(
+        seen,
+        candidate=None if after.candidate is None else after.candidate.step,
+        stable=None if after.stable is None or seen.scrapes.stable is None else after.stable.step,
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
     """The verdict on one metric, with what it rests on."""
 
-    metric: MetricName
+    metric: str
     verdict: Verdict
     message: str
-    candidate: Counts | None = None
-    stable: Counts | None = None
+    candidate: Counts | float | None = None
+    stable: Counts | float | None = None
     evidence: tuple[Evidence, ...] = ()
     """What the next look goes on from."""
     is_dry_run: bool = False
@@ -164,14 +219,14 @@ def judge_all(
     *,
     steps: int,
     promise: float,
-    before: Mapping[MetricName, tuple[Evidence, ...]] = MappingProxyType({}),
+    before: Mapping[str, tuple[Evidence, ...]] = MappingProxyType({}),
 ) -> tuple[Judgement, ...]:
     """Judge every criterion by its measurement; a criterion that nobody measured has NoData.
 
     `promise` is the chance of a false rollback over all `steps` of the rollout and all metrics that it follows;
     `before` the evidence of the earlier looks of this step.
     """
-    found: Mapping[MetricName, Measurement] = {measurement.metric: measurement for measurement in measured}
+    found: Mapping[str, Measurement] = {measurement.metric: measurement for measurement in measured}
     bounds = sum(criterion.bounds for criterion in wanted if not criterion.is_dry_run)
     alpha = promise / max(1, steps * bounds)
     return tuple(
@@ -208,24 +263,95 @@ def judge(wanted: Criterion, seen: Measurement, *, alpha: float, before: tuple[E
             judged(Verdict.PASS, f"{lacks}, and a preview owes none") if owes_none else judged(Verdict.NO_DATA, lacks)
         )
 
-    bounds = tuple(_bounds(wanted, seen.candidate, seen.stable))
+    if isinstance(seen.candidate, Counts):
+        theirs = seen.stable if isinstance(seen.stable, Counts) else None
+        verdict, message, evidence = _judge_counts(wanted, seen.candidate, theirs, alpha, before)
+    else:
+        value = seen.stable if isinstance(seen.stable, float) else None
+        verdict, message, evidence = _judge_value(wanted, seen.candidate, value, before)
+    return judged(verdict, message)
+
+
+_Finding = tuple[Verdict, str, tuple[Evidence, ...]]
+
+
+def _judge_counts(
+    wanted: Criterion, candidate: Counts, stable: Counts | None, alpha: float, before: tuple[Evidence, ...]
+) -> _Finding:
+    if wanted.query is not None and _is_stuck(candidate, stable, before, may_rest=not wanted.minimum_samples):
+        said = f"{wanted.metric} has counted nothing since the look before: {_both(candidate, stable)}"
+        return Verdict.NO_DATA, said, before
+    bounds = tuple(_bounds(wanted, candidate, stable))
     against = tuple(one.weighed(before, Claim.BEYOND) for one in bounds)
     within = tuple(one.weighed(before, Claim.WITHIN) for one in bounds if wanted.is_to_be_proved)
     evidence, enough = (*against, *within), log(1 / alpha)
+    if stable is None:
+        # What speaks of a comparison waits until stable answers again.
+        evidence += tuple(one for one in before if one.stable is not None)
     for bound, gathered in zip(bounds, against, strict=True):
         # Proof does not wait for minimum samples: the test knows by itself how many it needs.
         if bound.breach and gathered.strength >= enough:
-            return judged(Verdict.FAIL, bound.breach)
-    if lacking := _lacking(wanted, seen.candidate, seen.stable, alpha):
-        return judged(Verdict.NO_DATA, lacking)
-    said = f"{wanted.metric} is within bounds: {_both(seen.candidate, seen.stable)}"
+            return Verdict.FAIL, bound.breach, evidence
+    if lacking := _lacking(wanted, candidate, stable, alpha):
+        return Verdict.NO_DATA, lacking, evidence
+    said = f"{wanted.metric} is within bounds: {_both(candidate, stable)}"
     doubts = [f"{one.breach}, but that may be chance" for one in bounds if one.breach and not one.is_slight]
     if any(one.strength < enough for one in within):
         doubts.append(f"{said}, but that is not proved yet")
     if doubts:
-        return judged(Verdict.INCONCLUSIVE, doubts[0])
+        return Verdict.INCONCLUSIVE, doubts[0], evidence
     slight = f"but by less than the {_percent(wanted.detect or Decimal(0))} that would have been seen"
-    return judged(Verdict.PASS, next((f"{one.breach}, {slight}" for one in bounds if one.breach), said))
+    return Verdict.PASS, next((f"{one.breach}, {slight}" for one in bounds if one.breach), said), evidence
+
+
+def _judge_value(wanted: Criterion, ours: float, theirs: float | None, before: tuple[Evidence, ...]) -> _Finding:
+    said = f"{wanted.metric} is {told(wanted.metric, ours)} for the candidate"
+    if theirs is not None:
+        said += f", {told(wanted.metric, theirs)} for stable"
+    bounds = tuple(_value_bounds(wanted, ours, theirs))
+    looks = tuple(_looked(words, before, is_beyond=is_beyond) for words, is_beyond in bounds)
+    longest = max(looks, key=lambda one: one.candidate.bad, default=beginning("", is_compared=False))
+    running = longest.candidate.bad
+    if running >= _LOOKS_TO_FAIL:
+        return Verdict.FAIL, f"{said}: beyond {longest.bound} in {running} looks running", looks
+    if (wanted.maximum_of_stable or wanted.minimum_of_stable) and (theirs is None or theirs <= 0):
+        return Verdict.NO_DATA, f"{said}: there is nothing of stable to compare with", looks
+    if running:
+        message = f"{said}: beyond {longest.bound} in {running} of {_LOOKS_TO_FAIL} looks running"
+        return Verdict.INCONCLUSIVE, message, looks
+    return Verdict.PASS, f"{said}: within bounds", looks
+
+
+def _value_bounds(wanted: Criterion, ours: float, theirs: float | None) -> Iterator[tuple[str, bool]]:
+    """The bounds of a value in words, and whether it is beyond them."""
+    if wanted.maximum_value is not None:
+        yield f"maximumValue {told(wanted.metric, float(wanted.maximum_value))}", ours > wanted.maximum_value
+    if wanted.minimum_value is not None:
+        yield f"minimumValue {told(wanted.metric, float(wanted.minimum_value))}", ours < wanted.minimum_value
+    if theirs is None or theirs <= 0:
+        return
+    if wanted.maximum_of_stable is not None:
+        yield f"maximumOfStable {wanted.maximum_of_stable}", ours > float(wanted.maximum_of_stable) * theirs
+    if wanted.minimum_of_stable is not None:
+        yield f"minimumOfStable {wanted.minimum_of_stable}", ours < float(wanted.minimum_of_stable) * theirs
+
+
+def _looked(words: str, before: tuple[Evidence, ...], *, is_beyond: bool) -> Evidence:
+    """One more look at a value: how many were beyond the bound running, of how many."""
+    known = next((one for one in before if one.bound == words), beginning(words, is_compared=False))
+    running = known.candidate.bad + 1 if is_beyond else 0
+    return replace(known, candidate=Counts(running, known.candidate.total + 1))
+
+
+def told(metric: str, value: float) -> str:
+    """A value with its unit."""
+    match metric:
+        case MetricName.MEMORY:
+            return f"{value / 2**20:.1f}Mi"
+        case MetricName.THROUGHPUT_PER_REPLICA:
+            return f"{value:.4g}/s"
+        case _:
+            return f"{value:.6g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +382,8 @@ def _bounds(wanted: Criterion, candidate: Counts, stable: Counts | None) -> Iter
         ours, maximum, breach = candidate.lenient, wanted.maximum, ""
         if ours.bad > maximum * ours.total:
             breach = f"{wanted.metric} is {_both(candidate, stable)}: above the maximum of {_percent(maximum)}"
+            if wanted.metric == MetricName.LATENCY_QUANTILE:
+                breach = f"the {1 - maximum} quantile is{suffix}: {_both(candidate, stable)} were slower"
         is_slight = wanted.tolerance is None and ours.ratio < float(maximum + (wanted.detect or 0))
         yield _Bound(f"maximum {maximum}{suffix}", maximum, ours, None, breach, is_slight)
     if wanted.tolerance is not None and stable is not None:
@@ -267,6 +395,18 @@ def _bounds(wanted: Criterion, candidate: Counts, stable: Counts | None) -> Iter
             )
         is_slight = ours.ratio < theirs.ratio + float(tolerance + (wanted.detect or 0))
         yield _Bound(f"tolerance {tolerance}{suffix}", tolerance, ours, theirs, breach, is_slight)
+
+
+def _is_stuck(candidate: Counts, stable: Counts | None, before: tuple[Evidence, ...], *, may_rest: bool) -> bool:
+    """Whether counts of the user's own query have not gone on.
+
+    Nobody knows when what such a query reads was scraped, but what is fresh grows. increase() extrapolates, so a count
+    may also fall by a little, and what was bet on must not be bet on again.
+    """
+    ours = max((one.candidate.total for one in before), default=-1)
+    theirs = max((one.stable.total for one in before if one.stable is not None), default=0)
+    has_fallen = candidate.total < ours or (stable is not None and stable.total < theirs)
+    return has_fallen or (candidate.total == ours and not may_rest)
 
 
 def _lacking(wanted: Criterion, candidate: Counts, stable: Counts | None, alpha: float) -> str:

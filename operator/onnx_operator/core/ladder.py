@@ -493,7 +493,7 @@ def needs_prober(view: View) -> bool:
     """Whether golden requests are to be sent to both sides."""
     if view.plan is None or view.stable is None or view.candidate is None:
         return False
-    return any(metric.name is MetricName.DISAGREEMENT for metric in view.plan.analysis.metrics)
+    return any(metric.name == MetricName.DISAGREEMENT for metric in view.plan.analysis.metrics)
 
 
 # ---- the steps

@@ -99,7 +99,7 @@ def enter_step(view: View, step: int | None) -> MoveModel:
 def _counted_through_all_steps(view: View) -> list[MetricStatus]:
     """Golden requests do not depend on the weight, so what they have come to goes on."""
     candidate = view.ledger.candidate
-    return [one for one in candidate.analysis if one.name is MetricName.DISAGREEMENT] if candidate is not None else []
+    return [one for one in candidate.analysis if one.name == MetricName.DISAGREEMENT] if candidate is not None else []
 
 
 def bake(view: View, last_step: int) -> MoveModel:

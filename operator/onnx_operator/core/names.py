@@ -28,6 +28,9 @@ APPLIED_ANNOTATION: Final = f"{GROUP}/applied"
 #: The longest name built on a revision's is its CUDA validation Job on attempt 99: 35 + 11 + 17 = 63.
 _CUT: Final = 35
 
+#: The container of a server's pod that answers requests.
+SERVER_CONTAINER: Final = "triton"
+
 
 class Component(StrEnum):
     """What a Job, Deployment or pod is for."""

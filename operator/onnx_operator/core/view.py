@@ -10,15 +10,16 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from onnx_operator.api.common import parse_duration
-from onnx_operator.api.model import EvidenceStatus, MetricStatus
+from onnx_operator.api.model import EvidenceStatus, MetricStatus, ServerCountsStatus
 from onnx_operator.api.rollout import AtDeadline
 from onnx_operator.core.acceptance import Offer, Refusal, accept, duration_of
-from onnx_operator.core.analysis import Verdict, criteria, judge_all, overall
+from onnx_operator.core.analysis import Verdict, counted, criteria, judge_all, overall, told
 from onnx_operator.core.conditions import clipped, instant
 from onnx_operator.core.counts import Counts
 from onnx_operator.core.evidence import Evidence
 from onnx_operator.core.freezes import frozen_until
 from onnx_operator.core.revisions import name_of, resolve, source_key
+from onnx_operator.core.scrapes import Tallies, Tally
 from onnx_operator.core.traffic import FULL, Side, carries, split
 
 if TYPE_CHECKING:
@@ -332,34 +333,76 @@ def _judged(view: View, measurements: tuple[Measurement, ...]) -> View:
     candidate = view.ledger.candidate
     if candidate is None or view.plan is None:
         return view
+    tallies = {one.name: _tallies(one) for one in candidate.analysis}
     judgements = judge_all(
         view.criteria,
-        measurements,
+        (counted(one, tallies.get(one.metric, Tallies())) for one in measurements),
         steps=view.plan.stops,
         promise=float(view.plan.analysis.max_false_rollback),
         before={one.name: tuple(map(_evidence, one.evidence)) for one in candidate.analysis},
     )
+    for one in measurements:
+        if one.scrapes is not None:
+            tallies[one.metric] = tallies.get(one.metric, Tallies()).then(one.scrapes)
     judged = candidate.model_copy(
         update={
             "verdict": str(overall(judgements)),
             "verdict_time": instant(view.now),
-            "analysis": [_metric_status(one) for one in judgements],
+            "analysis": [_metric_status(one, tallies.get(one.metric, Tallies())) for one in judgements],
         }
     )
     return replace(view, ledger=view.ledger.model_copy(update={"candidate": judged}))
 
 
-def _metric_status(judgement: Judgement) -> MetricStatus:
+def _metric_status(judgement: Judgement, tallies: Tallies) -> MetricStatus:
     return MetricStatus(
         name=judgement.metric,
         verdict=str(judgement.verdict),
         dry_run=judgement.is_dry_run,
-        candidate=_ratio(judgement.candidate),
-        stable=_ratio(judgement.stable),
-        candidate_samples=judgement.candidate.total if judgement.candidate else 0,
-        stable_samples=judgement.stable.total if judgement.stable else 0,
+        candidate=_side(judgement.metric, judgement.candidate),
+        stable=_side(judgement.metric, judgement.stable),
+        candidate_samples=judgement.candidate.total if isinstance(judgement.candidate, Counts) else 0,
+        stable_samples=judgement.stable.total if isinstance(judgement.stable, Counts) else 0,
         message=clipped(judgement.message),
         evidence=[_evidence_status(one) for one in judgement.evidence],
+        candidate_counts=_server_counts(tallies.candidate),
+        stable_counts=_server_counts(tallies.stable),
+    )
+
+
+def _side(metric: str, found: Counts | float | None) -> str | None:
+    if isinstance(found, Counts):
+        return f"{found.ratio:.4f}" if found.total else None
+    return None if found is None else told(metric, found)
+
+
+def _server_counts(tally: Tally | None) -> ServerCountsStatus | None:
+    if tally is None:
+        return None
+    return ServerCountsStatus(
+        servers=tally.servers,
+        time=instant(tally.time),
+        bad=tally.counts.bad,
+        disputed=tally.counts.disputed,
+        total=tally.counts.total,
+        step_bad=tally.step.bad,
+        step_disputed=tally.step.disputed,
+        step_total=tally.step.total,
+    )
+
+
+def _tallies(told: MetricStatus) -> Tallies:
+    return Tallies(_tally(told.candidate_counts), _tally(told.stable_counts))
+
+
+def _tally(told: ServerCountsStatus | None) -> Tally | None:
+    if told is None:
+        return None
+    return Tally(
+        told.servers,
+        moment(told.time),
+        Counts(told.bad, told.total, told.disputed),
+        Counts(told.step_bad, told.step_total, told.step_disputed),
     )
 
 
@@ -382,7 +425,3 @@ def _evidence(told: EvidenceStatus) -> Evidence:
         Counts(told.candidate_bad, told.candidate_total),
         Counts(told.stable_bad or 0, told.stable_total or 0) if is_compared else None,
     )
-
-
-def _ratio(counts: Counts | None) -> str | None:
-    return None if counts is None or not counts.total else f"{counts.ratio:.4f}"

@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from onnx_operator.core.names import COMPONENT_LABEL, PROVIDER_LABEL, REVISION_LABEL, Component, digest_hex
+from onnx_operator.core.names import (
+    COMPONENT_LABEL,
+    PROVIDER_LABEL,
+    REVISION_LABEL,
+    SERVER_CONTAINER,
+    Component,
+    digest_hex,
+)
 from onnx_operator.core.tell import host_of
 from onnx_operator.render.jobs import placed
 from onnx_operator.render.parts import (
@@ -194,7 +201,7 @@ def _assemble(want: WantServers) -> Manifest:
 def _triton(want: WantServers, amounts: Manifest) -> Manifest:
     ready = {"httpGet": {"path": "/v2/health/ready", "port": "http"}, "timeoutSeconds": 5}
     return {
-        "name": "triton",
+        "name": SERVER_CONTAINER,
         "image": want.revision.spec.server_image,
         **container_basics(),
         "command": ["tritonserver"],

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from bench.verdicts.streams import Traffic
-    from onnx_operator.api.rollout import MetricName
     from onnx_operator.core.analysis import Criterion
     from onnx_operator.core.evidence import Evidence
 
@@ -57,7 +56,7 @@ class Ours(Judge):
 
     def __init__(self, wanted: tuple[Criterion, ...], *, steps: int = len(WEIGHTS), promise: float = PROMISE) -> None:
         self._wanted, self._steps, self._promise = wanted, steps, promise
-        self._before: Mapping[MetricName, tuple[Evidence, ...]] = {}
+        self._before: Mapping[str, tuple[Evidence, ...]] = {}
         self.enter_step()
 
     @override

@@ -28,6 +28,14 @@ def hub(**fields: object) -> Manifest:
     return {"spec.source": {"huggingFace": {**HUB["huggingFace"], **fields}}}
 
 
+COUNTED: Final = {"bad": "bad[{{window}}]", "total": "all[{{window}}]"}
+
+
+def own(name: str, says: str, at: str, **query: str) -> Bad:
+    """A metric of one's own that is wrong somewhere."""
+    return Bad({METRICS: [{"name": name, "tolerance": "0.01", "prometheus": query}]}, f"{METRICS}[0]{at}", says)
+
+
 BAD_MODELS: Final = {
     # Sources
     "no source": Bad({"spec.source": {}}, "spec.source", "exactly one of"),
@@ -221,6 +229,61 @@ BAD_MODELS: Final = {
         {FREEZES: [{"schedule": MEGABYTE, "duration": "1h"}]}, f"{FREEZES}[0].schedule", "Too long"
     ),
     "an unknown metric": Bad({METRICS: [{"name": "happiness", "maximum": "1"}]}, f"{METRICS}[0].name", "errorRatio"),
+    "a metric of one's own with the name of none": own("Bad Vectors", "has a name of lower-case", ".name", **COUNTED),
+    "a built-in metric with a query": own("memory", "give a metric of your own a name", ".prometheus", value="up"),
+    "a query of half a ratio": own("bad-vectors", "give bad and total", ".prometheus", bad="up"),
+    "a query of a ratio and a value": own("bad-vectors", "give bad and total", ".prometheus", **COUNTED, value="up"),
+    "a placeholder that nobody fills in": own(
+        "bad-vectors", "those known are {{namespace}}, {{model}}", ".prometheus.bad", bad="x[{{period}}]", total="x"
+    ),
+    "half a placeholder": own(
+        "bad-vectors", "a placeholder that nobody fills in", ".prometheus.total", bad="x", total="x[{{window}]"
+    ),
+    "a query of nothing": own("bad-vectors", "at least 1 chars", ".prometheus.value", value=""),
+    "a value with a share for a bound": Bad(
+        {METRICS: [{"name": "memory", "maximum": "0.5", "maximumValue": "2Gi"}]}, f"{METRICS}[0]", "shares of answers"
+    ),
+    "a value without a bound": Bad({METRICS: [{"name": "memory"}]}, f"{METRICS}[0]", "is bounded by maximumValue"),
+    "a share with the bound of a value": Bad(
+        {METRICS: [{"name": "errorRatio", "maximum": "0.1", "maximumValue": "1"}]},
+        f"{METRICS}[0]",
+        "and nothing else is",
+    ),
+    "memory that must not be too little": Bad(
+        {METRICS: [{"name": "memory", "minimumValue": "1Gi"}]}, f"{METRICS}[0]", "bounded from above only"
+    ),
+    "throughput compared with stable's": Bad(
+        {METRICS: [{"name": "throughputPerReplica", "minimumOfStable": "0.9"}]}, f"{METRICS}[0]", "minimumValue only"
+    ),
+    "a memory in words": Bad(
+        {METRICS: [{"name": "memory", "maximumValue": "much"}]}, f"{METRICS}[0].maximumValue", "such as 500m, 2 or 4Gi"
+    ),
+    "none of stable's": Bad(
+        {METRICS: [{"name": "memory", "maximumOfStable": "0"}]}, f"{METRICS}[0].maximumOfStable", "above 0 as text"
+    ),
+    "slowness asked of triton": Bad(
+        {METRICS: [{"name": "slowRatio", "maximum": "0.1", "slowerThan": "1s", "provider": "triton"}]},
+        f"{METRICS}[0].provider",
+        "leave provider out",
+    ),
+    "a provider that nobody knows": Bad(
+        {METRICS: [{"name": "errorRatio", "maximum": "0.1", "provider": "datadog"}]},
+        f"{METRICS}[0].provider",
+        '"prometheus", "triton"',
+    ),
+    "a quantile of no latency": Bad(
+        {METRICS: [{"name": "latencyQuantile", "slowerThan": "1s"}]}, f"{METRICS}[0].quantile", "needs quantile"
+    ),
+    "a quantile of errors": Bad(
+        {METRICS: [{"name": "errorRatio", "maximum": "0.1", "quantile": "0.9"}]},
+        f"{METRICS}[0].quantile",
+        "no other metric has one",
+    ),
+    "a quantile with a maximum": Bad(
+        {METRICS: [{"name": "latencyQuantile", "quantile": "0.9", "slowerThan": "1s", "maximum": "0.2"}]},
+        f"{METRICS}[0]",
+        "use slowRatio for maximum",
+    ),
     "a metric twice": Bad(
         {METRICS: [{"name": "errorRatio", "maximum": "0.1"}] * 2}, f"{METRICS}[1]", "Duplicate value"
     ),
@@ -231,7 +294,7 @@ BAD_MODELS: Final = {
     "slowness of a metric that has none": Bad(
         {METRICS: [{"name": "errorRatio", "maximum": "0.1", "slowerThan": "1s"}]},
         f"{METRICS}[0].slowerThan",
-        "belongs to slowRatio only",
+        "belongs to slowRatio and latencyQuantile only",
     ),
     "a maximum in percent": Bad({METRICS: [{"name": "errorRatio", "maximum": "5"}]}, f"{METRICS}[0].maximum", "0 to 1"),
     "an interval of a millisecond": Bad(

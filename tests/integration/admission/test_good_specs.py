@@ -175,8 +175,38 @@ def test_how_surely_a_candidate_is_judged_can_be_said(promise: str, installation
 
 
 @pytest.mark.parametrize(
+    "metric",
+    [
+        {"name": "errorRatio", "maximum": "0.05", "provider": "triton"},
+        {"name": "latencyQuantile", "quantile": "0.99", "slowerThan": "250ms", "detect": "0.01"},
+        {"name": "memory", "maximumValue": "2Gi", "maximumOfStable": "1.2", "dryRun": True},
+        {"name": "throughputPerReplica", "minimumValue": "0.5", "provider": "triton"},
+        {
+            "name": "bad-vectors",
+            "tolerance": "0.01",
+            "prometheus": {
+                "bad": 'sum(increase(bad_total{namespace="{{namespace}}",service=~"{{services}}"}[{{window}}]))',
+                "total": 'sum(increase(all_total{model="{{model}}",version="{{number}}"}[{{window}}]))',
+            },
+        },
+        {"name": "queue", "minimumOfStable": "0.8", "prometheus": {"value": 'q{r="{{revision}}"} or on () {x="{"}'}},
+    ],
+    ids=lambda metric: str(metric["name"]),
+)
+@pytest.mark.parametrize("proof", ["guard", "prove"])
+def test_every_kind_of_metric_can_be_said(
+    metric: dict[str, Any], proof: str, installation: Installation, namespace: str
+) -> None:
+    wanted = model()
+    wanted["spec"]["rollout"] = {"analysis": {"proof": proof, "metrics": [metric]}}
+    created = installation.admin.create(f"{GROUP}/namespaces/{namespace}/onnxmodels", wanted)
+    assert created["spec"]["rollout"]["analysis"]["metrics"] == [metric], "no defaults inside of a list"
+
+
+@pytest.mark.parametrize(
     ("field", "says"),
     [
+        ("onnxmodel.spec.rollout.analysis.metrics.prometheus", "once for the candidate and once for stable"),
         ("onnxmodel.spec.rollout", "How a new revision takes over"),
         ("onnxmodel.spec.rollout.steps", "Weights the candidate passes through"),
         ("onnxmodel.spec.rollout.analysis.metrics.slowerThan", "an answer that takes longer is slow"),

@@ -269,6 +269,8 @@ class Scraper:
     def start(self) -> Program:
         config = self.folder / "prometheus.yml"
         job = {
+            # A file server knows no content type of metrics.
+            "fallback_scrape_protocol": "PrometheusText0.0.4",
             "job_name": "envoy",
             "metrics_path": "/stats/prometheus",
             "static_configs": [{"targets": [f"127.0.0.1:{self.target}"]}],

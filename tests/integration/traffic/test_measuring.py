@@ -12,7 +12,7 @@ import tempfile
 import time
 import urllib.request
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -27,9 +27,12 @@ from integration.apiserver import ROOT, free_port, wait_until
 from integration.traffic.parts import HOST, Gateway, Program, Revision, Scraper, get_json, get_text
 from onnx_operator.adapters.prober import ProberReader
 from onnx_operator.adapters.prometheus import Prometheus
-from onnx_operator.api.rollout import MetricName
-from onnx_operator.core.analysis import Criterion, Judgement, Outcome, Verdict, judge_all
+from onnx_operator.adapters.triton import TritonReader
+from onnx_operator.api.rollout import MetricName, PrometheusQuery, Provider
+from onnx_operator.core.analysis import Criterion, Judgement, Outcome, Verdict, counted, judge_all
 from onnx_operator.core.counts import Counts
+from onnx_operator.core.questions import Party, ServerPod
+from onnx_operator.core.scrapes import Tallies
 from onnx_operator.measure import Instruments, Subject, measure
 from triton_server import graphs
 from triton_server.serverprocess import Server, install_server
@@ -40,6 +43,26 @@ if TYPE_CHECKING:
 ERRORS = Criterion(MetricName.ERROR_RATIO, 20, maximum=Decimal("0.05"), tolerance=Decimal("0.01"))
 SLOW = Criterion(MetricName.SLOW_RATIO, 20, tolerance=Decimal("0.05"), slower_than=timedelta(milliseconds=200))
 DISAGREEMENT = Criterion(MetricName.DISAGREEMENT, 20, maximum=Decimal("0.02"))
+QUANTILE = replace(SLOW, metric=MetricName.LATENCY_QUANTILE, maximum=Decimal("0.1"), tolerance=None)
+BY_TRITON = replace(ERRORS, provider=Provider.TRITON)
+THROUGHPUT = Criterion(MetricName.THROUGHPUT_PER_REPLICA, 20, provider=Provider.TRITON, minimum_value=Decimal(1))
+_ANSWERS = 'envoy_cluster_upstream_rq_xx{%s envoy_cluster_name=~"service/{{namespace}}/({{services}})/8000/http"}'
+OWN = Criterion(
+    "http-errors",
+    20,
+    maximum=Decimal("0.05"),
+    tolerance=Decimal("0.01"),
+    query=PrometheusQuery(
+        bad=f"""sum(increase({_ANSWERS % 'envoy_response_code_class="5",'}[{{{{window}}}}])) or vector(0)""",
+        total=f"sum(increase({_ANSWERS % ''}[{{{{window}}}}]))",
+    ),
+)
+OWN_VALUE = Criterion(
+    "busy-gateways",
+    20,
+    query=PrometheusQuery(value="sum(envoy_server_live) * {{number}}"),
+    maximum_of_stable=Decimal("1.5"),
+)
 
 STABLE, GOOD, SHORT, MOVED, SLUGGISH = range(1, 6)
 
@@ -110,14 +133,23 @@ class Rollout:
     folder: Path
     candidate: int
     server: Server
+    stable: Server
     gateway: Gateway
     scraper: Scraper
     prometheus: Program
     programs: list[Program]
+    tallies: Tallies = field(default_factory=Tallies)
 
     @property
     def subject(self) -> Subject:
-        return Subject("shop", (f"minilm-{self.candidate}-cpu",), ("minilm-1-cpu",), self.candidate, STABLE, None)
+        return Subject(
+            "shop", "minilm", self._party(self.candidate, self.server), self._party(STABLE, self.stable), None
+        )
+
+    @staticmethod
+    def _party(number: int, server: Server) -> Party:
+        pod = ServerPod(f"minilm-{number}-cpu-0", f"http://127.0.0.1:{server.metrics_port}", f"uid-{number}", 0)
+        return Party(f"minilm-{number}", number, (f"minilm-{number}-cpu",), (pod,))
 
     def send(self, *more: str, lengths: Iterable[int] = range(1, LONGEST + 1)) -> Program:
         """Start the load; a third of the texts is too long for SHORT."""
@@ -156,13 +188,18 @@ class Rollout:
     async def judge(self, wanted: Criterion, since: datetime, *, prober: str | None = None) -> Judgement:
         now = datetime.now(UTC)
         subject = replace(self.subject, prober_url=prober)
-        prometheus, reader = Prometheus(self.scraper.url), ProberReader()
+        prometheus, reader, servers = Prometheus(self.scraper.url), ProberReader(), TritonReader()
+        instruments = Instruments(prometheus, reader, servers)
         try:
-            measured = await measure((wanted,), subject, Instruments(prometheus, reader), since=since, now=now)
+            measured = await measure((wanted,), subject, instruments, since=since, now=now)
         finally:
             await prometheus.close()
             await reader.close()
-        return judge_all((wanted,), measured, steps=1, promise=0.001)[0]
+            await servers.close()
+        judged = judge_all((wanted,), (counted(one, self.tallies) for one in measured), steps=1, promise=0.001)[0]
+        for one in measured:
+            self.tallies = self.tallies if one.scrapes is None else self.tallies.then(one.scrapes)
+        return judged
 
     async def judge_until(
         self, verdict: Verdict, wanted: Criterion, since: datetime, *, prober: str | None = None
@@ -229,7 +266,7 @@ def rollout(request: pytest.FixtureRequest, triton: Path, stable: Server, tmp_pa
         stack.callback(prometheus.stop)
         programs: list[Program] = []
         stack.callback(lambda: [program.stop() for program in programs])
-        yield Rollout(tmp_path, number, server, gateway, scraper, prometheus, programs)
+        yield Rollout(tmp_path, number, server, stable, gateway, scraper, prometheus, programs)
 
 
 def candidate(number: int, name: str) -> pytest.MarkDecorator:
@@ -262,6 +299,10 @@ async def test_what_is_measured_is_exactly_what_clients_saw(rollout: Rollout) ->
     rollout.scraped()
     load = rollout.send("--rate", "60", "--min-cosine", "0.999")
     await rollout.judge_until(Verdict.PASS, replace(ERRORS, minimum_samples=150), since)
+    await rollout.judge_until(Verdict.PASS, OWN, since)
+    await rollout.judge_until(Verdict.PASS, THROUGHPUT, since)
+    value = await rollout.judge(OWN_VALUE, since)
+    assert (value.candidate, value.stable, value.verdict) == (2.0, 1.0, Verdict.INCONCLUSIVE)
     seen = quiesce(load)
     rollout.scraped()
 
@@ -270,7 +311,7 @@ async def test_what_is_measured_is_exactly_what_clients_saw(rollout: Rollout) ->
     assert judged.verdict is Verdict.PASS
     assert judged.candidate == Counts(0, upstreams["minilm-2-cpu"]["ok"])
     assert judged.stable == Counts(0, upstreams["minilm-1-cpu"]["ok"])
-    assert seen["versions"] == {"1": judged.stable.total, "2": judged.candidate.total}
+    assert seen["versions"] == {"1": upstreams["minilm-1-cpu"]["ok"], "2": upstreams["minilm-2-cpu"]["ok"]}
     assert seen["errors"] == seen["failed"] == 0
     assert upstreams["minilm-1-cpu"]["wrong"] == upstreams["minilm-2-cpu"]["wrong"] == 0
 
@@ -291,9 +332,12 @@ async def test_what_is_measured_is_exactly_what_clients_saw(rollout: Rollout) ->
 async def test_a_candidate_that_errs_over_either_protocol_fails_by_its_errors(rollout: Rollout) -> None:
     since = datetime.now(UTC)
     rollout.scraped()
+    assert (await rollout.judge(BY_TRITON, since)).verdict is Verdict.NO_DATA, "what came before it looked is counted"
     load = rollout.send("--rate", "60")
     failed = await rollout.judge_until(Verdict.FAIL, ERRORS, since)
     assert "above the maximum of 5%" in failed.message
+    own = await rollout.judge_until(Verdict.FAIL, OWN, since)
+    assert own.message.startswith("http-errors is ")
 
     seen = quiesce(load)
     rollout.scraped()
@@ -301,6 +345,9 @@ async def test_a_candidate_that_errs_over_either_protocol_fails_by_its_errors(ro
     ours = seen["upstreams"]["minilm-3-cpu"]
     assert judged.candidate == Counts(ours["errors"], ours["ok"] + ours["errors"])
     assert judged.stable == Counts(0, seen["upstreams"]["minilm-1-cpu"]["ok"])
+    await rollout.judge_until(Verdict.FAIL, BY_TRITON, since)  # it answers first and counts then
+    by_triton = await rollout.judge(BY_TRITON, since)
+    assert (by_triton.candidate, by_triton.stable) == (judged.candidate, judged.stable)
     assert seen["failed"] == 0
     assert set(seen["kinds"]) == {"http 500 via_upstream", "grpc INTERNAL via_upstream"}
 
@@ -323,7 +370,7 @@ async def test_the_prober_agrees_with_an_equal_model_and_notices_when_it_is_gone
     since = datetime.now(UTC)
     prober = rollout.probe("--rate", "40", "--min-cosine", "0.9999", "--max-absolute", "1e-4")
     judged = await rollout.judge_until(Verdict.PASS, DISAGREEMENT, since, prober=prober.url)
-    assert judged.candidate is not None
+    assert isinstance(judged.candidate, Counts)
     assert judged.candidate.bad == 0
     rollout.server.process.kill()
     wait_until(
@@ -358,9 +405,56 @@ async def test_a_slow_candidate_fails_by_its_slowness(rollout: Rollout) -> None:
     load = rollout.send("--rate", "20", "--slower-than", "0.25", lengths=[8])
     judged = await rollout.judge_until(Verdict.FAIL, SLOW, since)
     assert judged.message.endswith("slow is above 250 ms, a bound of the gateway's histogram")
+    quantile = await rollout.judge_until(Verdict.FAIL, QUANTILE, since)
+    assert quantile.message.startswith("the 0.9 quantile is over 200 ms: ")
     await rollout.judge_until(Verdict.PASS, ERRORS, since)
     slow = {name: each["slow"] / each["ok"] for name, each in quiesce(load)["upstreams"].items()}
     assert slow["minilm-5-cpu"] > slow["minilm-1-cpu"]
+
+
+async def test_memory_is_that_of_the_largest_pod_and_unknown_where_one_is_not_scraped(tmp_path: Path) -> None:
+    """As a kubelet's cAdvisor tells it, to a real Prometheus."""
+    metric, kubelet = "container_memory_working_set_bytes", tmp_path / "stats"
+    kubelet.mkdir()
+    lines = [
+        f'{metric}{{container="{container}",namespace="shop",pod="{pod}"}} {mebibytes * 2**20}'
+        for container, pod, mebibytes in (
+            *(("triton", "minilm-2-a", 300), ("triton", "minilm-2-b", 500), ("triton", "minilm-1-a", 400)),
+            *(("", "minilm-2-a", 900), ("triton", "other", 900)),
+        )
+    ]
+    (kubelet / "prometheus").write_text("\n".join((f"# TYPE {metric} gauge", *lines, "")))
+    port = free_port()
+    server = Program("kubelet", [sys.executable, "-m", "http.server", str(port), "-d", str(tmp_path)], tmp_path)
+    scraper = Scraper(tmp_path, port)
+    wanted = Criterion(MetricName.MEMORY, 20, maximum_value=Decimal(600 * 2**20), maximum_of_stable=Decimal("1.2"))
+
+    async def judge(*pods: str) -> Judgement:
+        candidate = Party("minilm-2", 2, ("minilm-2-cpu",), tuple(ServerPod(pod, "", pod, 0) for pod in pods))
+        stable = Party("minilm-1", 1, ("minilm-1-cpu",), (ServerPod("minilm-1-a", "", "uid", 0),))
+        prometheus, now = Prometheus(scraper.url), datetime.now(UTC)
+        subject, tools = Subject("shop", "minilm", candidate, stable, None), Instruments(prometheus, ProberReader())
+        measured = await measure((wanted,), subject, tools, since=now - timedelta(minutes=1), now=now)
+        await prometheus.close()
+        return judge_all((wanted,), measured, steps=1, promise=0.001)[0]
+
+    server.start()
+    server.wait_for(f"http://127.0.0.1:{port}/stats/prometheus")
+    prometheus = scraper.start()
+    try:
+        query = f"{scraper.url}/api/v1/query?query={metric}"
+        wait_until(lambda: get_json(query)["data"]["result"], within=120, what="Prometheus scrapes the kubelet")
+        judged = await judge("minilm-2-a", "minilm-2-b")
+        assert judged.message == (
+            "memory is 500.0Mi for the candidate, 400.0Mi for stable: "
+            "beyond maximumOfStable 1.2 in 1 of 3 looks running"
+        )
+        assert (await judge("minilm-2-a")).verdict is Verdict.PASS
+        partly = await judge("minilm-2-a", "minilm-2-c")
+        assert (partly.verdict, "of 1 of 2 pods, and not of minilm-2-c" in partly.message) == (Verdict.NO_DATA, True)
+    finally:
+        prometheus.stop()
+        server.stop()
 
 
 @candidate(GOOD, "a candidate that hangs")
@@ -375,7 +469,7 @@ async def test_a_candidate_that_never_answers_fails_though_it_answers_no_error(r
         rollout.send("--rate", "30", "--timeout", "1")
         judged = await rollout.judge_until(Verdict.FAIL, ERRORS, since)
         assert "more than the tolerance of 1% above stable" in judged.message
-        assert judged.candidate is not None
+        assert isinstance(judged.candidate, Counts)
         assert judged.candidate.bad == 0
         assert judged.candidate.disputed > 0
     finally:

@@ -18,10 +18,12 @@ from onnx_operator.adapters import prober, prometheus
 from onnx_operator.adapters.asking import Outage
 from onnx_operator.adapters.prober import ProberReader
 from onnx_operator.adapters.prometheus import Prometheus
-from onnx_operator.api.rollout import MetricName
+from onnx_operator.adapters.triton import TritonReader
+from onnx_operator.api.rollout import MetricName, PrometheusQuery, Provider
 from onnx_operator.core.analysis import Criterion, Outcome
 from onnx_operator.core.counts import Counts
 from onnx_operator.core.queries import Series
+from onnx_operator.core.questions import Party, ServerPod
 from onnx_operator.measure import Instruments, Subject, measure
 
 if TYPE_CHECKING:
@@ -31,7 +33,8 @@ NOW = datetime(2026, 7, 1, 12, 0, tzinfo=UTC)
 ERRORS = Criterion(MetricName.ERROR_RATIO, 50, maximum=Decimal("0.05"))
 SLOW = Criterion(MetricName.SLOW_RATIO, 50, maximum=Decimal("0.05"), slower_than=timedelta(seconds=1))
 DISAGREEMENT = Criterion(MetricName.DISAGREEMENT, 50, maximum=Decimal("0.02"))
-SUBJECT = Subject("shop", ("minilm-2-cpu",), ("minilm-1-cpu",), 2, 1, prober_url=None)
+PARTIES = (Party("minilm-2", 2, ("minilm-2-cpu",)), Party("minilm-1", 1, ("minilm-1-cpu",)))
+SUBJECT = Subject("shop", "minilm", *PARTIES, prober_url=None)
 
 
 def result(kind: str, values: Any, **more: Any) -> dict[str, Any]:
@@ -251,6 +254,118 @@ async def test_disagreement_when_the_prober_tells(told: dict[str, Any], outcome:
     assert measured.outcome is outcome
     assert message in measured.message
     assert measured.candidate == (Counts(10, 100) if outcome is Outcome.MEASURED else None)
+
+
+def answers(**numbers: float | None) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    """A Prometheus that knows the number of each query, and nothing where it is None."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        number = numbers[str((await request.post())["query"])]
+        return web.json_response(
+            result("vector", [] if number is None else [{"metric": {}, "value": [1, str(number)]}])
+        )
+
+    return answer
+
+
+OWN = Criterion("own", 50, query=PrometheusQuery(bad="bad{{number}}", total="all{{number}}"), maximum=Decimal("0.05"))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "candidate", "stable", "message"),
+    [
+        pytest.param(
+            {"bad2": 3, "all2": 90, "bad1": 1, "all1": 900}, Counts(3, 90), Counts(1, 900), "", id="both sides"
+        ),
+        pytest.param(
+            {"bad2": 3, "all2": 90, "bad1": None, "all1": 900},
+            Counts(3, 90),
+            None,
+            "for stable: no series",
+            id="the candidate alone",
+        ),
+        pytest.param(
+            {"bad2": None, "all2": 90, "bad1": 1, "all1": 900},
+            None,
+            None,
+            "for the candidate: no series",
+            id="no bad answers are no zero",
+        ),
+    ],
+)
+async def test_a_query_of_the_user_s_own_is_asked_for_each_side(
+    numbers: dict[str, float | None], candidate: Counts | None, stable: Counts | None, message: str
+) -> None:
+    async with answering(answers(**numbers)) as url, instruments(url) as chosen:
+        [measured] = await measure((OWN,), SUBJECT, chosen, since=NOW - timedelta(minutes=1), now=NOW)
+    assert (measured.candidate, measured.stable, measured.message) == (candidate, stable, message)
+    assert measured.outcome is (Outcome.NO_DATA if candidate is None else Outcome.MEASURED)
+
+
+def counters(request: web.Request) -> str:
+    return (
+        f'nv_inference_request_success{{model="minilm",version="{request.path[1]}"}} {request.path[3:].split("/")[0]}\n'
+    )
+
+
+BY_TRITON = replace(ERRORS, provider=Provider.TRITON)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "stable", "outcome", "total", "message"),
+    [
+        pytest.param("2/10 2/5", "1/7", Outcome.MEASURED, 15, "", id="the pods of a side are one"),
+        pytest.param(
+            "2/10 3/5",
+            "1/7",
+            Outcome.PROVIDER_ERROR,
+            None,
+            "for the candidate: the server tells nothing",
+            id="a pod of two",
+        ),
+        pytest.param("", "1/7", Outcome.NO_DATA, None, "for the candidate: no server is ready", id="no pod"),
+        pytest.param("2/10", "", Outcome.MEASURED, 10, "for stable: no server is ready", id="no pod of stable"),
+    ],
+)
+async def test_the_servers_of_a_side_are_asked_one_by_one(
+    candidate: str, stable: str, outcome: Outcome, total: int | None, message: str
+) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response(text=counters(request))
+
+    async with answering(answer) as url:
+        first, second = (
+            replace(
+                party,
+                pods=tuple(ServerPod(pod, f"{url}/{pod}", f"uid-{place}", 0) for place, pod in enumerate(pods.split())),
+            )
+            for party, pods in zip(PARTIES, (candidate, stable), strict=True)
+        )
+        chosen = Instruments(None, ProberReader(), TritonReader())
+        subject = replace(SUBJECT, candidate=first, stable=second)
+        [measured] = await measure((BY_TRITON,), subject, chosen, since=NOW, now=NOW)
+        await chosen.triton.close()
+    assert measured.outcome is outcome
+    assert measured.message.startswith(message)
+    scraped = measured.scrapes.candidate if measured.scrapes is not None else None
+    assert (scraped.counts.total if scraped is not None else None) == total
+
+
+async def test_a_container_that_was_restarted_is_another_one() -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response(text=counters(request))
+
+    found = set()
+    async with answering(answer) as url:
+        for restarts in (0, 1, 1):
+            party = replace(PARTIES[0], pods=(ServerPod("a", f"{url}/2/10", "uid", restarts),))
+            chosen = Instruments(None, ProberReader(), TritonReader())
+            [measured] = await measure((BY_TRITON,), replace(SUBJECT, candidate=party), chosen, since=NOW, now=NOW)
+            await chosen.triton.close()
+            assert measured.scrapes is not None
+            assert measured.scrapes.candidate is not None
+            found.add(measured.scrapes.candidate.servers)
+    assert len(found) == 2
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from typing_extensions import override
 
 from onnx_operator.core.analysis import Outcome
+from onnx_operator.core.counts import Counts
 from onnx_operator.core.freezes import frozen_until
 from onnx_operator.core.jobs import JobBlocked, JobRunning
 from onnx_operator.core.pods import Trouble
 from unit.core.worlds import World
 
 if TYPE_CHECKING:
-    from onnx_operator.api.model import CandidateStatus
+    from onnx_operator.api.model import CandidateStatus, OnnxModelStatus
 
 WEIGHTS = {10, 50}
 STEPS = st.sampled_from(
@@ -44,7 +45,16 @@ FREEZES = st.sampled_from(
     ]
 )
 BAKES = st.sampled_from([None, {"duration": "40s"}, {"duration": "20m"}])
-ROLLOUTS = st.fixed_dictionaries({"steps": STEPS, "freezeWindows": FREEZES, "bake": BAKES})
+ERRORS = {"name": "errorRatio", "maximum": "0.05"}
+ANALYSES = st.sampled_from(
+    [
+        None,
+        {"interval": "10s", "metrics": [ERRORS, {"name": "memory", "maximumValue": "128Mi", "maximumOfStable": "1.5"}]},
+        {"interval": "10s", "metrics": [ERRORS, {"name": "throughputPerReplica", "minimumValue": "1"}]},
+        {"interval": "10s", "metrics": [ERRORS, {"name": "memory", "maximumValue": "128Mi", "dryRun": True}]},
+    ]
+)
+ROLLOUTS = st.fixed_dictionaries({"steps": STEPS, "freezeWindows": FREEZES, "bake": BAKES, "analysis": ANALYSES})
 FOUND = st.sampled_from([0, 0, 500, Outcome.NO_DATA, Outcome.PROVIDER_ERROR])
 TOKENS = st.sampled_from(["", "a", "b"])
 
@@ -132,6 +142,10 @@ class AnyHistory(RuleBasedStateMachine):
         else:
             self.world.measure(found, 1000)
 
+    @rule(mebibytes=st.sampled_from([64, 64, 100, 200]))
+    def grow(self, mebibytes: int) -> None:
+        self.world.mebibytes = mebibytes
+
     @rule(times=st.integers(1, 6))
     def be_well(self, times: int) -> None:
         """Everything goes right for a while; without this hardly any story gets as far as a rollout."""
@@ -203,6 +217,8 @@ class AnyHistory(RuleBasedStateMachine):
         splits = len(self.world.history)
         decision = look()
         after = self.world.status
+        if before.candidate and not after.candidate and after.last_failure != before.last_failure:
+            self._may_be_taken_back(before.candidate, after)
         for split in self.world.history[splits:]:
             total = sum(one.weight for one in split.backends)
             shares = sorted(100 * one.weight // total for one in split.backends)
@@ -228,6 +244,15 @@ class AnyHistory(RuleBasedStateMachine):
             elif after.candidate.step > began:
                 self._may_begin()
 
+    @staticmethod
+    def _may_be_taken_back(candidate: CandidateStatus, after: OnnxModelStatus) -> None:
+        """By a value only when two looks running before this one found it beyond its bound."""
+        if after.last_failure is None or "memory is" not in after.last_failure.message:
+            return
+        memory = next(one for one in candidate.analysis if one.name == "memory")
+        assert not memory.dry_run
+        assert max(one.candidate_bad for one in memory.evidence) >= 2
+
     def _may_begin(self) -> None:
         rollout = self.world.spec.rollout
         assert not rollout.paused
@@ -246,7 +271,7 @@ class AnyHistory(RuleBasedStateMachine):
         if not is_asked or is_held:
             # The last judgement may have been made in this very look.
             found = self.world.measured[0].candidate
-            is_good = candidate.verdict == "Pass" or (found and not found.bad)
+            is_good = candidate.verdict == "Pass" or (isinstance(found, Counts) and not found.bad)
             assert is_good or (step.weight == 0 and not candidate.baking), "advanced without a Pass"
         assert is_promotion or not is_asked or is_held, "a person's word was cut short"
 
@@ -260,6 +285,7 @@ class AnyHistory(RuleBasedStateMachine):
         world = self.world
         world.classes = self.classes
         world.measure(0, 1000)
+        world.mebibytes = 64
         world.change(serving=world.spec.serving.model_dump(mode="json") | {"replicas": 1})
         world.steer(paused=False)
         for look in range(200):

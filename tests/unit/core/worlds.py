@@ -44,6 +44,7 @@ from onnx_operator.core.observation import (
     Observation,
     RevisionSeen,
 )
+from onnx_operator.core.scrapes import Scrape, Scrapes
 from onnx_operator.core.servers import ServerState
 from onnx_operator.core.traffic import GatewayAddress, RouteSeen, Split
 from onnx_operator.core.view import look
@@ -104,6 +105,9 @@ class World:
     gateway_problem: str = ""
     #: What the next analysis will find.
     measured: tuple[Measurement, ...] = ()
+    #: Of the candidate's largest pod, and what its servers have answered since they started.
+    mebibytes: float = 64
+    answered: int = 0
     #: Every split that was ever written, newest last.
     history: list[Split] = field(default_factory=list)
     writes: int = 0
@@ -129,8 +133,19 @@ class World:
             gateway_problem=self.gateway_problem,
         )
         if look(seen, self.now).is_analysis_due:
-            seen = replace(seen, measurements=self.measured)
+            seen = replace(seen, measurements=(*self.measured, *self._by_themselves()))
         return seen
+
+    def _by_themselves(self) -> tuple[Measurement, ...]:
+        """Memory, and what the servers tell; each pod is known by the number of its revision."""
+        candidate = self.status.candidate
+        self.answered += 100
+        counts = Counts(0, self.answered)
+        scrape = Scrape(candidate.revision[-16:] if candidate else "", 1, self.now, counts)
+        return (
+            Measurement(MetricName.MEMORY, Outcome.MEASURED, self.mebibytes * 2.0**20, 64.0 * 2**20),
+            Measurement(MetricName.THROUGHPUT_PER_REPLICA, Outcome.MEASURED, scrapes=Scrapes(scrape, scrape)),
+        )
 
     def decide(self) -> Decision:
         return decide(self.observe(), self.now)

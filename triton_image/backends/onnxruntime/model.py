@@ -24,6 +24,7 @@ class TritonPythonModel:
     """One instance of one model, alone in its process. The names of class and methods are Triton's."""
 
     graph: Graph
+    failures: Failures
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the model, or raise a sentence that Triton logs before it gives up."""
@@ -39,6 +40,7 @@ class TritonPythonModel:
             )
         except ContractError as error:
             raise triton.TritonModelException(f"model '{args['model_name']}': {error}") from error
+        self.failures = Failures(args["model_name"], args["model_version"])
         triton.Logger.log_info(
             f"{args['model_instance_name']}: {folder / settings.model_file} on onnxruntime {onnxruntime.__version__}, "
             f"{', '.join(self.graph.session.get_providers())}, {settings}"
@@ -48,15 +50,41 @@ class TritonPythonModel:
         """Answer the requests of one execution, each with its outputs or with an error of its own.
 
         Triton 2.51 counts these errors as successes. It would count a raised exception as failure, but then leaks
-        every request of that execution, and a model with leaked requests is never unloaded: so nothing is raised.
+        every request of that execution, and a model with leaked requests is never unloaded: so nothing is raised, and
+        the errors have a counter of their own.
         """
-        return [_respond(answer) for answer in self.graph.answer([self._question(request) for request in requests])]
+        answers = self.graph.answer([self._question(request) for request in requests])
+        self.failures.count(answers)
+        return [_respond(answer) for answer in answers]
 
     def _question(self, request: Any) -> Question:
         inputs = {spec.name: triton.get_input_tensor_by_name(request, spec.name) for spec in self.graph.settings.inputs}
         return Question(
             {name: tensor.as_numpy() for name, tensor in inputs.items()}, tuple(request.requested_output_names())
         )
+
+
+class Failures:
+    """Counts the errors among what Triton calls successes, under /metrics beside Triton's own counters."""
+
+    def __init__(self, model: str, version: str) -> None:
+        # Every instance is a process; Triton gives all of them the same series.
+        self._family = triton.MetricFamily(
+            name="onnxruntime_request_failure",
+            description="Number of inference requests answered with an error, which Triton counts as successful",
+            kind=triton.MetricFamily.COUNTER,
+        )
+        labels = {"model": model, "version": version}
+        self._by_kind = {
+            kind: self._family.Metric(labels=labels | {"reason": reason})
+            for kind, reason in ((GraphError, "GRAPH"), (ContractError, "REQUEST"))
+        }
+
+    def count(self, answers: list[Arrays | ContractError | GraphError]) -> None:
+        """One more for each error."""
+        for kind, metric in self._by_kind.items():
+            if errors := sum(isinstance(answer, kind) for answer in answers):
+                metric.increment(errors)
 
 
 def _check_numpy() -> None:

@@ -1,0 +1,64 @@
+"""Reads Triton's own counters, straight from the pods of its servers.
+
+The address is that of a pod the operator made, never one that a user wrote. As with Prometheus, no exception leaves: a
+server that cannot be read is an `Outage`.
+
+Whose fault an answer is. Bad: what Triton counts as a failure, but for requests that their callers cancelled, and
+GRAPH errors of the Python backend of this project's image, which Triton counts as successes. Disputed: what was
+cancelled, and that backend's REQUEST errors. Requests that Triton refuses before they reach the model are in neither.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Final
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from onnx_operator.adapters.asking import Asking, Outage
+from onnx_operator.core.counts import Counts
+
+_SUCCESS: Final = "nv_inference_request_success"
+_FAILURE: Final = "nv_inference_request_failure"
+_ERROR: Final = "onnxruntime_request_failure"
+
+
+class TritonReader:
+    """A client of the servers' counters."""
+
+    def __init__(self, *, timeout_seconds: float = 5.0) -> None:
+        self._asking = Asking("the server", timeout_seconds=timeout_seconds)
+
+    async def read(self, address: str, *, model: str, version: int) -> Counts | Outage:
+        """What the server at `address`, such as http://10.244.0.7:8002, has answered since it started."""
+        answer = await self._asking.ask("GET", f"{address}/metrics")
+        return answer if isinstance(answer, Outage) else parse(answer.status, answer.body, model=model, version=version)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._asking.close()
+
+
+def parse(status: int, body: bytes, *, model: str, version: int) -> Counts | Outage:
+    """Read what a server tells of one version of a model at /metrics."""
+    if status != HTTPStatus.OK:
+        return Outage(f"the server answered {status} to /metrics")
+    found: dict[str, dict[str, int]] = {name: {} for name in (_SUCCESS, _FAILURE, _ERROR)}
+    try:
+        # By family, since the parser puts _total behind the names of its samples.
+        for family in text_string_to_metric_families(body.decode()):
+            for sample in family.samples if family.name in found else ():
+                labels = sample.labels
+                if (labels["model"], labels["version"]) == (model, str(version)):
+                    found[family.name][labels.get("reason", "")] = int(sample.value)
+    except (ValueError, KeyError, OverflowError):
+        return Outage(f"the server answered with something else than metrics: {body[:200]!r}")
+    if not found[_SUCCESS]:
+        return Outage(f"the server tells nothing of version {version} of {model}")
+    failed, erred = found[_FAILURE], found[_ERROR]
+    cancelled = failed.get("CANCELED", 0)
+    bad = sum(failed.values()) - cancelled + erred.get("GRAPH", 0)
+    disputed = cancelled + erred.get("REQUEST", 0)
+    total = sum(found[_SUCCESS].values()) + sum(failed.values())
+    # An error is counted before its answer, and a scrape may come in between.
+    return Counts(bad, max(total, bad + disputed), disputed)
