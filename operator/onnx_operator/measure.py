@@ -42,6 +42,8 @@ class Subject:
     stable: tuple[str, ...]
     candidate_version: int
     stable_version: int
+    model: str
+    """Name of the model, which is that of its routes."""
     prober_url: str | None
     """Where the prober's pod listens, such as http://10.244.0.7:8080; None while there is no running pod."""
 
@@ -76,7 +78,8 @@ async def _measure_one(
     if now <= since:
         return Measurement(wanted.metric, Outcome.NO_DATA, message="the step has only just begun")
 
-    question = _question(wanted, Sides(subject.namespace, subject.candidate, subject.stable))
+    mirrored_by = subject.model if wanted.mirror else ""
+    question = _question(wanted, Sides(subject.namespace, subject.candidate, subject.stable, mirrored_by))
     if question is None:
         why = "slowerThan is missing, or beyond the hour at which the gateway's histogram ends"
         return Measurement(wanted.metric, Outcome.NO_DATA, message=why)
@@ -92,8 +95,11 @@ def _counted(
     counted = question.count(series, now=now)
     if isinstance(counted, Silence):
         return Measurement(metric, Outcome.NO_DATA, message=counted.why)
+    mirrored = question.mirrored(series)
+    if isinstance(mirrored, Silence):
+        return Measurement(metric, Outcome.NO_DATA, message=mirrored.why)
     candidate, stable = counted
-    return Measurement(metric, Outcome.MEASURED, candidate, stable, question.note)
+    return Measurement(metric, Outcome.MEASURED, candidate, stable, question.note, mirrored)
 
 
 def _question(wanted: Criterion, sides: Sides) -> Errors | Slowness | None:

@@ -268,6 +268,7 @@ async def _with_measurements(context: Context, seen: Observation, view: View, po
         stable=side_of(stable).services,
         candidate_version=candidate.spec.number,
         stable_version=stable.spec.number,
+        model=seen.model.name,
         prober_url=_prober_url(candidate, pods),
     )
     prober = ProberReader()

@@ -72,6 +72,8 @@ class Criterion:
     detect: Decimal | None = None
     is_dry_run: bool = False
     is_to_be_proved: bool = False
+    mirror: int = 0
+    """Percent of stable's requests that are mirrored to the candidate: the only ones that count as samples, then."""
 
     @property
     def in_preview(self) -> Criterion:
@@ -100,8 +102,8 @@ class Criterion:
         return (self.maximum is not None) + (self.tolerance is not None)
 
 
-def criteria(analysis: Analysis, *, weight: int) -> tuple[Criterion, ...]:
-    """The criteria that a spec declares, for a candidate with so many percent of the traffic."""
+def criteria(analysis: Analysis, *, weight: int, mirror: int = 0) -> tuple[Criterion, ...]:
+    """The criteria that a spec declares, for a candidate with so many percent of the traffic, or copies of it."""
     declared = (
         Criterion(
             metric=metric.name,
@@ -112,10 +114,11 @@ def criteria(analysis: Analysis, *, weight: int) -> tuple[Criterion, ...]:
             detect=None if metric.detect is None else Decimal(metric.detect),
             is_dry_run=bool(metric.dry_run),
             is_to_be_proved=analysis.proof is Proof.PROVE,
+            mirror=0 if metric.name is MetricName.DISAGREEMENT else mirror,
         )
         for metric in analysis.metrics
     )
-    if weight == 0:
+    if weight == 0 and not mirror:
         return tuple(one.in_preview for one in declared)
     return tuple(one.alone for one in declared) if weight == _EVERYTHING else tuple(declared)
 
@@ -141,6 +144,8 @@ class Measurement:
     candidate: Counts | None = None
     stable: Counts | None = None
     message: str = ""
+    mirrored: int = 0
+    """How many of the candidate's answers are to mirrored requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +201,7 @@ def judge(wanted: Criterion, seen: Measurement, *, alpha: float, before: tuple[E
     evidence = before
 
     def judged(verdict: Verdict, message: str) -> Judgement:
-        noted = f"{message}; {seen.message}" if seen.message else message
+        noted = "; ".join(filter(None, (message, _mirrored(wanted, seen), seen.message)))
         return Judgement(wanted.metric, verdict, noted, seen.candidate, seen.stable, evidence, wanted.is_dry_run)
 
     if seen.outcome is Outcome.PROVIDER_ERROR:
@@ -216,7 +221,7 @@ def judge(wanted: Criterion, seen: Measurement, *, alpha: float, before: tuple[E
         # Proof does not wait for minimum samples: the test knows by itself how many it needs.
         if bound.breach and gathered.strength >= enough:
             return judged(Verdict.FAIL, bound.breach)
-    if lacking := _lacking(wanted, seen.candidate, seen.stable, alpha):
+    if lacking := _unmirrored(wanted, seen.mirrored) or _lacking(wanted, seen.candidate, seen.stable, alpha):
         return judged(Verdict.NO_DATA, lacking)
     said = f"{wanted.metric} is within bounds: {_both(seen.candidate, seen.stable)}"
     doubts = [f"{one.breach}, but that may be chance" for one in bounds if one.breach and not one.is_slight]
@@ -267,6 +272,25 @@ def _bounds(wanted: Criterion, candidate: Counts, stable: Counts | None) -> Iter
             )
         is_slight = ours.ratio < theirs.ratio + float(tolerance + (wanted.detect or 0))
         yield _Bound(f"tolerance {tolerance}{suffix}", tolerance, ours, theirs, breach, is_slight)
+
+
+def _mirrored(wanted: Criterion, seen: Measurement) -> str:
+    """What the mirror really brought: a gateway may take its percentage otherwise than it was meant."""
+    if not wanted.mirror or not seen.mirrored or seen.stable is None or not seen.stable.total:
+        return ""
+    share = seen.mirrored / seen.stable.total
+    return f"{seen.mirrored} requests were mirrored, {share:.0%} of stable's, where {wanted.mirror}% are wanted"
+
+
+def _unmirrored(wanted: Criterion, mirrored: int) -> str:
+    """What the mirror still owes. What came by the header says nothing of it: the prober sends that in any case."""
+    if not wanted.mirror or mirrored >= wanted.minimum_samples:
+        return ""
+    doubt = "" if mirrored else ": does the gateway support RequestMirror, and does the model get requests?"
+    return (
+        f"{wanted.metric} has {mirrored} of {wanted.minimum_samples} mirrored samples; the step mirrors "
+        f"{wanted.mirror} % of stable's requests{doubt}"
+    )
 
 
 def _lacking(wanted: Criterion, candidate: Counts, stable: Counts | None, alpha: float) -> str:

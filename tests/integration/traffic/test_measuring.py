@@ -117,7 +117,9 @@ class Rollout:
 
     @property
     def subject(self) -> Subject:
-        return Subject("shop", (f"minilm-{self.candidate}-cpu",), ("minilm-1-cpu",), self.candidate, STABLE, None)
+        return Subject(
+            "shop", (f"minilm-{self.candidate}-cpu",), ("minilm-1-cpu",), self.candidate, STABLE, "minilm", None
+        )
 
     def send(self, *more: str, lengths: Iterable[int] = range(1, LONGEST + 1)) -> Program:
         """Start the load; a third of the texts is too long for SHORT."""

@@ -31,7 +31,7 @@ NOW = datetime(2026, 7, 1, 12, 0, tzinfo=UTC)
 ERRORS = Criterion(MetricName.ERROR_RATIO, 50, maximum=Decimal("0.05"))
 SLOW = Criterion(MetricName.SLOW_RATIO, 50, maximum=Decimal("0.05"), slower_than=timedelta(seconds=1))
 DISAGREEMENT = Criterion(MetricName.DISAGREEMENT, 50, maximum=Decimal("0.02"))
-SUBJECT = Subject("shop", ("minilm-2-cpu",), ("minilm-1-cpu",), 2, 1, prober_url=None)
+SUBJECT = Subject("shop", ("minilm-2-cpu",), ("minilm-1-cpu",), 2, 1, "minilm", prober_url=None)
 
 
 def result(kind: str, values: Any, **more: Any) -> dict[str, Any]:
