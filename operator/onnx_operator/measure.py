@@ -45,6 +45,7 @@ class Subject:
 
     namespace: str
     model: str
+    """Name of the model, which is that of its routes."""
     candidate: Party
     stable: Party
     prober_url: str | None
@@ -95,7 +96,9 @@ async def _measure_one(  # noqa: PLR0911  (who measures what is a table)
 async def _measure_gateway(
     wanted: Criterion, subject: Subject, prometheus: Prometheus, *, since: datetime, now: datetime
 ) -> Measurement:
-    question = _question(wanted, Sides(subject.namespace, subject.candidate.services, subject.stable.services))
+    mirrored_by = subject.model if wanted.mirror else ""
+    sides = Sides(subject.namespace, subject.candidate.services, subject.stable.services, mirrored_by)
+    question = _question(wanted, sides)
     if question is None:
         why = "slowerThan is missing, or beyond the hour at which the gateway's histogram ends"
         return Measurement(wanted.metric, Outcome.NO_DATA, message=why)
@@ -111,8 +114,11 @@ def _counted(
     counted = question.count(series, now=now)
     if isinstance(counted, Silence):
         return Measurement(metric, Outcome.NO_DATA, message=counted.why)
+    mirrored = question.mirrored(series)
+    if isinstance(mirrored, Silence):
+        return Measurement(metric, Outcome.NO_DATA, message=mirrored.why)
     candidate, stable = counted
-    return Measurement(metric, Outcome.MEASURED, candidate, stable, question.note)
+    return Measurement(metric, Outcome.MEASURED, candidate, stable, question.note, mirrored=mirrored)
 
 
 def _question(wanted: Criterion, sides: Sides) -> Errors | Slowness | None:

@@ -1,4 +1,6 @@
-"""Other ways for a version to take over, under traffic: a preview, a freeze window, a bake. None loses a request."""
+"""Other ways for a version to take over, under traffic: a preview, a shadow, a freeze window, a bake. None loses a
+request.
+"""
 
 from __future__ import annotations
 
@@ -75,6 +77,39 @@ def test_a_preview_is_reached_by_its_header_alone_until_a_person_promotes_it(clu
     assert end.is_promoted, end.message("Ready")
     assert versions_that_answer(cluster, serving, {}) == {candidate.number}
     assert_nothing_lost(serving)
+
+
+def test_a_shadow_is_judged_on_copies_of_the_traffic_and_answers_nobody(cluster: Site, serving: Stage) -> None:
+    before = begin(serving, steps=[{"weight": 0, "mirror": 50, "pause": {}}, *QUICK])
+    held = until_model(
+        serving, "the shadow to pass its analysis", lambda it: it.reason("Promoted") == "WaitingForPromoteToken"
+    )
+    candidate = held.status.candidate
+    assert candidate is not None
+    assert (candidate.weight, candidate.mirror) == (0, 50)
+    judged = {str(metric.name): metric for metric in candidate.analysis}
+    assert min(judged["errorRatio"].candidate_samples, judged["errorRatio"].stable_samples) >= 40
+    assert versions_that_answer(cluster, serving, {}) == {before.number}
+
+    steer(serving, promoteToken="the shadow is good")
+    end = finish(serving)
+
+    assert end.is_promoted, end.message("Ready")
+    assert_nothing_lost(serving)
+
+
+def test_a_slow_version_is_rolled_back_from_its_shadow_without_having_answered_anybody(serving: Stage) -> None:
+    stable, counted = serving.model().status.stable, serving.counters()
+    assert stable is not None
+    declare(serving, declared("v3a", steps=[{"weight": 0, "mirror": 20, "duration": "1m"}, *QUICK]))
+    end = finish(serving)
+
+    assert end.is_given_up
+    assert end.reason("Promoted") == "AnalysisFailed"
+    assert "at 0 %, with a mirror of 20 % of the traffic" in end.message("Promoted")
+    seen = serving.counters() - counted
+    assert seen.failed == seen.errors == 0, seen.failures
+    assert all(stable.revision in upstream for upstream, answers in seen.by_upstream.items() if answers.good), seen
 
 
 def test_in_a_freeze_window_a_candidate_gets_no_traffic_until_the_window_is_taken_away(serving: Stage) -> None:

@@ -33,7 +33,7 @@ from onnx_operator.core.actions import (
 )
 from onnx_operator.core.observation import ClassSeen, DefaultImages, ModelSeen, RevisionSeen
 from onnx_operator.core.revisions import name_of, resolve, source_key
-from onnx_operator.core.traffic import GatewayAddress, split
+from onnx_operator.core.traffic import GatewayAddress, read_route, split
 from onnx_operator.core.view import side_of
 from onnx_operator.render.compare import is_as_wanted
 from onnx_operator.render.manifests import build
@@ -70,7 +70,13 @@ def wants(case: dict[str, Any]) -> list[Want]:
     found += [WantValidate(model, candidate, offer.class_spec, provider) for provider in providers]
     found.append(WantPublish(model, candidate, offer.class_spec))
     found += [WantServers(model, candidate, provider, offer.spec.serving.replicas) for provider in providers]
-    wanted = split(stable=side_of(stable), candidate=side_of(candidate), weight=case["weight"], retiring=[])
+    wanted = split(
+        stable=side_of(stable),
+        candidate=side_of(candidate),
+        weight=case["weight"],
+        retiring=[],
+        mirror=case.get("mirror", 0),
+    )
     found.append(WantRoutes(model, offer.class_spec, wanted))
     found.append(WantProber(model, offer.class_spec, stable, candidate, gateway, "0.95"))
     return found
@@ -102,6 +108,13 @@ def test_the_input_becomes_exactly_this(name: str) -> None:
     if os.environ.get("GOLDEN_UPDATE"):
         expected.write_text(output)
     assert output == expected.read_text()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_routes_with_a_mirror_read_back_as_they_were_wanted(name: str) -> None:
+    case = yaml.safe_load((FOLDER / f"{name}.in.yaml").read_text()) | {"weight": 0, "mirror": 25}
+    (want,) = (one for one in wants(case) if isinstance(one, WantRoutes))
+    assert [read_route(route, want.class_spec.traffic.gateway).split for route in build(want)] == [want.split] * 2
 
 
 def pods() -> list[Any]:

@@ -5,7 +5,7 @@
     ├── Conflict            409: somebody wrote first, or the object is not the one meant (UID)
     ├── AlreadyExists       409: the name is taken; success only if what is there is ours
     ├── Expired             410: a list's continuation is too old
-    ├── Invalid             400, 413, 422: the object breaks its schema; says which fields
+    ├── Invalid             400, 413, 422, and 500 where apply knows no such field: the object breaks its schema
     ├── Rejected            the object is fine, this cluster's rules forbid it
     │   ├── QuotaExceeded   a ResourceQuota is used up
     │   └── AdmissionDenied Pod Security, LimitRange, webhook or admission policy, named in `by`
@@ -146,6 +146,7 @@ _WEBHOOK = re.compile(r'admission webhook "(?P<by>[^"]+)" denied the request')
 _POLICY = re.compile(r"ValidatingAdmissionPolicy '(?P<by>[^']+)'")
 _POD_SECURITY = re.compile(r'violates PodSecurity "(?P<by>[^"]+)"')
 _QUOTA = re.compile(r"\b(?:exceeded|failed) quota: ")
+_NOT_IN_SCHEMA = "field not declared in schema"
 _LIMIT_RANGE = re.compile(r"\b(?:minimum|maximum) \S+ usage per |\blimit to request ratio per ")
 
 
@@ -161,7 +162,7 @@ def error_from_response(call: Call, status: int, headers: Mapping[str, str], bod
             return _forbidden(call, message)
         case 409 if answer.get("reason") == "AlreadyExists":
             return AlreadyExists(call, message, status=status)
-        case 400 | 413 | 422:
+        case 400 | 413 | 422 | 500 if status != 500 or _NOT_IN_SCHEMA in message:  # noqa: PLR2004
             return Invalid(call, message, status=status, causes=_causes(answer))
         case 429:
             return TooManyRequests(call, message, status=status, retry_after=_retry_after(headers, answer))

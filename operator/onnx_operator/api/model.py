@@ -332,6 +332,8 @@ class CandidateStatus(RevisionInUse):
 
     step: Annotated[int, Field(ge=0)] | None = None
     """Index of the rollout step, counted from 0; unset while the candidate has no traffic."""
+    mirror: Annotated[int, Field(ge=0, le=100)] = 0
+    """Percent of stable's requests that are mirrored to it, as the gateway has accepted it."""
     baking: bool = False
     """Whether it has passed the last step and answers all requests, while stable is kept warm with weight 0. It
     becomes stable when the bake is over."""

@@ -305,14 +305,24 @@ class Step(ApiModel):
                 "!has(self.duration) || !has(self.pause)",
                 "a step has a duration or a pause, not both; with pause it lasts until promoteToken changes",
                 field_path=".duration",
-            )
+            ),
+            cel(
+                "!has(self.mirror) || self.weight == 0",
+                "a step with mirror is a shadow, whose answers go to nobody: give it weight 0, and let the candidate "
+                "answer requests in a step of its own after it",
+                field_path=".mirror",
+            ),
         )
     }
 
     weight: Annotated[int, Field(ge=0, le=100)]
-    """Percent of requests that the candidate answers in this step. 0 is a preview: the candidate is reached by the
-    header x-onnx-track: candidate alone. There errorRatio and slowRatio are held to their maximum only, with whatever
-    requests came by the header; they ask for no samples and are not compared with stable."""
+    """Percent of requests that the candidate answers in this step. 0 without mirror is a preview: the candidate is
+    reached by the header x-onnx-track: candidate alone. There errorRatio and slowRatio are held to their maximum
+    only, with whatever requests came by the header; they ask for no samples and are not compared with stable."""
+    mirror: Annotated[int, Field(ge=1, le=100)] | None = None
+    """Percent of stable's requests that are sent to the candidate as well, in a step of weight 0: a shadow. Its answers
+    go to nobody and are judged as in a step with traffic, by all the bounds and with minimumSamples mirrored requests.
+    What a request changes is changed twice. Needs a gateway that supports RequestMirror with a percentage."""
     duration: Duration | None = None
     """How long the step lasts at least; it ends only when the analysis passes. 1m when neither duration nor pause
     is given."""
@@ -321,6 +331,8 @@ class Step(ApiModel):
     deadline counts while a person is waited for; analysis and rollback go on."""
 
 
+#: A preview, then shadows by what they mirror, then steps with traffic by their weight.
+_ORDER: Final = "s.weight * 101 + (has(s.mirror) ? s.mirror : 0)"
 _DEFAULT_STEPS = tuple(Step(weight=weight, duration=DEFAULT_STEP_DURATION) for weight in (10, 50))
 
 Steps = Annotated[
@@ -329,15 +341,16 @@ Steps = Annotated[
         min_length=1,
         max_length=16,
         json_schema_extra=schema_extra(
-            # isSorted alone lets equal weights pass.
+            # isSorted alone lets equal steps pass.
             cel(
-                "self.map(s, s.weight).isSorted() && self.all(s, self.exists_one(t, t.weight == s.weight))",
-                "weights of steps must ascend, each above the one before",
+                f"self.map(s, {_ORDER}).isSorted() && self.map(s, {_ORDER}).all(n, self.exists_one(s, {_ORDER} == n))",
+                "weights of steps must ascend, each above the one before; of several steps of weight 0 the one without "
+                "mirror comes first, and mirrors ascend",
             ),
             cel(
-                "self.exists(s, s.weight > 0 || has(s.pause))",
+                "self.exists(s, s.weight > 0 || has(s.mirror) || has(s.pause))",
                 "a step of weight 0 that is the only one needs pause: {}, because no request of the shared traffic has "
-                "reached the candidate by then; give it a pause, or add a step with traffic",
+                "reached the candidate by then; give it a pause or mirror, or add a step with traffic",
             ),
             x_kubernetes_list_type="atomic",
         ),

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 
 _EVERYTHING: Final = 100
+_OF_THE_GATEWAY: Final = frozenset({MetricName.ERROR_RATIO, MetricName.SLOW_RATIO, MetricName.LATENCY_QUANTILE})
+"""What the gateway counts, which tells mirrored requests from others."""
 _LOOKS_TO_FAIL: Final = 3
 """One look may fall into a reload or a large batch; three running, an interval apart, are how the servers are."""
 
@@ -84,6 +86,8 @@ class Criterion:
     minimum_value: Decimal | None = None
     maximum_of_stable: Decimal | None = None
     minimum_of_stable: Decimal | None = None
+    mirror: int = 0
+    """Percent of stable's requests that are mirrored to the candidate: the only ones that count as samples, then."""
 
     @property
     def in_preview(self) -> Criterion:
@@ -119,20 +123,21 @@ class Criterion:
         return (self.maximum is not None) + (self.tolerance is not None)
 
 
-def criteria(analysis: Analysis, *, weight: int) -> tuple[Criterion, ...]:
-    """The criteria that a spec declares, for a candidate with so many percent of the traffic."""
-    declared = tuple(_criterion(metric, analysis) for metric in analysis.metrics)
-    if weight == 0:
+def criteria(analysis: Analysis, *, weight: int, mirror: int = 0) -> tuple[Criterion, ...]:
+    """The criteria that a spec declares, for a candidate with so many percent of the traffic, or copies of it."""
+    declared = tuple(_criterion(metric, analysis, mirror) for metric in analysis.metrics)
+    if weight == 0 and not mirror:
         return tuple(one.in_preview for one in declared)
     return tuple(one.alone for one in declared) if weight == _EVERYTHING else declared
 
 
-def _criterion(metric: Metric, analysis: Analysis) -> Criterion:
+def _criterion(metric: Metric, analysis: Analysis, mirror: int) -> Criterion:
     maximum = _decimal(metric.maximum)
     if metric.quantile is not None:
         # The 99th percentile is above a duration exactly when more than 1 % of the answers are.
         maximum = 1 - Decimal(metric.quantile)
     default = Provider.TRITON if metric.name == MetricName.THROUGHPUT_PER_REPLICA else Provider.PROMETHEUS
+    provider = metric.provider or default
     return Criterion(
         metric=metric.name,
         minimum_samples=analysis.minimum_samples,
@@ -142,12 +147,13 @@ def _criterion(metric: Metric, analysis: Analysis) -> Criterion:
         detect=_decimal(metric.detect),
         is_dry_run=bool(metric.dry_run),
         is_to_be_proved=analysis.proof is Proof.PROVE,
-        provider=metric.provider or default,
+        provider=provider,
         query=metric.prometheus,
         maximum_value=None if metric.maximum_value is None else parse_quantity(metric.maximum_value),
         minimum_value=None if metric.minimum_value is None else parse_quantity(metric.minimum_value),
         maximum_of_stable=_decimal(metric.maximum_of_stable),
         minimum_of_stable=_decimal(metric.minimum_of_stable),
+        mirror=mirror if provider is Provider.PROMETHEUS and metric.name in _OF_THE_GATEWAY else 0,
     )
 
 
@@ -179,6 +185,8 @@ class Measurement:
     message: str = ""
     scrapes: Scrapes | None = None
     """What the servers themselves have counted, from which follows the rest."""
+    mirrored: int = 0
+    """How many of the candidate's answers are to mirrored requests."""
 
 
 def counted(seen: Measurement, before: Tallies) -> Measurement:
@@ -251,7 +259,7 @@ def judge(wanted: Criterion, seen: Measurement, *, alpha: float, before: tuple[E
     evidence = before
 
     def judged(verdict: Verdict, message: str) -> Judgement:
-        noted = f"{message}; {seen.message}" if seen.message else message
+        noted = "; ".join(filter(None, (message, _mirrored(wanted, seen), seen.message)))
         return Judgement(wanted.metric, verdict, noted, seen.candidate, seen.stable, evidence, wanted.is_dry_run)
 
     if seen.outcome is Outcome.PROVIDER_ERROR:
@@ -265,7 +273,9 @@ def judge(wanted: Criterion, seen: Measurement, *, alpha: float, before: tuple[E
 
     if isinstance(seen.candidate, Counts):
         theirs = seen.stable if isinstance(seen.stable, Counts) else None
-        verdict, message, evidence = _judge_counts(wanted, seen.candidate, theirs, alpha, before)
+        verdict, message, evidence = _judge_counts(
+            wanted, seen.candidate, theirs, before, mirrored=seen.mirrored, alpha=alpha
+        )
     else:
         value = seen.stable if isinstance(seen.stable, float) else None
         verdict, message, evidence = _judge_value(wanted, seen.candidate, value, before)
@@ -276,7 +286,13 @@ _Finding = tuple[Verdict, str, tuple[Evidence, ...]]
 
 
 def _judge_counts(
-    wanted: Criterion, candidate: Counts, stable: Counts | None, alpha: float, before: tuple[Evidence, ...]
+    wanted: Criterion,
+    candidate: Counts,
+    stable: Counts | None,
+    before: tuple[Evidence, ...],
+    *,
+    mirrored: int,
+    alpha: float,
 ) -> _Finding:
     if wanted.query is not None and _is_stuck(candidate, stable, before, may_rest=not wanted.minimum_samples):
         said = f"{wanted.metric} has counted nothing since the look before: {_both(candidate, stable)}"
@@ -292,7 +308,7 @@ def _judge_counts(
         # Proof does not wait for minimum samples: the test knows by itself how many it needs.
         if bound.breach and gathered.strength >= enough:
             return Verdict.FAIL, bound.breach, evidence
-    if lacking := _lacking(wanted, candidate, stable, alpha):
+    if lacking := _unmirrored(wanted, mirrored) or _lacking(wanted, candidate, stable, alpha):
         return Verdict.NO_DATA, lacking, evidence
     said = f"{wanted.metric} is within bounds: {_both(candidate, stable)}"
     doubts = [f"{one.breach}, but that may be chance" for one in bounds if one.breach and not one.is_slight]
@@ -407,6 +423,25 @@ def _is_stuck(candidate: Counts, stable: Counts | None, before: tuple[Evidence, 
     theirs = max((one.stable.total for one in before if one.stable is not None), default=0)
     has_fallen = candidate.total < ours or (stable is not None and stable.total < theirs)
     return has_fallen or (candidate.total == ours and not may_rest)
+
+
+def _mirrored(wanted: Criterion, seen: Measurement) -> str:
+    """What the mirror really brought: a gateway may take its percentage otherwise than it was meant."""
+    if not wanted.mirror or not seen.mirrored or not isinstance(seen.stable, Counts) or not seen.stable.total:
+        return ""
+    share = seen.mirrored / seen.stable.total
+    return f"{seen.mirrored} requests were mirrored, {share:.0%} of stable's, where {wanted.mirror}% are wanted"
+
+
+def _unmirrored(wanted: Criterion, mirrored: int) -> str:
+    """What the mirror still owes. What came by the header says nothing of it: the prober sends that in any case."""
+    if not wanted.mirror or mirrored >= wanted.minimum_samples:
+        return ""
+    doubt = "" if mirrored else ": does the gateway support RequestMirror, and does the model get requests?"
+    return (
+        f"{wanted.metric} has {mirrored} of {wanted.minimum_samples} mirrored samples; the step mirrors "
+        f"{wanted.mirror} % of stable's requests{doubt}"
+    )
 
 
 def _lacking(wanted: Criterion, candidate: Counts, stable: Counts | None, alpha: float) -> str:

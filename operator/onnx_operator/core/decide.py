@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, assert_never
 
+from onnx_operator.core import reasons
 from onnx_operator.core.actions import (
     Delete,
     WantConvert,
@@ -244,6 +245,12 @@ def obstacle_finding(action: Action, reason: str, message: str) -> Finding:
             kind = ConditionType.CANDIDATE_AVAILABLE
         case WantRoutes():
             kind = ConditionType.TRAFFIC_PROGRAMMED
+            if "requestMirror" in message:
+                reason = reasons.MIRROR_NOT_SUPPORTED
+                message = (
+                    "the cluster's Gateway API does not know mirrors of a percentage; install version 1.3 or later, or "
+                    f"take mirror out of rollout.steps: {message}"
+                )
         case WantFetch() | WantJobsPolicy():
             kind = ConditionType.SOURCE_RESOLVED
         case WantValidate():

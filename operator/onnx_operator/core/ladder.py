@@ -512,7 +512,7 @@ def _promoted(view: View) -> Rung:
     if step is None:
         begins = _hold(reasons.STEP_STARTING, "the first step begins", move=enter_step(view, 0))
         return _brake(view, "the candidate is ready") or begins
-    told = f"step {step + 1} of {len(plan.steps)} at {plan.steps[step].weight} %"
+    told = f"step {step + 1} of {len(plan.steps)} {view.share_words}"
     if view.is_baking:
         told = f"the bake of revision {candidate.number}, which answers all requests,"
     if candidate.step_started_time is None:

@@ -12,7 +12,7 @@ from onnx_converter.reasons import ARTIFACT_CORRUPT
 from onnx_operator.api.model import HandledTokens, StableStatus
 from onnx_operator.core import reasons
 from onnx_operator.core.analysis import Verdict
-from onnx_operator.core.conditions import instant
+from onnx_operator.core.conditions import ConditionType, instant
 from onnx_operator.core.ledger import (
     Move,
     MoveModel,
@@ -165,7 +165,7 @@ def _roll_back_the_bad(view: View) -> MoveRevision | None:
         revision,
         stage=Stage.ROLLOUT,
         reason=reasons.BAKE_FAILED if candidate.baking else reasons.ANALYSIS_FAILED,
-        message=f"at {view.candidate_weight} % of the traffic, {said}",
+        message=f"{view.share_words} of the traffic, {said}",
         logs=server_logs(view, revision),
     )
 
@@ -255,7 +255,7 @@ def _give_up_the_late(view: View) -> MoveRevision | None:
     late = f"no progress within {plan.progress_deadline}"
     if candidate.step_started_time is None or not is_available:
         reason: str = reasons.PROGRESS_DEADLINE_EXCEEDED
-        message = f"{late}: {_why_unavailable(view, revision) or trouble_of(view.named_routes)[1]}"
+        message = f"{late}: {_why_unavailable(view, revision) or _why_unrouted(view)}"
     else:
         reason = _LATE.get(verdict or Verdict.NO_DATA, reasons.PROGRESS_DEADLINE_EXCEEDED)
         worst = view.metric_with(verdict)
@@ -270,6 +270,12 @@ def _why_unavailable(view: View, revision: RevisionSeen) -> str:
         if state is not None and state.trouble is not None:
             return f"{state.trouble.reason}: {state.trouble.message}"
     return "not all servers are ready"
+
+
+def _why_unrouted(view: View) -> str:
+    """Routes that the API server refuses cannot be looked at; what it said is known from the look before."""
+    before = next((one for one in view.ledger.conditions if one.type == ConditionType.TRAFFIC_PROGRAMMED), None)
+    return before.message if before and before.status == "False" else trouble_of(view.named_routes)[1]
 
 
 def _drain(view: View) -> MoveModel | None:

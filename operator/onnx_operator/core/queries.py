@@ -13,6 +13,11 @@ blame the server. A gRPC error is HTTP 200, so at gRPC ports the status counters
 are missing the answer is silence. Disputed: HTTP 4xx, the other gRPC statuses, and requests whose caller hung up
 before an answer: the caller's mistake or impatience, or a candidate that refuses what stable accepts, or one that
 hangs. See `analysis.Counts` for how disputes are settled.
+
+What is mirrored has a cluster of its own in Envoy, named by Envoy Gateway after the route, the rule and the filter, not
+the Service; its counters go on when the filter comes to mean another one, so only the window tells whose they are. It
+has all counters of a Service but the gRPC statuses, as nobody downstream gets the answer. So in a shadow errors are
+counted at HTTP alone, on both sides, and a shadow of gRPC requests alone is silence.
 """
 
 from __future__ import annotations
@@ -81,6 +86,45 @@ class Sides:
     namespace: str
     candidate: tuple[str, ...]
     stable: tuple[str, ...]
+    mirrored_by: str = ""
+    """Name of the routes whose first rule mirrors to the candidate's Services; empty where nothing is mirrored."""
+
+    @property
+    def mirrors(self) -> Clusters:
+        """Envoy's clusters for what is mirrored."""
+        numbers = range(len(self.candidate)) if self.mirrored_by else ()
+        http, grpc = (
+            tuple(f"{kind}/{self.namespace}/{self.mirrored_by}/rule/0-mirror-{number}" for number in numbers)
+            for kind in ("httproute", "grpcroute")
+        )
+        return Clusters(http, grpc)
+
+    @property
+    def clusters_of_candidate(self) -> Clusters:
+        """Envoy's clusters for the candidate, be it asked by weight, by header or by mirror."""
+        return self._clusters(self.candidate) + self.mirrors
+
+    @property
+    def clusters_of_stable(self) -> Clusters:
+        """Envoy's clusters for stable."""
+        return self._clusters(self.stable)
+
+    def _clusters(self, services: tuple[str, ...]) -> Clusters:
+        http, grpc = (
+            tuple(f"service/{self.namespace}/{service}/{port}" for service in services) for port in (_HTTP, _GRPC)
+        )
+        return Clusters(http, grpc)
+
+
+@dataclass(frozen=True, slots=True)
+class Clusters:
+    """Envoy's names of clusters, by protocol."""
+
+    http: tuple[str, ...]
+    grpc: tuple[str, ...]
+
+    def __add__(self, other: Clusters) -> Clusters:
+        return Clusters(self.http + other.http, self.grpc + other.grpc)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +141,19 @@ class Errors:
 
     def count(self, series: Iterable[Series], *, now: datetime) -> tuple[Counts, Counts] | Silence:
         """What the answer says about candidate and stable."""
-        return _count_both(tuple(series), self.sides, _errors, now=now)
+        return _count_both(tuple(series), self.sides, _http_errors if self.sides.mirrored_by else _errors, now=now)
+
+    def mirrored(self, series: Iterable[Series]) -> int | Silence:
+        """How many of the candidate's answers are to mirrored requests."""
+        grown, mirrors = _Growth(series), self.sides.mirrors
+        mirrored = _http_errors(grown, mirrors).total
+        unknown = sum(grown.of(cluster, "envoy_cluster_upstream_rq_completed") for cluster in mirrors.grpc)
+        if unknown and not mirrored:
+            return Silence(
+                f"all {unknown} mirrored requests are gRPC, and Envoy counts no gRPC status where nobody gets the "
+                "answer: let slowRatio and disagreement judge the shadow, and errorRatio by dryRun: true or not at all"
+            )
+        return mirrored
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,28 +187,26 @@ class Slowness:
         """What the answer says about candidate and stable."""
         return _count_both(tuple(series), self.sides, partial(_slow, bucket=self.bucket), now=now)
 
+    def mirrored(self, series: Iterable[Series]) -> int | Silence:
+        """How many of the candidate's answers are to mirrored requests."""
+        counted = _slow(_Growth(series), self.sides.mirrors, bucket=self.bucket)
+        return counted if isinstance(counted, Silence) else counted.total
+
 
 def _count_both(
     series: tuple[Series, ...],
     sides: Sides,
-    count: Callable[[_Growth, str], Counts | Silence],
+    count: Callable[[_Growth, Clusters], Counts | Silence],
     *,
     now: datetime,
 ) -> tuple[Counts, Counts] | Silence:
     if silence := _silence(series, now):
         return silence
     grown = _Growth(series)
-    found = []
-    for services in (sides.candidate, sides.stable):
-        total = Counts(0, 0)
-        for service in services:
-            counted = count(grown, f"service/{sides.namespace}/{service}")
-            if isinstance(counted, Silence):
-                return counted
-            total += counted
-        found.append(total)
-    candidate, stable = found
-    return candidate, stable
+    candidate, stable = count(grown, sides.clusters_of_candidate), count(grown, sides.clusters_of_stable)
+    if isinstance(candidate, Silence):
+        return candidate
+    return stable if isinstance(stable, Silence) else (candidate, stable)
 
 
 def _silence(series: Iterable[Series], now: datetime) -> Silence | None:
@@ -171,14 +225,19 @@ def _silence(series: Iterable[Series], now: datetime) -> Silence | None:
     return None
 
 
-def _errors(grown: _Growth, service: str) -> Counts | Silence:
-    grpc = _grpc_errors(grown, f"{service}/{_GRPC}")
-    return grpc if isinstance(grpc, Silence) else _http_errors(grown, f"{service}/{_HTTP}") + grpc
+def _errors(grown: _Growth, clusters: Clusters) -> Counts | Silence:
+    total = _http_errors(grown, clusters)
+    for cluster in clusters.grpc:
+        counted = _grpc_errors(grown, cluster)
+        if isinstance(counted, Silence):
+            return counted
+        total += counted
+    return total
 
 
-def _slow(grown: _Growth, service: str, *, bucket: float) -> Counts | Silence:
+def _slow(grown: _Growth, clusters: Clusters, *, bucket: float) -> Counts | Silence:
     total = Counts(0, 0)
-    for cluster in (f"{service}/{_HTTP}", f"{service}/{_GRPC}"):
+    for cluster in (*clusters.http, *clusters.grpc):
         by_bound = {
             float(label.removeprefix("+")): answers
             for label, answers in grown.by_label(cluster, "envoy_cluster_upstream_rq_time_bucket", "le").items()
@@ -193,14 +252,17 @@ def _slow(grown: _Growth, service: str, *, bucket: float) -> Counts | Silence:
     return total
 
 
-def _http_errors(grown: _Growth, cluster: str) -> Counts:
-    by_class = grown.by_label(cluster, "envoy_cluster_upstream_rq_xx", "envoy_response_code_class")
-    abandoned = grown.abandoned(cluster)
-    return Counts(
-        bad=by_class.get("5", 0),
-        total=sum(by_class.values()) + abandoned,
-        disputed=by_class.get("4", 0) + abandoned,
-    )
+def _http_errors(grown: _Growth, clusters: Clusters) -> Counts:
+    total = Counts(0, 0)
+    for cluster in clusters.http:
+        by_class = grown.by_label(cluster, "envoy_cluster_upstream_rq_xx", "envoy_response_code_class")
+        abandoned = grown.abandoned(cluster)
+        total += Counts(
+            bad=by_class.get("5", 0),
+            total=sum(by_class.values()) + abandoned,
+            disputed=by_class.get("4", 0) + abandoned,
+        )
+    return total
 
 
 def _grpc_errors(grown: _Growth, cluster: str) -> Counts | Silence:
@@ -293,10 +355,12 @@ def _start(samples: tuple[tuple[float, float], ...], since: float) -> float:
 
 def _selector(names: str, sides: Sides, extra: str = "") -> str:
     services = sorted({*sides.candidate, *sides.stable})
-    for name in (sides.namespace, *services):
+    for name in (sides.namespace, *services, *filter(None, [sides.mirrored_by])):
         if not _NAME.fullmatch(name):
             raise ValueError(f"{name!r} is no name of a namespace or Service")
     clusters = f"service/{sides.namespace}/({'|'.join(services)})/({_HTTP}|{_GRPC})"
+    if sides.mirrored_by:
+        clusters += "|" + "|".join((*sides.mirrors.http, *sides.mirrors.grpc))
     return f'{{__name__=~"{names}",envoy_cluster_name=~"{clusters}"{extra}}}'
 
 

@@ -112,6 +112,9 @@ ROUTES_PENDING: Final = Reason("RoutesPending", "surfaces when the gateway has n
 ROUTES_REFUSED: Final = Reason(
     "RoutesRefused", "surfaces when the gateway refuses a route; the message is the gateway's"
 )
+MIRROR_NOT_SUPPORTED: Final = Reason(
+    "MirrorNotSupported", "surfaces when the cluster's Gateway API does not know the percentage of a mirror"
+)
 GATEWAY_API_MISSING: Final = Reason("GatewayApiMissing", "surfaces when the cluster knows no HTTPRoute or GRPCRoute")
 GATEWAY_NOT_PROGRAMMED: Final = Reason(
     "GatewayNotProgrammed", "surfaces when the Gateway has no address or lacks a listener"

@@ -18,7 +18,7 @@ from onnx_operator.core.ledger import Stage
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from onnx_operator.api.model import OnnxModelStatus, RevisionInUse
+    from onnx_operator.api.model import CandidateStatus, OnnxModelStatus, RevisionInUse
     from onnx_operator.core.ladder import Standing
     from onnx_operator.core.view import View
 
@@ -35,7 +35,7 @@ def tell(view: View, standing: Standing, ledger: OnnxModelStatus, obstacle: Find
             "observed_generation": view.seen.model.generation,
             "conditions": written(findings, ledger.conditions, generation=view.seen.model.generation, now=view.now),
             "stable": _updated(view, ledger.stable) if ledger.stable is not None else None,
-            "candidate": _updated(view, ledger.candidate) if ledger.candidate is not None else None,
+            "candidate": _mirrored(view, _updated(view, ledger.candidate)) if ledger.candidate is not None else None,
             "retiring": [_updated(view, one) for one in ledger.retiring],
             "endpoint": _endpoint(view) or ledger.endpoint,
         }
@@ -50,6 +50,10 @@ def _updated(view: View, side: Side) -> Side:
             "ready_replicas": view.ready_replicas(side.revision),
         }
     )
+
+
+def _mirrored(view: View, candidate: CandidateStatus) -> CandidateStatus:
+    return candidate.model_copy(update={"mirror": view.accepted_mirror(candidate.revision, candidate.mirror)})
 
 
 def _endpoint(view: View) -> EndpointStatus | None:

@@ -20,9 +20,11 @@ from onnx_operator.core.evidence import Evidence
 from onnx_operator.core.freezes import frozen_until
 from onnx_operator.core.revisions import name_of, resolve, source_key
 from onnx_operator.core.scrapes import Tallies, Tally
-from onnx_operator.core.traffic import FULL, Side, carries, split
+from onnx_operator.core.traffic import FULL, Side, Split, carries, split
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from onnx_operator.api.common import ExecutionProvider
     from onnx_operator.api.model import OnnxModelStatus, SourceStatus
     from onnx_operator.api.model_class import OnnxModelClassSpec
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from onnx_operator.core.analysis import Criterion, Judgement, Measurement
     from onnx_operator.core.observation import Observation, RevisionSeen
     from onnx_operator.core.servers import ServerState
-    from onnx_operator.core.traffic import RouteSeen, Split
+    from onnx_operator.core.traffic import RouteSeen
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,7 @@ class View:
             candidate=side_of(candidate) if candidate is not None else None,
             weight=self.candidate_weight if candidate is not None else 0,
             retiring=[side_of(one) for one in leaving],
+            mirror=self.candidate_mirror,
         )
 
     @property
@@ -155,6 +158,18 @@ class View:
         return 0 if step is None or self.plan is None else self.plan.steps[step].weight
 
     @property
+    def candidate_mirror(self) -> int:
+        """The percentage of stable's requests that the candidate's step mirrors to it."""
+        step = self.step_index
+        return 0 if step is None or self.plan is None or self.is_baking else self.plan.steps[step].mirror or 0
+
+    @property
+    def share_words(self) -> str:
+        """What the candidate gets in its step."""
+        mirrored = f", with a mirror of {self.candidate_mirror} %" if self.candidate_mirror else ""
+        return f"at {self.candidate_weight} %{mirrored}"
+
+    @property
     def is_programmed(self) -> bool:
         """Whether the gateway has accepted the wanted split on both routes."""
         wanted = self.split
@@ -162,13 +177,20 @@ class View:
 
     def accepted_weight(self, revision_name: str, before: int) -> int:
         """The revision's percentage as the gateway has it; the last known one while a change is under way."""
+        return self._accepted(revision_name, before, Split.percent)
+
+    def accepted_mirror(self, revision_name: str, before: int) -> int:
+        """The percentage that is mirrored to the revision, in the same way."""
+        return self._accepted(revision_name, before, Split.mirrored_percent)
+
+    def _accepted(self, revision_name: str, before: int, read: Callable[[Split, Side], int]) -> int:
         revision = self.revision(revision_name)
         route = self.seen.http_route
         if revision is None or route is None:
             return 0
         if not all(one is not None and one.is_accepted for one in self.routes):
             return before
-        return route.split.percent(side_of(revision))
+        return read(route.split, side_of(revision))
 
     # ---- time
 
@@ -271,7 +293,9 @@ class View:
     @property
     def criteria(self) -> tuple[Criterion, ...]:
         """What the candidate must fulfil in its step."""
-        return () if self.plan is None else criteria(self.plan.analysis, weight=self.candidate_weight)
+        if self.plan is None:
+            return ()
+        return criteria(self.plan.analysis, weight=self.candidate_weight, mirror=self.candidate_mirror)
 
     @property
     def may_proceed_in_doubt(self) -> bool:

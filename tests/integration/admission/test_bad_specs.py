@@ -162,7 +162,22 @@ BAD_MODELS: Final = {
     "a step above all traffic": Bad({STEPS: [{"weight": 101}]}, f"{STEPS}[0].weight", "less than or equal to 100"),
     "a step below no traffic": Bad({STEPS: [{"weight": -1}]}, f"{STEPS}[0].weight", "greater than or equal to 0"),
     "nothing but a preview that ends by itself": Bad(
-        {STEPS: [{"weight": 0, "duration": "5m"}]}, STEPS, "give it a pause, or add a step with traffic"
+        {STEPS: [{"weight": 0, "duration": "5m"}]}, STEPS, "give it a pause or mirror, or add a step with traffic"
+    ),
+    "a mirror beside traffic": Bad(
+        {STEPS: [{"weight": 10, "mirror": 25}]}, f"{STEPS}[0].mirror", "a shadow, whose answers go to nobody"
+    ),
+    "a mirror of nothing": Bad(
+        {STEPS: [{"weight": 0, "mirror": 0}, {"weight": 5}]}, f"{STEPS}[0].mirror", "greater than or equal to 1"
+    ),
+    "a mirror of more than there is": Bad(
+        {STEPS: [{"weight": 0, "mirror": 101}, {"weight": 5}]}, f"{STEPS}[0].mirror", "less than or equal to 100"
+    ),
+    "a preview after a shadow": Bad(
+        {STEPS: [{"weight": 0, "mirror": 25}, {"weight": 0}, {"weight": 5}]}, STEPS, "without mirror comes first"
+    ),
+    "two shadows of one size": Bad(
+        {STEPS: [{"weight": 0, "mirror": 25}, {"weight": 0, "mirror": 25}]}, STEPS, "and mirrors ascend"
     ),
     "a step with a duration and a pause": Bad(
         {STEPS: [{"weight": 10, "duration": "5m", "pause": {}}]}, f"{STEPS}[0].duration", "not both"

@@ -51,6 +51,15 @@ GOOD_ROLLOUTS: Final = {
     "a preview that ends by time before steps with traffic": {
         "steps": [{"weight": 0, "duration": "5m"}, {"weight": 5}]
     },
+    "a shadow before everything": {"steps": [{"weight": 0, "mirror": 100}]},
+    "a preview, then shadows, then traffic": {
+        "steps": [
+            {"weight": 0, "pause": {}},
+            {"weight": 0, "mirror": 5, "duration": "5m"},
+            {"weight": 0, "mirror": 50, "pause": {}},
+            {"weight": 1},
+        ]
+    },
     "a bake": {"bake": {"duration": "1h"}},
     "no bake, whatever the class says": {"bake": {"duration": "0s"}},
     "a frozen weekend": {

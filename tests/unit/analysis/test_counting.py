@@ -180,6 +180,71 @@ def test_execution_providers_of_a_side_are_added_up() -> None:
     assert Errors(sides).count(found, now=at(3)) == (Counts(4, 7), Counts(0, 0))
 
 
+SHADOW = Sides("shop", candidate=("b-cpu", "b-cuda"), stable=("a-cpu",), mirrored_by="minilm")
+MIRRORS = [f"httproute/shop/minilm/rule/0-mirror-{number}" for number in (0, 1)]
+GRPC_MIRROR = "grpcroute/shop/minilm/rule/0-mirror-0"
+
+
+def mirrored(name: str, cluster: str, values: Sequence[float | None], **labels: str) -> Series:
+    return series(f"upstream_rq_{name}", cluster, values, **labels)
+
+
+def test_what_is_mirrored_is_asked_for_with_what_is_not() -> None:
+    assert (
+        'envoy_cluster_name=~"service/shop/(a-cpu|b-cpu|b-cuda)/(8000/http|8001/grpc)'
+        "|httproute/shop/minilm/rule/0-mirror-0|httproute/shop/minilm/rule/0-mirror-1"
+        '|grpcroute/shop/minilm/rule/0-mirror-0|grpcroute/shop/minilm/rule/0-mirror-1"'
+    ) in Errors(SHADOW).text(since=START, now=at(60))
+    with pytest.raises(ValueError, match="no name of a namespace or Service"):
+        Errors(Sides("shop", ("b-cpu",), ("a-cpu",), 'm"}')).text(since=START, now=at(1))
+
+
+def test_answers_to_mirrored_requests_are_the_candidates_and_told_apart() -> None:
+    question, found = (
+        Errors(SHADOW),
+        [
+            http("service/shop/a-cpu", "2", [100, 140]),
+            http("service/shop/b-cpu", "2", [0, 5]),
+            mirrored("xx", MIRRORS[0], [0, 6], envoy_response_code_class="2"),
+            mirrored("xx", MIRRORS[1], [None, 3], envoy_response_code_class="5"),
+        ],
+    )
+    assert question.count(found, now=at(3)) == (Counts(3, 14), Counts(0, 40))
+    assert question.mirrored(found) == 9
+
+
+def test_grpc_is_left_out_on_both_sides_of_a_shadow_as_nobody_counts_the_mirrored_statuses() -> None:
+    question, found = (
+        Errors(SHADOW),
+        [
+            http("service/shop/a-cpu", "2", [0, 40]),
+            grpc("service/shop/a-cpu", 13, [0, 7]),
+            mirrored("xx", MIRRORS[0], [0, 6], envoy_response_code_class="2"),
+            mirrored("completed", GRPC_MIRROR, [0, 8]),
+        ],
+    )
+    assert question.count(found, now=at(3)) == (Counts(0, 6), Counts(0, 40))
+    assert question.mirrored(found) == 6
+
+
+def test_a_shadow_of_grpc_alone_is_silence_about_errors_with_the_way_out() -> None:
+    silence = Errors(SHADOW).mirrored([mirrored("completed", GRPC_MIRROR, [0, 8])])
+    assert isinstance(silence, Silence)
+    assert "all 8 mirrored requests are gRPC" in silence.why
+    assert "let slowRatio and disagreement judge the shadow" in silence.why
+
+
+def test_slow_answers_to_mirrored_requests_count_by_either_protocol() -> None:
+    question = Slowness(SHADOW, 250)
+    found = [
+        mirrored("time_bucket", cluster, values, le=bound)
+        for cluster in (MIRRORS[0], GRPC_MIRROR)
+        for bound, values in (("250", [0, 4]), ("+Inf", [0, 10]))
+    ]
+    assert question.count(found, now=at(3)) == (Counts(12, 20), Counts(0, 0))
+    assert question.mirrored(found) == 20
+
+
 @pytest.mark.parametrize(
     ("found", "now", "why"),
     [

@@ -277,6 +277,52 @@ def test_silence_passes_in_a_preview_alone_and_an_outage_nowhere() -> None:
     assert judge(PREVIEWED, outage, alpha=ALPHA).verdict is Verdict.PROVIDER_ERROR
 
 
+def test_a_shadow_is_judged_as_a_step_with_traffic_is_by_everything_that_is_mirrored() -> None:
+    analysis = Analysis(
+        minimum_samples=7,
+        metrics=[
+            Metric(name=MetricName.ERROR_RATIO, maximum="0.05", tolerance="0.01", detect="0.1"),
+            Metric(name=MetricName.DISAGREEMENT, maximum="0.02"),
+        ],
+    )
+    errors, pairs = criteria(analysis, weight=50)
+    assert criteria(analysis, weight=0, mirror=25) == (replace(errors, mirror=25), pairs)
+
+
+SHADOWED = replace(ERRORS, mirror=25)
+
+
+@pytest.mark.parametrize(
+    ("copies", "expected", "words"),
+    [
+        pytest.param(
+            0,
+            Verdict.NO_DATA,
+            "0 of 50 mirrored samples; the step mirrors 25 % of stable's requests: does the gateway support",
+            id="a gateway that ignores mirrors, though the prober sends a lot",
+        ),
+        pytest.param(49, Verdict.NO_DATA, "49 of 50 mirrored samples", id="too few of them yet"),
+        pytest.param(50, Verdict.PASS, "within bounds", id="enough"),
+        pytest.param(
+            900,
+            Verdict.PASS,
+            "900 requests were mirrored, 100% of stable's, where 25% are wanted",
+            id="a gateway that does not know of shares",
+        ),
+    ],
+)
+def test_a_shadow_owes_mirrored_requests(copies: int, expected: Verdict, words: str) -> None:
+    seen = Measurement(MetricName.ERROR_RATIO, Outcome.MEASURED, Counts(0, 500), Counts(0, 900), mirrored=copies)
+    judged = judge(SHADOWED, seen, alpha=ALPHA)
+    assert judged.verdict is expected
+    assert words in judged.message
+
+
+def test_harm_in_a_shadow_does_not_wait_for_samples() -> None:
+    seen = Measurement(MetricName.ERROR_RATIO, Outcome.MEASURED, Counts(20, 20), Counts(0, 900), mirrored=20)
+    assert judge(SHADOWED, seen, alpha=ALPHA).verdict is Verdict.FAIL
+
+
 def test_what_the_prober_sends_is_judged_in_a_preview_as_anywhere() -> None:
     analysis = Analysis(metrics=[Metric(name=MetricName.DISAGREEMENT, maximum="0.02")])
     assert criteria(analysis, weight=0) == criteria(analysis, weight=50) == (PAIRS,)

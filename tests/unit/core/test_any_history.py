@@ -27,6 +27,7 @@ STEPS = st.sampled_from(
         [{"weight": 0, "pause": {}}],
         [{"weight": 0, "duration": "30s"}, {"weight": 50, "pause": {}}],
         [{"weight": 10, "pause": {}}, {"weight": 50, "duration": "20s"}],
+        [{"weight": 0, "mirror": 5}, {"weight": 0, "mirror": 25, "pause": {}}, {"weight": 50, "duration": "20s"}],
     ]
 )
 SERVERS = st.sampled_from(
@@ -192,6 +193,17 @@ class AnyHistory(RuleBasedStateMachine):
             assert self.world.numbered(number).name in deployed
 
     @invariant()
+    def copies_go_to_the_candidate_alone_and_while_it_answers_nobody(self) -> None:
+        if not hasattr(self, "world") or self.world.split is None or not self.world.split.mirrors:
+            return
+        split = self.world.split
+        (track,) = {pin.track for pin in split.pins for one in split.mirrors if one.service in pin.services}
+        assert track == "candidate"
+        mirrored = {one.service for one in split.mirrors}
+        assert not sum(one.weight for one in split.backends if one.service in mirrored)
+        assert mirrored <= {name.name for name in self.world.children if name.kind == "Service"}
+
+    @invariant()
     def never_more_than_two_generations_of_servers(self) -> None:
         if hasattr(self, "world"):
             assert len({revision for revision, _ in self.world.servers}) <= 2
@@ -272,7 +284,8 @@ class AnyHistory(RuleBasedStateMachine):
             # The last judgement may have been made in this very look.
             found = self.world.measured[0].candidate
             is_good = candidate.verdict == "Pass" or (isinstance(found, Counts) and not found.bad)
-            assert is_good or (step.weight == 0 and not candidate.baking), "advanced without a Pass"
+            owes_nothing = step.weight == 0 and not step.mirror and not candidate.baking
+            assert is_good or owes_nothing, "advanced without a Pass"
         assert is_promotion or not is_asked or is_held, "a person's word was cut short"
 
     # ---- the end of every story

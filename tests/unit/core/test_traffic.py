@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import pytest
 
 from onnx_operator.api.model_class import GatewayReference
-from onnx_operator.core.traffic import Side, carries, read_route, split, trouble_of
+from onnx_operator.core.traffic import Mirror, Side, carries, read_route, split, trouble_of
 from unit.core.worlds import CPU, CUDA
 
 GATEWAY = GatewayReference(name="edge", namespace="gateway")
@@ -16,6 +18,13 @@ STABLE, CANDIDATE, OLD = Side("m-1", (CPU,)), Side("m-2", (CPU,)), Side("m-0", (
 
 def a_route(wanted: Any, *, conditions: dict[str, str] | None = None, seen: int = 3, parent: str = "edge") -> Any:
     rules: list[Any] = [{"backendRefs": [{"name": one.service, "weight": one.weight} for one in wanted.backends]}]
+    rules[0]["filters"] = [
+        {
+            "type": "RequestMirror",
+            "requestMirror": {"backendRef": {"name": one.service}, "percent": int(100 * one.share)},
+        }
+        for one in wanted.mirrors
+    ]
     rules += [
         {
             "matches": [{"headers": [{"name": "x-onnx-track", "value": str(pin.track)}]}],
@@ -60,9 +69,42 @@ def test_one_provider_here_and_two_there_still_share_exactly(weight: int) -> Non
     assert 2 * mine.pop() * 100 == weight * total
 
 
-def test_a_route_reads_back_as_it_was_written() -> None:
-    wanted = split(stable=STABLE, candidate=CANDIDATE, weight=10, retiring=[OLD])
+@pytest.mark.parametrize("mirror", [0, 25])
+def test_a_route_reads_back_as_it_was_written(mirror: int) -> None:
+    wanted = split(stable=STABLE, candidate=CANDIDATE, weight=10, retiring=[OLD], mirror=mirror)
     assert read_route(a_route(wanted), GATEWAY).split == wanted
+
+
+def test_a_mirror_takes_nothing_from_stable_and_is_shared_by_the_providers() -> None:
+    found = split(stable=STABLE, candidate=Side("m-2", (CPU, CUDA)), weight=0, retiring=[], mirror=25)
+    assert found.mirrors == (Mirror("m-2-cpu", Fraction(1, 8)), Mirror("m-2-cuda", Fraction(1, 8)))
+    assert (found.percent(STABLE), found.mirrored_percent(STABLE)) == (100, 0)
+    assert found.mirrored_percent(Side("m-2", (CPU, CUDA))) == 25
+
+
+def test_a_service_that_is_only_mirrored_to_is_mentioned() -> None:
+    wanted = split(stable=STABLE, candidate=None, weight=0, retiring=[])
+    mirrored = replace(wanted, mirrors=(Mirror("m-2-cpu", Fraction(1)),))
+    assert mirrored.mentions(CANDIDATE)
+    assert not wanted.mentions(CANDIDATE)
+
+
+@pytest.mark.parametrize(
+    ("said", "share"),
+    [
+        ({"percent": 25}, Fraction(1, 4)),
+        ({"fraction": {"numerator": 25}}, Fraction(1, 4)),
+        ({"fraction": {"numerator": 1, "denominator": 8}}, Fraction(1, 8)),
+        ({}, Fraction(1)),
+    ],
+)
+def test_a_mirror_is_read_in_every_way_it_can_be_written(said: dict[str, Any], share: Fraction) -> None:
+    route = a_route(WANTED)
+    route["spec"]["rules"][0]["filters"] = [
+        {"type": "ResponseHeaderModifier", "responseHeaderModifier": {}},
+        {"type": "RequestMirror", "requestMirror": {"backendRef": {"name": "m-2-cpu"}, **said}},
+    ]
+    assert read_route(route, GATEWAY).split.mirrors == (Mirror("m-2-cpu", share),)
 
 
 WANTED = split(stable=STABLE, candidate=CANDIDATE, weight=10, retiring=[])
@@ -81,6 +123,9 @@ WANTED = split(stable=STABLE, candidate=CANDIDATE, weight=10, retiring=[])
         pytest.param(a_route(WANTED, parent="other"), False, id="another gateway said so"),
         pytest.param(
             a_route(split(stable=STABLE, candidate=CANDIDATE, weight=20, retiring=[])), False, id="another weight"
+        ),
+        pytest.param(
+            a_route(split(stable=STABLE, candidate=CANDIDATE, weight=10, retiring=[], mirror=5)), False, id="a mirror"
         ),
     ],
 )

@@ -225,8 +225,7 @@ class World:
         if self.split is None or self.is_accepted:
             return
         self.is_accepted = True
-        busy_before = {one.service for one in self.in_force.backends if one.weight} if self.in_force else set()
-        busy = {one.service for one in self.split.backends if one.weight}
+        busy_before, busy = _busy(self.in_force), _busy(self.split)
         self.idle_since |= dict.fromkeys(busy_before - busy, self.now)
         self.in_force = self.split
 
@@ -238,8 +237,9 @@ class World:
         for key in [key for key in self.servers if key[0] == revision]:
             del self.servers[key]
 
-    def measure(self, bad: int, total: int) -> None:
-        self.measured = (Measurement(MetricName.ERROR_RATIO, Outcome.MEASURED, Counts(bad, total), Counts(0, total)),)
+    def measure(self, bad: int, total: int, *, mirrored: int | None = None) -> None:
+        counts, copies = (Counts(bad, total), Counts(0, total)), total if mirrored is None else mirrored
+        self.measured = (Measurement(MetricName.ERROR_RATIO, Outcome.MEASURED, *counts, mirrored=copies),)
 
     def measure_nothing(self, outcome: Outcome) -> None:
         self.measured = (Measurement(MetricName.ERROR_RATIO, outcome, message="silence"),)
@@ -384,10 +384,7 @@ class World:
 
     def _is_out_of_the_traffic(self, service: str) -> None:
         if self.in_force is not None:
-            named = {one.service for one in self.in_force.backends} | {
-                name for pin in self.in_force.pins for name in pin.services
-            }
-            assert service not in named, f"{service} was removed while the gateway knows it"
+            assert service not in self.in_force.services, f"{service} was removed while the gateway knows it"
         if service in self.idle_since:
             idle = (self.now - self.idle_since[service]).total_seconds()
             assert idle >= 10, f"{service} was removed {idle} s after its last request, before it was drained"
@@ -418,3 +415,10 @@ class World:
         if "-publish-" in job:
             return a_summary("publish", digest=a_digest(job.split("-publish-", 1)[0]), bytes=90)
         return a_summary("convert")
+
+
+def _busy(split: Split | None) -> set[str]:
+    """The Services that get requests which name no track, or copies of them."""
+    if split is None:
+        return set()
+    return {one.service for one in split.backends if one.weight} | {one.service for one in split.mirrors}

@@ -125,6 +125,14 @@ def test_a_namespace_that_ends_is_told_apart() -> None:
     assert error.by == "NamespaceTerminating"
 
 
+def test_a_field_that_apply_does_not_know_is_no_outage() -> None:
+    message = (
+        "failed to create typed patch object (team-a/minilm; gateway.networking.k8s.io/v1, Kind=HTTPRoute): "
+        ".spec.rules[0].filters[0].requestMirror.percent: field not declared in schema"
+    )
+    assert isinstance(answered(500, message), Invalid)
+
+
 def test_a_webhook_that_cannot_be_called_is_nobodys_denial() -> None:
     message = 'Internal error occurred: failed calling webhook "policy.example.com": connection refused'
     assert isinstance(answered(500, message), Unavailable)
