@@ -52,9 +52,17 @@ test-integration: venv ## A real API server, etcd and controller-manager; a real
 test-e2e: venv ## The whole product on a one-machine Kubernetes, under traffic.
 	$(BIN)/pytest tests/e2e
 
+.PHONY: test-faults
+test-faults: venv ## Every fault at every write and event of a model's life; `make test` takes a sample. Hours.
+	ONNX_OPERATOR_FAULTS=all $(BIN)/pytest tests/integration/operator/test_faults.py
+
 .PHONY: bench-verdicts
 bench-verdicts: venv ## Simulate rollouts: false rollbacks, missed regressions, requests to decide, beside other rules. Minutes.
 	PYTHONPATH=tests $(BIN)/python -m bench.verdicts
+
+.PHONY: bench-scale
+bench-scale: venv ## A thousand models on one operator: cold start, silence, memory, time from an edit to its answer. Minutes.
+	PYTHONPATH=tests $(BIN)/python -m bench.scale
 
 .PHONY: crds
 crds: venv ## Render crds/, the generated reference and what Argo CD needs from their sources.
