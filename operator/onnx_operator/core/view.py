@@ -18,10 +18,14 @@ from onnx_operator.core.conditions import clipped, instant
 from onnx_operator.core.counts import Counts
 from onnx_operator.core.evidence import Evidence
 from onnx_operator.core.freezes import frozen_until
+from onnx_operator.core.names import server_name
+from onnx_operator.core.pools import DEFAULT_WEIGHT, next_change, parts, weights
 from onnx_operator.core.revisions import name_of, resolve, source_key
 from onnx_operator.core.traffic import FULL, Side, carries, split
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
     from onnx_operator.api.common import ExecutionProvider
     from onnx_operator.api.model import OnnxModelStatus, SourceStatus
     from onnx_operator.api.model_class import OnnxModelClassSpec
@@ -46,6 +50,8 @@ class View:
     #: What the spec stands for; None until its source is resolved.
     wanted_spec: OnnxModelRevisionSpec | None
     wanted_name: str | None
+    #: What each pool weighs now; one that the spec does not name keeps what it had.
+    pool_weights: Mapping[ExecutionProvider, int]
     #: When the open freeze window closes; None while none is open, and while there is nothing that it could hold.
     frozen_until: datetime | None
 
@@ -108,6 +114,10 @@ class View:
             for state in self.servers(revision).values()
         )
 
+    def ready_pools(self, revision: RevisionSeen) -> tuple[bool, ...]:
+        """Of each pool, whether it can answer."""
+        return tuple(state is not None and state.ready > 0 for state in self.servers(revision).values())
+
     def has_servers(self, revision_name: str) -> bool:
         return any(child.kind == "Deployment" and child.revision == revision_name for child in self.seen.children)
 
@@ -139,11 +149,17 @@ class View:
             candidate = None
         leaving = () if self.is_drained else tuple(one for one in self.retiring if self.is_routed(one))
         return split(
-            stable=side_of(self.stable),
-            candidate=side_of(candidate) if candidate is not None else None,
+            stable=self._side(self.stable),
+            candidate=self._side(candidate) if candidate is not None else None,
             weight=self.candidate_weight if candidate is not None else 0,
             retiring=[side_of(one) for one in leaving],
         )
+
+    def _side(self, revision: RevisionSeen) -> Side:
+        """The revision with the shares of its pools."""
+        side, ready = side_of(revision), self.ready_pools(revision)
+        wanted = [self.pool_weights.get(provider, DEFAULT_WEIGHT) for provider in side.providers]
+        return replace(side, parts=parts(wanted, ready), pinned=parts([1] * len(ready), ready))
 
     @property
     def candidate_weight(self) -> int:
@@ -162,14 +178,27 @@ class View:
     def accepted_weight(self, revision_name: str, before: int) -> int:
         """The revision's percentage as the gateway has it; the last known one while a change is under way."""
         revision = self.revision(revision_name)
+        return 0 if revision is None else self._accepted_percent(side_of(revision).services, before)
+
+    def accepted_percent_of_pool(self, provider: ExecutionProvider, before: int) -> int:
+        """The same for the pods of one execution provider, over all revisions."""
+        return self._accepted_percent([server_name(one.name, provider) for one in self.seen.revisions], before)
+
+    def _accepted_percent(self, services: Collection[str], before: int) -> int:
         route = self.seen.http_route
-        if revision is None or route is None:
+        if route is None:
             return 0
         if not all(one is not None and one.is_accepted for one in self.routes):
             return before
-        return route.split.percent(side_of(revision))
+        return route.split.percent(services)
 
     # ---- time
+
+    @property
+    def pools_change(self) -> datetime | None:
+        """When the schedules give some pool another weight."""
+        spec = self.seen.model.spec
+        return next_change(spec.execution_providers, self.now) if spec is not None and self.stable is not None else None
 
     @property
     def drain(self) -> timedelta:
@@ -302,8 +331,24 @@ def look(seen: Observation, now: datetime) -> View:
                 seen.model.name, accepted, seen.images, source_digest=source.digest, number=_next_number(seen)
             )
     name = name_of(wanted) if wanted is not None else None
-    view = View(seen, now, seen.model.status, accepted, key, wanted, name, _frozen_until(seen, accepted, now))
+    view = View(
+        seen=seen,
+        now=now,
+        ledger=seen.model.status,
+        accepted=accepted,
+        source_key=key,
+        wanted_spec=wanted,
+        wanted_name=name,
+        pool_weights=_pool_weights(seen, now),
+        frozen_until=_frozen_until(seen, accepted, now),
+    )
     return view if seen.measurements is None else _judged(view, seen.measurements)
+
+
+def _pool_weights(seen: Observation, now: datetime) -> Mapping[ExecutionProvider, int]:
+    """Followed even where the rest of the spec is refused: what serves goes on by its schedules."""
+    declared = seen.model.spec.execution_providers if seen.model.spec is not None else ()
+    return {one.provider: one.weight for one in seen.model.status.pools} | weights(declared, now)
 
 
 def _frozen_until(seen: Observation, accepted: Offer | Refusal, now: datetime) -> datetime | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from onnx_operator.core.tell import host_of
-from onnx_operator.core.traffic import TRACK_HEADER, Backend
+from onnx_operator.core.traffic import TRACK_HEADER
 from onnx_operator.render.parts import Manifest, labels, metadata, owned_by_model, stamped
 from onnx_operator.render.servers import GRPC_PORT, HTTP_PORT
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from onnx_operator.api.common import ObjectName
     from onnx_operator.core.actions import WantRoutes
-    from onnx_operator.core.traffic import Track
+    from onnx_operator.core.traffic import Backend, Track
 
 
 def build_http_route(want: WantRoutes) -> Manifest:
@@ -27,7 +27,7 @@ def build_http_route(want: WantRoutes) -> Manifest:
     rules = [{"matches": [path], "backendRefs": _backends(want.split.backends, HTTP_PORT)}]
     for pin in want.split.pins:
         match = {**path, "headers": [_header(pin.track)]}
-        rules.append({"matches": [match], "backendRefs": _backends(_even(pin.services), HTTP_PORT)})
+        rules.append({"matches": [match], "backendRefs": _backends(pin.backends, HTTP_PORT)})
     return _route(want, "HTTPRoute", want.class_spec.traffic.gateway.http_listener, rules)
 
 
@@ -35,7 +35,7 @@ def build_grpc_route(want: WantRoutes) -> Manifest:
     rules: list[Manifest] = [{"backendRefs": _backends(want.split.backends, GRPC_PORT)}]
     for pin in want.split.pins:
         match = {"headers": [_header(pin.track)]}
-        rules.append({"matches": [match], "backendRefs": _backends(_even(pin.services), GRPC_PORT)})
+        rules.append({"matches": [match], "backendRefs": _backends(pin.backends, GRPC_PORT)})
     return _route(want, "GRPCRoute", want.class_spec.traffic.gateway.grpc_listener, rules)
 
 
@@ -64,10 +64,6 @@ def _route(want: WantRoutes, kind: str, listener: ObjectName, rules: list[Manife
 
 def _header(track: Track) -> Manifest:
     return {"type": "Exact", "name": TRACK_HEADER, "value": str(track)}
-
-
-def _even(services: Iterable[str]) -> tuple[Backend, ...]:
-    return tuple(Backend(service, 1) for service in services)
 
 
 def _backends(backends: Iterable[Backend], port: int) -> list[Manifest]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hypothesis import HealthCheck, settings
@@ -13,11 +14,14 @@ from typing_extensions import override
 from onnx_operator.core.analysis import Outcome
 from onnx_operator.core.freezes import frozen_until
 from onnx_operator.core.jobs import JobBlocked, JobRunning
+from onnx_operator.core.names import server_name
 from onnx_operator.core.pods import Trouble
-from unit.core.worlds import World
+from onnx_operator.core.traffic import Track
+from unit.core.worlds import CPU, CUDA, World, a_class, a_spec
 
 if TYPE_CHECKING:
     from onnx_operator.api.model import CandidateStatus
+    from onnx_operator.core.traffic import Backend, Split
 
 WEIGHTS = {10, 50}
 STEPS = st.sampled_from(
@@ -43,6 +47,20 @@ FREEZES = st.sampled_from(
         [{"schedule": "0,20 * * * *", "duration": "12m"}, {"schedule": "50 * * * *", "duration": "5m"}],
     ]
 )
+#: The first quarter of every hour on CPU alone, the second on CUDA alone; outside of the windows on either or both.
+QUARTERS = [
+    {"schedule": "0 * * * *", "duration": "15m", "weight": 1},
+    {"schedule": "15 * * * *", "duration": "15m", "weight": 0},
+]
+POOLS = st.sampled_from(
+    [
+        [{"name": CPU}],
+        [{"name": CPU}, {"name": CUDA}],
+        [{"name": CPU, "weight": 0}, {"name": CUDA, "weight": 7}],
+        [{"name": CPU, "weight": 3, "schedules": QUARTERS}, {"name": CUDA, "schedules": QUARTERS[::-1]}],
+        [{"name": CPU, "schedules": QUARTERS}, {"name": CUDA, "weight": 0}],
+    ]
+)
 BAKES = st.sampled_from([None, {"duration": "40s"}, {"duration": "20m"}])
 ROLLOUTS = st.fixed_dictionaries({"steps": STEPS, "freezeWindows": FREEZES, "bake": BAKES})
 FOUND = st.sampled_from([0, 0, 500, Outcome.NO_DATA, Outcome.PROVIDER_ERROR])
@@ -54,7 +72,8 @@ class AnyHistory(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        self.world = World()
+        offered = a_class(executionProviders=[{"name": CPU}, {"name": CUDA}])
+        self.world = World(spec=a_spec(executionProviders=[{"name": CPU}, {"name": CUDA}]), classes=(offered,))
         self.world.measure(0, 1000)
         self.classes = self.world.classes
         self.world.serve_first()
@@ -86,6 +105,10 @@ class AnyHistory(RuleBasedStateMachine):
     def plan(self, rollout: dict[str, Any]) -> None:
         self.world.steer(**rollout)
 
+    @rule(pools=POOLS)
+    def weigh(self, pools: list[dict[str, Any]]) -> None:
+        self.world.change(executionProviders=pools)
+
     @rule(threads=st.integers(1, 5), rollout=ROLLOUTS, times=st.integers(5, 25), found=FOUND)
     def roll_out(self, threads: int, rollout: dict[str, Any], times: int, found: int | Outcome) -> None:
         """A rollout by itself gets as far as it likes; without this few histories hold one."""
@@ -116,6 +139,15 @@ class AnyHistory(RuleBasedStateMachine):
     def break_servers(self, data: st.DataObject, trouble: Trouble | None) -> None:
         name, _ = data.draw(st.sampled_from(sorted(self.world.servers)))
         self.world.break_servers(name, trouble)
+
+    @precondition(lambda self: self.world.servers)
+    @rule(data=st.data(), looks=st.integers(0, 3))
+    def lose_a_pool(self, data: st.DataObject, looks: int) -> None:
+        key = data.draw(st.sampled_from(sorted(self.world.servers)))
+        self.world.servers[key] = replace(self.world.servers[key], ready=0)
+        for _ in range(looks):
+            self.world.accept()
+            self._looked(self.world.look)
 
     @rule()
     def accept(self) -> None:
@@ -204,9 +236,7 @@ class AnyHistory(RuleBasedStateMachine):
         decision = look()
         after = self.world.status
         for split in self.world.history[splits:]:
-            total = sum(one.weight for one in split.backends)
-            shares = sorted(100 * one.weight // total for one in split.backends)
-            assert shares[-1] == 100 or set(shares) & WEIGHTS, shares
+            self._is_shared_well(split)
         candidate = before.candidate
         if before.stable is not None and after.stable is not None and before.stable.revision != after.stable.revision:
             assert candidate is not None
@@ -227,6 +257,22 @@ class AnyHistory(RuleBasedStateMachine):
                 self._may_advance(candidate, is_promotion=False)
             elif after.candidate.step > began:
                 self._may_begin()
+
+    def _is_shared_well(self, split: Split) -> None:
+        """Pools share what their side has, whatever that is; those that cannot answer get nothing."""
+        total = sum(one.weight for one in split.backends)
+        sides: dict[str, list[Backend]] = {}
+        for one in split.backends:
+            sides.setdefault(one.service.rpartition("-")[0], []).append(one)
+        shares = sorted(100 * sum(one.weight for one in side) / total for side in sides.values())
+        assert shares[-1] == 100 or set(shares) & WEIGHTS, shares
+        ready = {server_name(*key) for key, state in self.world.servers.items() if state.ready}
+        pins = [list(pin.backends) for pin in split.pins if pin.track != Track.RETIRING]
+        for pools in (*sides.values(), *pins):
+            if ready & {one.service for one in pools}:
+                assert {one.service for one in pools if one.weight} <= ready, (
+                    "no pod is ready, and another pool has some"
+                )
 
     def _may_begin(self) -> None:
         rollout = self.world.spec.rollout
@@ -260,7 +306,8 @@ class AnyHistory(RuleBasedStateMachine):
         world = self.world
         world.classes = self.classes
         world.measure(0, 1000)
-        world.change(serving=world.spec.serving.model_dump(mode="json") | {"replicas": 1})
+        resting = [{"name": one.name, "weight": one.weight} for one in world.spec.execution_providers]
+        world.change(serving=world.spec.serving.model_dump(mode="json") | {"replicas": 1}, executionProviders=resting)
         world.steer(paused=False)
         for look in range(200):
             self.settle()

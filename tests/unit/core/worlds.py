@@ -370,7 +370,7 @@ class World:
     def _is_out_of_the_traffic(self, service: str) -> None:
         if self.in_force is not None:
             named = {one.service for one in self.in_force.backends} | {
-                name for pin in self.in_force.pins for name in pin.services
+                one.service for pin in self.in_force.pins for one in pin.backends
             }
             assert service not in named, f"{service} was removed while the gateway knows it"
         if service in self.idle_since:
