@@ -334,6 +334,19 @@ class StableStatus(RevisionInUse):
     """The revision that serves, and to which a rollback goes; while the candidate bakes it is kept warm instead."""
 
 
+class SplitStatus(ApiModel):
+    """How requests that named no side were split since the step began, golden requests taken out."""
+
+    percent: Annotated[int, Field(ge=0, le=100)]
+    """Percent of them that reached the candidate."""
+    candidate_requests: Count
+    """Those that reached the candidate."""
+    requests: Count
+    """All of them."""
+    as_wanted: bool
+    """Whether chance explains how far that is from the candidate's weight; true while it is too early to say."""
+
+
 class CandidateStatus(RevisionInUse):
     """The revision that is on its way."""
 
@@ -358,6 +371,11 @@ class CandidateStatus(RevisionInUse):
     """The worst verdict of the last analysis."""
     verdict_time: Time | None = None
     """When it was judged."""
+    measured_split: SplitStatus | None = None
+    """What the gateway made of the weight, as errorRatio counts requests; unset where that is not measured, and in a
+    preview."""
+    golden_requests_before: Count = 0
+    """Golden requests that had been compared when this step was entered."""
     analysis: Annotated[list[MetricStatus], Field(max_length=8)] = []
     """Each metric's last judgement."""
 

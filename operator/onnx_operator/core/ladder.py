@@ -485,7 +485,7 @@ def programmed_finding(view: View) -> Finding:
         reason, message = trouble_of(view.named_routes)
         status: Any = "False" if reason == reasons.ROUTES_REFUSED else "Unknown"
         return Finding(ConditionType.TRAFFIC_PROGRAMMED, status, reason, message)
-    reason, message = _pool_trouble(view) or (reasons.TRAFFIC_PROGRAMMED, "")
+    reason, message = _pool_trouble(view) or _split_trouble(view) or (reasons.TRAFFIC_PROGRAMMED, "")
     said = "the gateway has accepted the weights on both routes"
     return Finding(ConditionType.TRAFFIC_PROGRAMMED, "True", reason, f"{said}; {message}" if message else said)
 
@@ -504,6 +504,20 @@ def _pool_trouble(view: View) -> tuple[reasons.Reason, str] | None:
     if sides and not any(view.pool_weights.get(provider, 1) for one in sides for provider in view.servers(one)):
         return reasons.POOLS_WITHOUT_WEIGHT, "by their schedules no pool has a weight now, so they share evenly"
     return None
+
+
+def _split_trouble(view: View) -> tuple[reasons.Reason, str] | None:
+    """How requests were split otherwise than the gateway says; what to make of that is for people."""
+    candidate = view.ledger.candidate
+    if candidate is None or candidate.measured_split is None or candidate.measured_split.as_wanted:
+        return None
+    found = candidate.measured_split
+    message = (
+        f"of {view.candidate_weight} % that the candidate should get, {found.percent} % reached it since the step "
+        f"began ({found.candidate_requests} of {found.requests} requests): see whether the gateway supports weights, "
+        "or keeps callers on one side, as sticky sessions and long gRPC streams do"
+    )
+    return reasons.SPLIT_NOT_FOLLOWED, message
 
 
 def needs_prober(view: View) -> bool:

@@ -127,6 +127,11 @@ POOL_WITHOUT_PODS: Final = Reason(
 POOLS_WITHOUT_WEIGHT: Final = Reason(
     "PoolsWithoutWeight", "surfaces when the schedules leave no weight to any pool, so that they share evenly"
 )
+SPLIT_NOT_FOLLOWED: Final = Reason(
+    "SplitNotFollowed",
+    "surfaces when the requests of a step were split otherwise than the gateway has accepted, and chance does not "
+    "explain it; nothing is held or rolled back for it",
+)
 DRAINING: Final = Reason(
     "Draining", "surfaces when servers taken out of the traffic keep running for requests that are under way"
 )

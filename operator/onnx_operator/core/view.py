@@ -10,13 +10,14 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from onnx_operator.api.common import parse_duration
-from onnx_operator.api.model import EvidenceStatus, MetricStatus
-from onnx_operator.api.rollout import AtDeadline
+from onnx_operator.api.model import EvidenceStatus, MetricStatus, SplitStatus
+from onnx_operator.api.rollout import AtDeadline, MetricName
 from onnx_operator.core.acceptance import Offer, Refusal, accept, duration_of
 from onnx_operator.core.analysis import Verdict, criteria, judge_all, overall
 from onnx_operator.core.conditions import clipped, instant
 from onnx_operator.core.counts import Counts
 from onnx_operator.core.evidence import Evidence
+from onnx_operator.core.followed import followed
 from onnx_operator.core.freezes import frozen_until
 from onnx_operator.core.names import server_name
 from onnx_operator.core.pools import DEFAULT_WEIGHT, next_change, parts, weights
@@ -389,9 +390,38 @@ def _judged(view: View, measurements: tuple[Measurement, ...]) -> View:
             "verdict": str(overall(judgements)),
             "verdict_time": instant(view.now),
             "analysis": [_metric_status(one) for one in judgements],
+            "measured_split": _split_status(view, judgements),
         }
     )
     return replace(view, ledger=view.ledger.model_copy(update={"candidate": judged}))
+
+
+def _split_status(view: View, judgements: tuple[Judgement, ...]) -> SplitStatus | None:
+    by_name = {one.metric: one for one in judgements}
+    requests, golden = by_name.get(MetricName.ERROR_RATIO), by_name.get(MetricName.DISAGREEMENT)
+    candidate = view.ledger.candidate
+    if requests is None or requests.candidate is None or requests.stable is None:
+        return None
+    if candidate is None or candidate.step_started_time is None or (golden is not None and golden.candidate is None):
+        return None
+    pairs = None
+    if golden is not None and golden.candidate is not None:
+        pairs = max(0, golden.candidate.total - candidate.golden_requests_before)  # a prober may have begun anew
+    found = followed(
+        requests.candidate.total,
+        requests.stable.total,
+        percent=view.candidate_weight,
+        pairs=pairs,
+        elapsed=view.now - moment(candidate.step_started_time),
+    )
+    if found is None:
+        return None
+    return SplitStatus(
+        percent=found.percent,
+        candidate_requests=found.candidate,
+        requests=found.total,
+        as_wanted=found.is_as_wanted,
+    )
 
 
 def _metric_status(judgement: Judgement) -> MetricStatus:

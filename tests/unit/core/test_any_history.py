@@ -157,6 +157,11 @@ class AnyHistory(RuleBasedStateMachine):
     def wait(self, seconds: int) -> None:
         self.world.wait(seconds)
 
+    @rule(percent=st.sampled_from([None, 1, 50, 100]))
+    def split_otherwise(self, percent: int | None) -> None:
+        """The gateway does not do as it says; that is told and changes nothing."""
+        self.world.really_gets = percent
+
     @rule(found=FOUND)
     def measure(self, found: int | Outcome) -> None:
         if isinstance(found, Outcome):

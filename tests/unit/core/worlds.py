@@ -85,6 +85,12 @@ def a_digest(text: str) -> str:
     return f"sha256:{digest_of(text, 64)}"
 
 
+def _beside(measured: Measurement, percent: int) -> Measurement:
+    if measured.candidate is None or measured.stable is None or not percent:
+        return measured
+    return replace(measured, stable=Counts(0, measured.candidate.total * (100 - percent) // percent))
+
+
 @dataclass
 class World:
     """Facts that actions change, and knobs for what the cluster does by itself."""
@@ -102,8 +108,10 @@ class World:
     generation: int = 1
     gateway: GatewayAddress | None = _GATEWAY
     gateway_problem: str = ""
-    #: What the next analysis will find.
+    #: What the next analysis will find; stable has answered its part of what the candidate has.
     measured: tuple[Measurement, ...] = ()
+    #: The percentage that the candidate really gets; None for the wanted one.
+    really_gets: int | None = None
     #: Every split that was ever written, newest last.
     history: list[Split] = field(default_factory=list)
     writes: int = 0
@@ -128,8 +136,10 @@ class World:
             gateway=self.gateway,
             gateway_problem=self.gateway_problem,
         )
-        if look(seen, self.now).is_analysis_due:
-            seen = replace(seen, measurements=self.measured)
+        view = look(seen, self.now)
+        if view.is_analysis_due:
+            percent = view.candidate_weight if self.really_gets is None else self.really_gets
+            seen = replace(seen, measurements=tuple(_beside(one, percent) for one in self.measured))
         return seen
 
     def decide(self) -> Decision:
