@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Said by every model all the time; an Event would tell nobody anything.
 _QUIET: Final = frozenset({reasons.PENDING, reasons.PROGRESSING, reasons.SETTLED})
+#: The condition holds, and somebody should look all the same.
+_ALARMING: Final = frozenset({reasons.POOL_WITHOUT_PODS, reasons.POOLS_WITHOUT_WEIGHT, reasons.SPLIT_NOT_FOLLOWED})
 #: Says what Ready says.
 _ECHO: Final = ConditionType.RECONCILING
 
@@ -71,7 +73,7 @@ def _stages_first(condition: Condition) -> int:
 def _is_bad(condition: Condition) -> bool:
     if condition.type == ConditionType.STALLED:
         return condition.status == "True"
-    return condition.status == "False" and condition.type in STAGES
+    return condition.reason in _ALARMING or (condition.status == "False" and condition.type in STAGES)
 
 
 def _measure(decision: Decision, status: OnnxModelStatus, context: Context) -> None:

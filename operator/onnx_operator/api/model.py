@@ -24,6 +24,7 @@ from onnx_operator.api.common import (
     schema_extra,
 )
 from onnx_operator.api.rollout import Rollout
+from onnx_operator.api.windows import Window
 
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 
@@ -136,11 +137,33 @@ class Quantization(ApiModel):
     """none keeps float32. int8-dynamic stores weights as 8-bit integers and quantises activations while it runs."""
 
 
+#: A route takes weights up to a million: 100 percent of up to two thousand parts fit in.
+PoolWeight = Annotated[int, Field(ge=0, le=1000)]
+
+
+class PoolSchedule(Window):
+    """A time in which a pool has another weight."""
+
+    weight: PoolWeight
+    """The pool's weight while the window is open."""
+
+
 class ExecutionProviderRequest(ApiModel):
-    """One execution provider that the model must be validated and served on."""
+    """One execution provider that the model must be validated and served on: a pool of pods."""
 
     name: ExecutionProvider
     """CPUExecutionProvider or CUDAExecutionProvider; the class says on which nodes each runs."""
+    # No defaults: kubectl apply sends a list whole, so a default inside of one is a change at every apply.
+    weight: PoolWeight | None = None
+    """The pool's share of the requests, relative to the other pools; 1 when unset. 0 gets requests only while no other
+    pool can take them. Stable and candidate share by the same weights, and a change makes no new revision."""
+    schedules: (
+        Annotated[
+            list[PoolSchedule], Field(max_length=8, json_schema_extra=schema_extra(x_kubernetes_list_type="atomic"))
+        ]
+        | None
+    ) = None
+    """Times in which the pool has another weight; of several that are open the first one counts."""
 
 
 class Parity(ApiModel):
@@ -208,10 +231,19 @@ class OnnxModelSpec(ApiModel):
         Field(
             min_length=1,
             max_length=2,
-            json_schema_extra=schema_extra(x_kubernetes_list_type="map", x_kubernetes_list_map_keys=["name"]),
+            json_schema_extra=schema_extra(
+                cel(
+                    "self.exists(p, !has(p.weight) || p.weight > 0)",
+                    "the weight of every execution provider is 0, so that outside of their schedules none would get "
+                    "requests; give one a weight above 0 and take it away in a schedule",
+                ),
+                x_kubernetes_list_type="map",
+                x_kubernetes_list_map_keys=["name"],
+            ),
         ),
     ] = [ExecutionProviderRequest(name=ExecutionProvider.CPU)]
-    """Where the model runs. Each one is validated on its own and served by its own pods."""
+    """Where the model runs. Each one is validated on its own and served by its own pods, a pool; requests are shared
+    between the pools by their weights. A pool without ready pods gets none while another has some."""
     validation: Validation = Validation()
     """What must be proved before traffic."""
     serving: Serving = Serving()
@@ -327,6 +359,19 @@ class StableStatus(RevisionInUse):
     """The revision that serves, and to which a rollback goes; while the candidate bakes it is kept warm instead."""
 
 
+class SplitStatus(ApiModel):
+    """How requests that named no side were split since the step began, golden requests taken out."""
+
+    percent: Annotated[int, Field(ge=0, le=100)]
+    """Percent of them that reached the candidate."""
+    candidate_requests: Count
+    """Those that reached the candidate."""
+    requests: Count
+    """All of them."""
+    as_wanted: bool
+    """Whether chance explains how far that is from the candidate's weight; true while it is too early to say."""
+
+
 class CandidateStatus(RevisionInUse):
     """The revision that is on its way."""
 
@@ -353,6 +398,11 @@ class CandidateStatus(RevisionInUse):
     """The worst verdict of the last analysis."""
     verdict_time: Time | None = None
     """When it was judged."""
+    measured_split: SplitStatus | None = None
+    """What the gateway made of the weight, as errorRatio counts requests; unset where that is not measured, and in a
+    preview."""
+    golden_requests_before: Count = 0
+    """Golden requests that had been compared when this step was entered."""
     analysis: Annotated[list[MetricStatus], Field(max_length=8)] = []
     """Each metric's last judgement."""
 
@@ -396,6 +446,20 @@ class EndpointStatus(ApiModel):
     """Name of the model in Triton's protocol."""
 
 
+class PoolStatus(ApiModel):
+    """The pods of one execution provider, over all revisions in use."""
+
+    provider: ExecutionProvider
+    """The execution provider."""
+    weight: PoolWeight
+    """The weight that counts now, by the spec and its schedules. A pool that serves and that the spec no longer names
+    keeps the one it had."""
+    percent: Annotated[int, Field(ge=0, le=100)] = 0
+    """Percent of requests it answers, as the gateway has accepted it."""
+    ready_replicas: Annotated[int, Field(ge=0)] = 0
+    """Pods that are ready."""
+
+
 class OnnxModelStatus(ApiModel):
     """What the operator has seen and decided. Written by the operator only."""
 
@@ -427,6 +491,14 @@ class OnnxModelStatus(ApiModel):
         ),
     ] = []
     """Revisions that were taken out of the traffic and are being drained before they are scaled down."""
+    pools: Annotated[
+        list[PoolStatus],
+        Field(
+            max_length=4,
+            json_schema_extra=schema_extra(x_kubernetes_list_type="map", x_kubernetes_list_map_keys=["provider"]),
+        ),
+    ] = []
+    """What each execution provider in use answers."""
     drain_started_time: Time | None = None
     """When the gateway accepted that the retiring revisions get no traffic."""
     last_failure: FailureStatus | None = None

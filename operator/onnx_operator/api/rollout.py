@@ -19,6 +19,7 @@ from onnx_operator.api.common import (
     schema_extra,
     share_field,
 )
+from onnx_operator.api.windows import Window
 
 
 class MetricName(StrEnum):
@@ -366,58 +367,8 @@ class Bake(ApiModel):
     no bake."""
 
 
-def _cron_field(value: str) -> str:
-    item = f"([*]|{value}(-{value})?)(/[0-9]{{1,2}})?"
-    return f"{item}(,{item})*"
-
-
-_MONTHS: Final = "JAN|FEB|MAR|APR|MAY|JUN|JUL|AUG|SEP|OCT|NOV|DEC"
-_CRON: Final = " ".join(
-    (
-        f"(?i)^{_cron_field('[0-5]?[0-9]')}",
-        _cron_field("([01]?[0-9]|2[0-3])"),
-        _cron_field("(0?[1-9]|[12][0-9]|3[01]|LW?)"),
-        _cron_field(f"(0?[1-9]|1[0-2]|{_MONTHS})"),
-        f"{_cron_field('([0-7]|SUN|MON|TUE|WED|THU|FRI|SAT)(L|#[1-5])?')}$",
-    )
-)
-
-
-class FreezeWindow(ApiModel):
+class FreezeWindow(Window):
     """A time in which nothing new may reach users."""
-
-    schedule: Annotated[
-        str,
-        Field(
-            max_length=100,
-            examples=["0 18 * * FRI"],
-            json_schema_extra=schema_extra(
-                cel(
-                    f"self.matches('{_CRON}')",
-                    "must be five cron fields with one space between them (minute, hour, day of month, month, day of "
-                    "week), such as 0 18 * * FRI",
-                )
-            ),
-        ),
-    ]
-    """When the window opens: minute, hour, day of month, month and day of week, as in Debian's cron. "0 18 * * FRI" is
-    Friday at six in the evening, "0 0 L * *" the last day of each month, "0 0 * * TUE#2" its second Tuesday."""
-    duration: Annotated[str, duration_field(least="1m")]
-    """How long it stays open, such as 62h for a weekend; windows may overlap."""
-    time_zone: Annotated[
-        str,
-        Field(
-            max_length=64,
-            examples=["Europe/Berlin"],
-            json_schema_extra=schema_extra(
-                cel(
-                    "self.matches('^[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+)*$')",
-                    "must be the IANA name of a time zone, such as Europe/Berlin or UTC",
-                )
-            ),
-        ),
-    ] = "UTC"
-    """IANA name of the time zone that the schedule is read in, such as Europe/Berlin."""
 
 
 FreezeWindows = Annotated[

@@ -14,7 +14,7 @@ from onnx_operator.api.common import parse_duration
 from onnx_operator.api.model_class import SourceKind
 from onnx_operator.api.rollout import DEFAULT_STEP_DURATION
 from onnx_operator.core import reasons
-from onnx_operator.core.freezes import problem_of
+from onnx_operator.core.windows import problem_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -183,6 +183,16 @@ def _freeze_window_is_unreadable(offer: Offer) -> Refusal | None:
     return None
 
 
+def _pool_schedule_is_unreadable(offer: Offer) -> Refusal | None:
+    for pool in offer.spec.execution_providers:
+        for index, window in enumerate(pool.schedules or ()):
+            if problem := problem_of(window):
+                where = f"spec.executionProviders[name={pool.name}].schedules[{index}]"
+                message = f"{where}: {problem}; until then the window never opens"
+                return Refusal(reasons.POOL_SCHEDULE_INVALID, message)
+    return None
+
+
 _CHECKS: Final[tuple[Callable[[Offer], Refusal | None], ...]] = (
     _source_is_not_allowed,
     _revision_is_mutable,
@@ -190,6 +200,7 @@ _CHECKS: Final[tuple[Callable[[Offer], Refusal | None], ...]] = (
     _replicas_are_too_many,
     _step_is_too_long,
     _freeze_window_is_unreadable,
+    _pool_schedule_is_unreadable,
 )
 
 

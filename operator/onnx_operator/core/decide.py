@@ -233,7 +233,14 @@ def _reports(view: View, move: Move | None) -> Iterator[RevisionReport]:
 
 def _seconds_to(view: View, standing: Standing) -> float | None:
     """Deadlines and analyses go on while the ladder waits for something else."""
-    moments = (standing.look_at, view.next_analysis, view.deadline, view.drain_ends, view.frozen_until)
+    moments = (
+        standing.look_at,
+        view.next_analysis,
+        view.deadline,
+        view.drain_ends,
+        view.frozen_until,
+        view.pools_change,
+    )
     ahead = [(one - view.now).total_seconds() for one in moments if one is not None and one > view.now]
     return min(ahead, default=None)
 

@@ -485,8 +485,39 @@ def programmed_finding(view: View) -> Finding:
         reason, message = trouble_of(view.named_routes)
         status: Any = "False" if reason == reasons.ROUTES_REFUSED else "Unknown"
         return Finding(ConditionType.TRAFFIC_PROGRAMMED, status, reason, message)
-    message = "the gateway has accepted the weights on both routes"
-    return Finding(ConditionType.TRAFFIC_PROGRAMMED, "True", reasons.TRAFFIC_PROGRAMMED, message)
+    reason, message = _pool_trouble(view) or _split_trouble(view) or (reasons.TRAFFIC_PROGRAMMED, "")
+    said = "the gateway has accepted the weights on both routes"
+    return Finding(ConditionType.TRAFFIC_PROGRAMMED, "True", reason, f"{said}; {message}" if message else said)
+
+
+def _pool_trouble(view: View) -> tuple[reasons.Reason, str] | None:
+    """Why requests are shared otherwise than the weights of the pools say."""
+    sides = [one for one in (view.stable, view.candidate) if one is not None and view.is_routed(one)]
+    lost = [
+        f"{provider} of revision {one.spec.number}"
+        for one in sides
+        for provider, is_ready in zip(view.servers(one), view.ready_pools(one), strict=True)
+        if not is_ready and any(view.ready_pools(one))
+    ]
+    if lost:
+        return reasons.POOL_WITHOUT_PODS, f"no pod of {', '.join(lost)} is ready, and the other pool answers for it"
+    if sides and not any(view.pool_weights.get(provider, 1) for one in sides for provider in view.servers(one)):
+        return reasons.POOLS_WITHOUT_WEIGHT, "by their schedules no pool has a weight now, so they share evenly"
+    return None
+
+
+def _split_trouble(view: View) -> tuple[reasons.Reason, str] | None:
+    """How requests were split otherwise than the gateway says; what to make of that is for people."""
+    candidate = view.ledger.candidate
+    if candidate is None or candidate.measured_split is None or candidate.measured_split.as_wanted:
+        return None
+    found = candidate.measured_split
+    message = (
+        f"of {view.candidate_weight} % that the candidate should get, {found.percent} % reached it since the step "
+        f"began ({found.candidate_requests} of {found.requests} requests): see whether the gateway supports weights, "
+        "or keeps callers on one side, as sticky sessions and long gRPC streams do"
+    )
+    return reasons.SPLIT_NOT_FOLLOWED, message
 
 
 def needs_prober(view: View) -> bool:

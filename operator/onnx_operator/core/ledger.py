@@ -88,7 +88,9 @@ def enter_step(view: View, step: int | None) -> MoveModel:
     """
     candidate = view.ledger.candidate
     updates: dict[str, Any] = {"step": step, "step_started_time": None, "held_time": None, "baking": False}
-    updates |= {"verdict": None, "verdict_time": None, "analysis": _counted_through_all_steps(view)}
+    going_on = _counted_through_all_steps(view)
+    updates |= {"verdict": None, "verdict_time": None, "analysis": going_on}
+    updates |= {"measured_split": None, "golden_requests_before": sum(one.candidate_samples for one in going_on)}
     if candidate is not None and candidate.step is not None:
         updates["promotion_asked_time"] = None
     if step is not None:

@@ -64,7 +64,9 @@ def _serving(view: View) -> StableStatus | None:
     route = view.seen.http_route
     if route is None:
         return None
-    weights = {one.name: route.split.percent(side_of(one)) for one in view.seen.revisions if one.status.artifact}
+    weights = {
+        one.name: route.split.percent(side_of(one).services) for one in view.seen.revisions if one.status.artifact
+    }
     main = max(
         (one for one in view.seen.revisions if weights.get(one.name)), key=lambda one: weights[one.name], default=None
     )

@@ -52,6 +52,10 @@ FREEZE_WINDOW_INVALID: Final = Reason(
     "FreezeWindowInvalid",
     "surfaces when the schedule or the time zone of a freeze window cannot be read; the message names the field",
 )
+POOL_SCHEDULE_INVALID: Final = Reason(
+    "PoolScheduleInvalid",
+    "surfaces when the schedule or the time zone of a pool's weight cannot be read; the message names the field",
+)
 
 # SourceResolved
 SOURCE_RESOLVED: Final = Reason("SourceResolved", "surfaces when the checkpoint's digest is known")
@@ -120,6 +124,17 @@ GATEWAY_NOT_PROGRAMMED: Final = Reason(
     "GatewayNotProgrammed", "surfaces when the Gateway has no address or lacks a listener"
 )
 TRAFFIC_PROGRAMMED: Final = Reason("TrafficProgrammed", "surfaces when the gateway has accepted the wanted weights")
+POOL_WITHOUT_PODS: Final = Reason(
+    "PoolWithoutPods", "surfaces when an execution provider has no ready pod and the other ones answer its requests"
+)
+POOLS_WITHOUT_WEIGHT: Final = Reason(
+    "PoolsWithoutWeight", "surfaces when the schedules leave no weight to any pool, so that they share evenly"
+)
+SPLIT_NOT_FOLLOWED: Final = Reason(
+    "SplitNotFollowed",
+    "surfaces when the requests of a step were split otherwise than the gateway has accepted, and chance does not "
+    "explain it; nothing is held or rolled back for it",
+)
 DRAINING: Final = Reason(
     "Draining", "surfaces when servers taken out of the traffic keep running for requests that are under way"
 )

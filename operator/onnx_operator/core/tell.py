@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from onnx_operator.api.model import EndpointStatus
+from onnx_operator.api.model import EndpointStatus, PoolStatus
 from onnx_operator.core import reasons
 from onnx_operator.core.conditions import STAGES, ConditionType, Finding, written
 from onnx_operator.core.ladder import Passage, programmed_finding
 from onnx_operator.core.ledger import Stage
+from onnx_operator.core.pools import DEFAULT_WEIGHT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,6 +39,7 @@ def tell(view: View, standing: Standing, ledger: OnnxModelStatus, obstacle: Find
             "candidate": _mirrored(view, _updated(view, ledger.candidate)) if ledger.candidate is not None else None,
             "retiring": [_updated(view, one) for one in ledger.retiring],
             "endpoint": _endpoint(view) or ledger.endpoint,
+            "pools": list(_pools(view, ledger)),
         }
     )
     return status.model_copy(update={"phase": _phase(view, standing)})
@@ -54,6 +56,18 @@ def _updated(view: View, side: Side) -> Side:
 
 def _mirrored(view: View, candidate: CandidateStatus) -> CandidateStatus:
     return candidate.model_copy(update={"mirror": view.accepted_mirror(candidate.revision, candidate.mirror)})
+
+
+def _pools(view: View, ledger: OnnxModelStatus) -> Iterable[PoolStatus]:
+    before = {one.provider: one.percent for one in ledger.pools}
+    sides = [view.revision(one.revision) for one in (ledger.stable, ledger.candidate) if one is not None]
+    for provider in sorted({one.name for side in sides if side is not None for one in side.spec.execution_providers}):
+        yield PoolStatus(
+            provider=provider,
+            weight=view.pool_weights.get(provider, DEFAULT_WEIGHT),
+            percent=view.accepted_percent_of_pool(provider, before.get(provider, 0)),
+            ready_replicas=sum(state.ready for (_, one), state in view.seen.servers.items() if one is provider),
+        )
 
 
 def _endpoint(view: View) -> EndpointStatus | None:

@@ -7,9 +7,12 @@
     pin stable      x-onnx-track: stable           stable
     pin retiring    x-onnx-track: retiring         retiring
 
-Pins are how a person or the prober reaches one side, and what keeps both clusters alive in Envoy: without them
-requests are lost whenever a weight passes 0. A weight counts only once the gateway has accepted it on both routes;
-what was merely written is never reported.
+A side's share is divided among its pools, one Service each (see `pools`). Pins go to all of them that are ready, evenly
+and whatever they weigh: golden requests have to cover every pool.
+
+Pins are how a person or the prober reaches one side, and what keeps its clusters alive in Envoy: without them requests
+are lost whenever a weight passes 0. (A pool without ready pods has no cluster to keep alive.) A weight counts only once
+the gateway has accepted it on both routes; what was merely written is never reported.
 
 A mirror to a Service that does not exist costs every request a 500 (measured with Envoy Gateway 1.9.1); one to a
 Service without endpoints, or whose pods hang, costs none. So a Service stays for as long as a route mirrors to it.
@@ -27,7 +30,7 @@ from onnx_operator.core import reasons
 from onnx_operator.core.names import server_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from onnx_operator.api.common import ExecutionProvider
     from onnx_operator.api.model_class import GatewayReference
@@ -59,6 +62,10 @@ class Side:
 
     revision: str
     providers: tuple[ExecutionProvider, ...]
+    #: How requests are shared among the providers, in their order; evenly when empty.
+    parts: tuple[int, ...] = ()
+    #: The same for requests that are pinned to the side.
+    pinned: tuple[int, ...] = ()
 
     @property
     def services(self) -> tuple[str, ...]:
@@ -86,7 +93,7 @@ class Pin:
     """All requests that name the track go to these Services."""
 
     track: Track
-    services: tuple[str, ...]
+    backends: tuple[Backend, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +107,7 @@ class Split:
     @property
     def services(self) -> frozenset[str]:
         """Every Service that any rule leads to, be it with weight 0."""
-        pinned = {name for pin in self.pins for name in pin.services}
+        pinned = {backend.service for pin in self.pins for backend in pin.backends}
         mirrored = {mirror.service for mirror in self.mirrors}
         return frozenset(pinned | mirrored | {backend.service for backend in self.backends})
 
@@ -108,38 +115,55 @@ class Split:
         """Whether any rule leads to the revision."""
         return not self.services.isdisjoint(side.services)
 
-    def percent(self, side: Side) -> int:
-        """The revision's share of unpinned requests."""
+    def percent(self, services: Collection[str]) -> int:
+        """The share of unpinned requests that these Services have together."""
         total = sum(backend.weight for backend in self.backends)
-        mine = sum(backend.weight for backend in self.backends if backend.service in side.services)
+        mine = sum(backend.weight for backend in self.backends if backend.service in services)
         return round(FULL * mine / total) if total else 0
 
-    def mirrored_percent(self, side: Side) -> int:
-        """The percentage of unpinned requests that is copied to the revision."""
-        return round(FULL * sum(one.share for one in self.mirrors if one.service in side.services))
+    def mirrored_percent(self, services: Collection[str]) -> int:
+        """The percentage of unpinned requests that is copied to these Services together."""
+        return round(FULL * sum(one.share for one in self.mirrors if one.service in services))
 
 
 def split(*, stable: Side, candidate: Side | None, weight: int, retiring: Iterable[Side], mirror: int = 0) -> Split:
-    """The wanted split: the candidate has `weight` percent, and copies of `mirror` percent, evenly over its execution
-    providers.
+    """The wanted split: the candidate has `weight` percent, and copies of `mirror` percent, shared among its pools as
+    stable's part is.
     """
     leaving = tuple(retiring)
     sides = [(stable, FULL - weight)]
     if candidate is not None:
         sides.append((candidate, weight))
     sides += [(side, 0) for side in leaving]
-    # Weights are integers, so all are scaled until each divides evenly among its side's providers.
-    scale = math.lcm(*(len(side.providers) for side, _ in sides))
+    # Weights are integers, so all are scaled until each share can be divided into its side's parts.
+    scale = math.lcm(*(sum(_parts(side)) for side, _ in sides))
     backends = tuple(
-        Backend(service, share * scale // len(side.services)) for side, share in sides for service in side.services
+        Backend(service, share * part * (scale // sum(_parts(side))))
+        for side, share in sides
+        for service, part in zip(side.services, _parts(side), strict=True)
     )
-    pins = [] if candidate is None else [Pin(Track.CANDIDATE, candidate.services)]
-    pins.append(Pin(Track.STABLE, stable.services))
+    pins = [] if candidate is None else [Pin(Track.CANDIDATE, _pinned(candidate))]
+    pins.append(Pin(Track.STABLE, _pinned(stable)))
     if leaving:
-        pins.append(Pin(Track.RETIRING, tuple(service for side in leaving for service in side.services)))
-    copied = candidate.services if candidate is not None and mirror else ()
-    mirrors = tuple(Mirror(service, Fraction(mirror, FULL * len(copied))) for service in copied)
+        pins.append(Pin(Track.RETIRING, tuple(backend for side in leaving for backend in _pinned(side))))
+    mirrors = () if candidate is None or not mirror else tuple(_copies(candidate, Fraction(mirror, FULL)))
     return Split(backends, tuple(pins), mirrors)
+
+
+def _copies(side: Side, share: Fraction) -> Iterator[Mirror]:
+    parts = _parts(side)
+    for service, part in zip(side.services, parts, strict=True):
+        if part:
+            yield Mirror(service, share * part / sum(parts))
+
+
+def _parts(side: Side) -> tuple[int, ...]:
+    return side.parts or (1,) * len(side.providers)
+
+
+def _pinned(side: Side) -> tuple[Backend, ...]:
+    weights = side.pinned or (1,) * len(side.providers)
+    return tuple(Backend(service, weight) for service, weight in zip(side.services, weights, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +200,8 @@ def _same(one: Split, other: Split) -> bool:
     return _unordered(one) == _unordered(other)
 
 
-def _unordered(one: Split) -> tuple[set[Backend], set[Mirror], set[tuple[Track, frozenset[str]]]]:
-    return set(one.backends), set(one.mirrors), {(pin.track, frozenset(pin.services)) for pin in one.pins}
+def _unordered(one: Split) -> tuple[set[Backend], set[Mirror], set[tuple[Track, frozenset[Backend]]]]:
+    return set(one.backends), set(one.mirrors), {(pin.track, frozenset(pin.backends)) for pin in one.pins}
 
 
 def _split_of(route: Mapping[str, Any]) -> Split:
@@ -185,13 +209,13 @@ def _split_of(route: Mapping[str, Any]) -> Split:
     mirrors: tuple[Mirror, ...] = ()
     pins = []
     for rule in route["spec"].get("rules") or ():
-        references = rule.get("backendRefs") or ()
+        found = tuple(Backend(one["name"], int(one.get("weight", 1))) for one in rule.get("backendRefs") or ())
         track = _track_of(rule)
         if track is None:
-            backends = tuple(Backend(one["name"], int(one.get("weight", 1))) for one in references)
+            backends = found
             mirrors = tuple(_mirrors_of(rule))
         else:
-            pins.append(Pin(track, tuple(one["name"] for one in references)))
+            pins.append(Pin(track, found))
     return Split(backends, tuple(pins), mirrors)
 
 

@@ -10,20 +10,23 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from onnx_operator.api.common import parse_duration
-from onnx_operator.api.model import EvidenceStatus, MetricStatus, ServerCountsStatus
-from onnx_operator.api.rollout import AtDeadline
+from onnx_operator.api.model import EvidenceStatus, MetricStatus, ServerCountsStatus, SplitStatus
+from onnx_operator.api.rollout import AtDeadline, MetricName
 from onnx_operator.core.acceptance import Offer, Refusal, accept, duration_of
 from onnx_operator.core.analysis import Verdict, counted, criteria, judge_all, overall, told
 from onnx_operator.core.conditions import clipped, instant
 from onnx_operator.core.counts import Counts
 from onnx_operator.core.evidence import Evidence
+from onnx_operator.core.followed import followed
 from onnx_operator.core.freezes import frozen_until
+from onnx_operator.core.names import server_name
+from onnx_operator.core.pools import DEFAULT_WEIGHT, next_change, parts, weights
 from onnx_operator.core.revisions import name_of, resolve, source_key
 from onnx_operator.core.scrapes import Tallies, Tally
 from onnx_operator.core.traffic import FULL, Side, Split, carries, split
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Mapping
 
     from onnx_operator.api.common import ExecutionProvider
     from onnx_operator.api.model import OnnxModelStatus, SourceStatus
@@ -49,6 +52,8 @@ class View:
     #: What the spec stands for; None until its source is resolved.
     wanted_spec: OnnxModelRevisionSpec | None
     wanted_name: str | None
+    #: What each pool weighs now; one that the spec does not name keeps what it had.
+    pool_weights: Mapping[ExecutionProvider, int]
     #: When the open freeze window closes; None while none is open, and while there is nothing that it could hold.
     frozen_until: datetime | None
 
@@ -111,6 +116,10 @@ class View:
             for state in self.servers(revision).values()
         )
 
+    def ready_pools(self, revision: RevisionSeen) -> tuple[bool, ...]:
+        """Of each pool, whether it can answer."""
+        return tuple(state is not None and state.ready > 0 for state in self.servers(revision).values())
+
     def has_servers(self, revision_name: str) -> bool:
         return any(child.kind == "Deployment" and child.revision == revision_name for child in self.seen.children)
 
@@ -142,12 +151,18 @@ class View:
             candidate = None
         leaving = () if self.is_drained else tuple(one for one in self.retiring if self.is_routed(one))
         return split(
-            stable=side_of(self.stable),
-            candidate=side_of(candidate) if candidate is not None else None,
+            stable=self._side(self.stable),
+            candidate=self._side(candidate) if candidate is not None else None,
             weight=self.candidate_weight if candidate is not None else 0,
             retiring=[side_of(one) for one in leaving],
             mirror=self.candidate_mirror,
         )
+
+    def _side(self, revision: RevisionSeen) -> Side:
+        """The revision with the shares of its pools."""
+        side, ready = side_of(revision), self.ready_pools(revision)
+        wanted = [self.pool_weights.get(provider, DEFAULT_WEIGHT) for provider in side.providers]
+        return replace(side, parts=parts(wanted, ready), pinned=parts([1] * len(ready), ready))
 
     @property
     def candidate_weight(self) -> int:
@@ -177,22 +192,36 @@ class View:
 
     def accepted_weight(self, revision_name: str, before: int) -> int:
         """The revision's percentage as the gateway has it; the last known one while a change is under way."""
-        return self._accepted(revision_name, before, Split.percent)
+        return self._accepted(self._services(revision_name), before, Split.percent)
 
     def accepted_mirror(self, revision_name: str, before: int) -> int:
         """The percentage that is mirrored to the revision, in the same way."""
-        return self._accepted(revision_name, before, Split.mirrored_percent)
+        return self._accepted(self._services(revision_name), before, Split.mirrored_percent)
 
-    def _accepted(self, revision_name: str, before: int, read: Callable[[Split, Side], int]) -> int:
+    def accepted_percent_of_pool(self, provider: ExecutionProvider, before: int) -> int:
+        """The percentage of the pods of one execution provider, over all revisions, in the same way."""
+        services = [server_name(one.name, provider) for one in self.seen.revisions]
+        return self._accepted(services, before, Split.percent)
+
+    def _services(self, revision_name: str) -> Collection[str]:
         revision = self.revision(revision_name)
+        return () if revision is None else side_of(revision).services
+
+    def _accepted(self, services: Collection[str], before: int, read: Callable[[Split, Collection[str]], int]) -> int:
         route = self.seen.http_route
-        if revision is None or route is None:
+        if route is None or not services:
             return 0
         if not all(one is not None and one.is_accepted for one in self.routes):
             return before
-        return read(route.split, side_of(revision))
+        return read(route.split, services)
 
     # ---- time
+
+    @property
+    def pools_change(self) -> datetime | None:
+        """When the schedules give some pool another weight."""
+        spec = self.seen.model.spec
+        return next_change(spec.execution_providers, self.now) if spec is not None and self.stable is not None else None
 
     @property
     def drain(self) -> timedelta:
@@ -327,8 +356,24 @@ def look(seen: Observation, now: datetime) -> View:
                 seen.model.name, accepted, seen.images, source_digest=source.digest, number=_next_number(seen)
             )
     name = name_of(wanted) if wanted is not None else None
-    view = View(seen, now, seen.model.status, accepted, key, wanted, name, _frozen_until(seen, accepted, now))
+    view = View(
+        seen=seen,
+        now=now,
+        ledger=seen.model.status,
+        accepted=accepted,
+        source_key=key,
+        wanted_spec=wanted,
+        wanted_name=name,
+        pool_weights=_pool_weights(seen, now),
+        frozen_until=_frozen_until(seen, accepted, now),
+    )
     return view if seen.measurements is None else _judged(view, seen.measurements)
+
+
+def _pool_weights(seen: Observation, now: datetime) -> Mapping[ExecutionProvider, int]:
+    """Followed even where the rest of the spec is refused: what serves goes on by its schedules."""
+    declared = seen.model.spec.execution_providers if seen.model.spec is not None else ()
+    return {one.provider: one.weight for one in seen.model.status.pools} | weights(declared, now)
 
 
 def _frozen_until(seen: Observation, accepted: Offer | Refusal, now: datetime) -> datetime | None:
@@ -373,9 +418,38 @@ def _judged(view: View, measurements: tuple[Measurement, ...]) -> View:
             "verdict": str(overall(judgements)),
             "verdict_time": instant(view.now),
             "analysis": [_metric_status(one, tallies.get(one.metric, Tallies())) for one in judgements],
+            "measured_split": _split_status(view, judgements),
         }
     )
     return replace(view, ledger=view.ledger.model_copy(update={"candidate": judged}))
+
+
+def _split_status(view: View, judgements: tuple[Judgement, ...]) -> SplitStatus | None:
+    by_name = {one.metric: one for one in judgements}
+    requests, golden = by_name.get(MetricName.ERROR_RATIO), by_name.get(MetricName.DISAGREEMENT)
+    candidate = view.ledger.candidate
+    if requests is None or not isinstance(requests.candidate, Counts) or not isinstance(requests.stable, Counts):
+        return None
+    if candidate is None or candidate.step_started_time is None or (golden is not None and golden.candidate is None):
+        return None
+    pairs = None
+    if golden is not None and isinstance(golden.candidate, Counts):
+        pairs = max(0, golden.candidate.total - candidate.golden_requests_before)  # a prober may have begun anew
+    found = followed(
+        requests.candidate.total,
+        requests.stable.total,
+        percent=view.candidate_weight,
+        pairs=pairs,
+        elapsed=view.now - moment(candidate.step_started_time),
+    )
+    if found is None:
+        return None
+    return SplitStatus(
+        percent=found.percent,
+        candidate_requests=found.candidate,
+        requests=found.total,
+        as_wanted=found.is_as_wanted,
+    )
 
 
 def _metric_status(judgement: Judgement, tallies: Tallies) -> MetricStatus:

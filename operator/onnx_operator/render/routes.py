@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from onnx_operator.core.tell import host_of
-from onnx_operator.core.traffic import FULL, TRACK_HEADER, Backend
+from onnx_operator.core.traffic import FULL, TRACK_HEADER
 from onnx_operator.render.parts import Manifest, labels, metadata, owned_by_model, stamped
 from onnx_operator.render.servers import GRPC_PORT, HTTP_PORT
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from onnx_operator.api.common import ObjectName
     from onnx_operator.core.actions import WantRoutes
-    from onnx_operator.core.traffic import Mirror, Split, Track
+    from onnx_operator.core.traffic import Backend, Mirror, Split, Track
 
 
 def build_http_route(want: WantRoutes) -> Manifest:
@@ -27,7 +27,7 @@ def build_http_route(want: WantRoutes) -> Manifest:
     rules: list[Manifest] = [{"matches": [path], **_shared(want.split, HTTP_PORT)}]
     for pin in want.split.pins:
         match = {**path, "headers": [_header(pin.track)]}
-        rules.append({"matches": [match], "backendRefs": _backends(_even(pin.services), HTTP_PORT)})
+        rules.append({"matches": [match], "backendRefs": _backends(pin.backends, HTTP_PORT)})
     return _route(want, "HTTPRoute", want.class_spec.traffic.gateway.http_listener, rules)
 
 
@@ -35,7 +35,7 @@ def build_grpc_route(want: WantRoutes) -> Manifest:
     rules: list[Manifest] = [_shared(want.split, GRPC_PORT)]
     for pin in want.split.pins:
         match = {"headers": [_header(pin.track)]}
-        rules.append({"matches": [match], "backendRefs": _backends(_even(pin.services), GRPC_PORT)})
+        rules.append({"matches": [match], "backendRefs": _backends(pin.backends, GRPC_PORT)})
     return _route(want, "GRPCRoute", want.class_spec.traffic.gateway.grpc_listener, rules)
 
 
@@ -80,10 +80,6 @@ def _mirror(mirror: Mirror, port: int) -> Manifest:
     # Only one of the two may be given, and a percentage is a whole number.
     fraction = {"numerator": mirror.share.numerator, "denominator": mirror.share.denominator}
     return {"backendRef": reference, "fraction": fraction}
-
-
-def _even(services: Iterable[str]) -> tuple[Backend, ...]:
-    return tuple(Backend(service, 1) for service in services)
 
 
 def _backends(backends: Iterable[Backend], port: int) -> list[Manifest]:

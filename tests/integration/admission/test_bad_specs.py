@@ -17,6 +17,8 @@ MEGABYTE: Final = "a" * 1_000_000
 
 STEPS = "spec.rollout.steps"
 FREEZES = "spec.rollout.freezeWindows"
+POOLS = "spec.executionProviders"
+NIGHTS = {"schedule": "0 22 * * *", "duration": "8h"}
 METRICS = "spec.rollout.analysis.metrics"
 ANALYSIS = "spec.rollout.analysis"
 PROMISE = f"{ANALYSIS}.maxFalseRollback"
@@ -108,6 +110,45 @@ BAD_MODELS: Final = {
     ),
     "execution providers as plain text": Bad(
         {"spec.executionProviders": ["CPUExecutionProvider"]}, "spec.executionProviders[0]", "must be of type object"
+    ),
+    "a pool below nothing": Bad(
+        {POOLS: [{"name": "CPUExecutionProvider", "weight": -1}]}, f"{POOLS}[0].weight", "to 0"
+    ),
+    "a pool above a thousand": Bad(
+        {POOLS: [{"name": "CPUExecutionProvider", "weight": 1001}]}, f"{POOLS}[0].weight", "to 1000"
+    ),
+    "a pool in percent as text": Bad(
+        {POOLS: [{"name": "CPUExecutionProvider", "weight": "50"}]}, f"{POOLS}[0].weight", "must be of type integer"
+    ),
+    "pools that all weigh nothing": Bad(
+        {
+            POOLS: [
+                {"name": "CPUExecutionProvider", "weight": 0},
+                {"name": "CUDAExecutionProvider", "weight": 0, "schedules": [{**NIGHTS, "weight": 1}]},
+            ]
+        },
+        POOLS,
+        "give one a weight above 0",
+    ),
+    "a pool's window without a weight": Bad(
+        {POOLS: [{"name": "CPUExecutionProvider", "schedules": [NIGHTS]}]},
+        f"{POOLS}[0].schedules[0].weight",
+        "Required",
+    ),
+    "a pool's window that never ends": Bad(
+        {POOLS: [{"name": "CPUExecutionProvider", "schedules": [{"schedule": "0 22 * * *", "weight": 1}]}]},
+        f"{POOLS}[0].schedules[0].duration",
+        "Required",
+    ),
+    "a pool's window at minute 60": Bad(
+        {POOLS: [{"name": "CPUExecutionProvider", "schedules": [{**NIGHTS, "schedule": "60 * * * *", "weight": 1}]}]},
+        f"{POOLS}[0].schedules[0].schedule",
+        "five cron fields",
+    ),
+    "too many windows of a pool": Bad(
+        {POOLS: [{"name": "CPUExecutionProvider", "schedules": [{**NIGHTS, "weight": 1}] * 9}]},
+        f"{POOLS}[0].schedules",
+        "at most 8 items",
     ),
     # Validation
     "a cosine above 1": Bad({"spec.validation.parity.minCosine": "1.5"}, "spec.validation.parity.minCosine", "0 to 1"),

@@ -81,6 +81,21 @@ def test_a_rollout_is_taken_as_it_is(rollout: Manifest, installation: Installati
     assert rollout.items() <= created["spec"]["rollout"].items()
 
 
+def test_pools_are_taken_as_they_are(installation: Installation, namespace: str) -> None:
+    window = {"schedule": "0 8 * * MON-FRI", "duration": "10h", "weight": 0}
+    pools = [
+        {"name": "CPUExecutionProvider", "weight": 1000, "schedules": [window]},
+        {
+            "name": "CUDAExecutionProvider",
+            "weight": 0,
+            "schedules": [{**window, "timeZone": "Europe/Berlin", "weight": 1}],
+        },
+    ]
+    wanted = model(executionProviders=pools)
+    created = installation.admin.create(f"{GROUP}/namespaces/{namespace}/onnxmodels", wanted)
+    assert created["spec"]["executionProviders"] == pools
+
+
 def test_a_model_that_nobody_has_looked_at_says_so(installation: Installation, namespace: str) -> None:
     created = installation.admin.create(f"{GROUP}/namespaces/{namespace}/onnxmodels", model())
     assert created["status"]["observedGeneration"] == 0

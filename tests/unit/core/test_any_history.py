@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hypothesis import HealthCheck, settings
@@ -14,11 +15,14 @@ from onnx_operator.core.analysis import Outcome
 from onnx_operator.core.counts import Counts
 from onnx_operator.core.freezes import frozen_until
 from onnx_operator.core.jobs import JobBlocked, JobRunning
+from onnx_operator.core.names import server_name
 from onnx_operator.core.pods import Trouble
-from unit.core.worlds import World
+from onnx_operator.core.traffic import Track
+from unit.core.worlds import CPU, CUDA, World, a_class, a_spec
 
 if TYPE_CHECKING:
     from onnx_operator.api.model import CandidateStatus, OnnxModelStatus
+    from onnx_operator.core.traffic import Backend, Split
 
 WEIGHTS = {10, 50}
 STEPS = st.sampled_from(
@@ -45,6 +49,20 @@ FREEZES = st.sampled_from(
         [{"schedule": "0,20 * * * *", "duration": "12m"}, {"schedule": "50 * * * *", "duration": "5m"}],
     ]
 )
+#: The first quarter of every hour on CPU alone, the second on CUDA alone; outside of the windows on either or both.
+QUARTERS = [
+    {"schedule": "0 * * * *", "duration": "15m", "weight": 1},
+    {"schedule": "15 * * * *", "duration": "15m", "weight": 0},
+]
+POOLS = st.sampled_from(
+    [
+        [{"name": CPU}],
+        [{"name": CPU}, {"name": CUDA}],
+        [{"name": CPU, "weight": 0}, {"name": CUDA, "weight": 7}],
+        [{"name": CPU, "weight": 3, "schedules": QUARTERS}, {"name": CUDA, "schedules": QUARTERS[::-1]}],
+        [{"name": CPU, "schedules": QUARTERS}, {"name": CUDA, "weight": 0}],
+    ]
+)
 BAKES = st.sampled_from([None, {"duration": "40s"}, {"duration": "20m"}])
 ERRORS = {"name": "errorRatio", "maximum": "0.05"}
 ANALYSES = st.sampled_from(
@@ -65,7 +83,8 @@ class AnyHistory(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        self.world = World()
+        offered = a_class(executionProviders=[{"name": CPU}, {"name": CUDA}])
+        self.world = World(spec=a_spec(executionProviders=[{"name": CPU}, {"name": CUDA}]), classes=(offered,))
         self.world.measure(0, 1000)
         self.classes = self.world.classes
         self.world.serve_first()
@@ -96,6 +115,10 @@ class AnyHistory(RuleBasedStateMachine):
     @rule(rollout=ROLLOUTS)
     def plan(self, rollout: dict[str, Any]) -> None:
         self.world.steer(**rollout)
+
+    @rule(pools=POOLS)
+    def weigh(self, pools: list[dict[str, Any]]) -> None:
+        self.world.change(executionProviders=pools)
 
     @rule(threads=st.integers(1, 5), rollout=ROLLOUTS, times=st.integers(5, 25), found=FOUND)
     def roll_out(self, threads: int, rollout: dict[str, Any], times: int, found: int | Outcome) -> None:
@@ -128,6 +151,15 @@ class AnyHistory(RuleBasedStateMachine):
         name, _ = data.draw(st.sampled_from(sorted(self.world.servers)))
         self.world.break_servers(name, trouble)
 
+    @precondition(lambda self: self.world.servers)
+    @rule(data=st.data(), looks=st.integers(0, 3))
+    def lose_a_pool(self, data: st.DataObject, looks: int) -> None:
+        key = data.draw(st.sampled_from(sorted(self.world.servers)))
+        self.world.servers[key] = replace(self.world.servers[key], ready=0)
+        for _ in range(looks):
+            self.world.accept()
+            self._looked(self.world.look)
+
     @rule()
     def accept(self) -> None:
         self.world.accept()
@@ -135,6 +167,11 @@ class AnyHistory(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([5, 10, 60, 700]))
     def wait(self, seconds: int) -> None:
         self.world.wait(seconds)
+
+    @rule(percent=st.sampled_from([None, 1, 50, 100]))
+    def split_otherwise(self, percent: int | None) -> None:
+        """The gateway does not do as it says; that is told and changes nothing."""
+        self.world.really_gets = percent
 
     @rule(found=FOUND)
     def measure(self, found: int | Outcome) -> None:
@@ -197,9 +234,9 @@ class AnyHistory(RuleBasedStateMachine):
         if not hasattr(self, "world") or self.world.split is None or not self.world.split.mirrors:
             return
         split = self.world.split
-        (track,) = {pin.track for pin in split.pins for one in split.mirrors if one.service in pin.services}
-        assert track == "candidate"
         mirrored = {one.service for one in split.mirrors}
+        (track,) = {pin.track for pin in split.pins for one in pin.backends if one.service in mirrored}
+        assert track == "candidate"
         assert not sum(one.weight for one in split.backends if one.service in mirrored)
         assert mirrored <= {name.name for name in self.world.children if name.kind == "Service"}
 
@@ -232,9 +269,7 @@ class AnyHistory(RuleBasedStateMachine):
         if before.candidate and not after.candidate and after.last_failure != before.last_failure:
             self._may_be_taken_back(before.candidate, after)
         for split in self.world.history[splits:]:
-            total = sum(one.weight for one in split.backends)
-            shares = sorted(100 * one.weight // total for one in split.backends)
-            assert shares[-1] == 100 or set(shares) & WEIGHTS, shares
+            self._is_shared_well(split)
         candidate = before.candidate
         if before.stable is not None and after.stable is not None and before.stable.revision != after.stable.revision:
             assert candidate is not None
@@ -264,6 +299,22 @@ class AnyHistory(RuleBasedStateMachine):
         memory = next(one for one in candidate.analysis if one.name == "memory")
         assert not memory.dry_run
         assert max(one.candidate_bad for one in memory.evidence) >= 2
+
+    def _is_shared_well(self, split: Split) -> None:
+        """Pools share what their side has, whatever that is; those that cannot answer get nothing."""
+        total = sum(one.weight for one in split.backends)
+        sides: dict[str, list[Backend]] = {}
+        for one in split.backends:
+            sides.setdefault(one.service.rpartition("-")[0], []).append(one)
+        shares = sorted(100 * sum(one.weight for one in side) / total for side in sides.values())
+        assert shares[-1] == 100 or set(shares) & WEIGHTS, shares
+        ready = {server_name(*key) for key, state in self.world.servers.items() if state.ready}
+        pins = [list(pin.backends) for pin in split.pins if pin.track != Track.RETIRING]
+        for pools in (*sides.values(), *pins):
+            if ready & {one.service for one in pools}:
+                assert {one.service for one in pools if one.weight} <= ready, (
+                    "no pod is ready, and another pool has some"
+                )
 
     def _may_begin(self) -> None:
         rollout = self.world.spec.rollout
@@ -299,7 +350,8 @@ class AnyHistory(RuleBasedStateMachine):
         world.classes = self.classes
         world.measure(0, 1000)
         world.mebibytes = 64
-        world.change(serving=world.spec.serving.model_dump(mode="json") | {"replicas": 1})
+        resting = [{"name": one.name, "weight": one.weight} for one in world.spec.execution_providers]
+        world.change(serving=world.spec.serving.model_dump(mode="json") | {"replicas": 1}, executionProviders=resting)
         world.steer(paused=False)
         for look in range(200):
             self.settle()

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from onnx_operator.api.common import parse_duration
 from onnx_operator.api.rollout import FreezeWindow
 from onnx_operator.core.analysis import Outcome
-from onnx_operator.core.freezes import frozen_until, problem_of
+from onnx_operator.core.freezes import frozen_until
+from onnx_operator.core.windows import problem_of
 from unit.core.worlds import World, a_class
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def test_a_window_that_never_closes_is_looked_at_again() -> None:
 def test_it_is_open_just_when_it_opened_less_than_its_duration_ago(window: FreezeWindow, minutes: int) -> None:
     now = at("2026-01-01T00:00") + timedelta(minutes=minutes)
     span = parse_duration(window.duration)
-    before = (now - span).astimezone(ZoneInfo(window.time_zone))
+    before = (now - span).astimezone(ZoneInfo(window.time_zone or "UTC"))
     opens = next(CronSim(window.schedule, before))
     assert (frozen_until([window], now) is not None) == (opens.astimezone(UTC) <= now)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from onnx_operator.api.model_class import GatewayReference
-from onnx_operator.core.traffic import Mirror, Side, carries, read_route, split, trouble_of
+from onnx_operator.core.traffic import Backend, Mirror, Pin, Side, Track, carries, read_route, split, trouble_of
 from unit.core.worlds import CPU, CUDA
 
 GATEWAY = GatewayReference(name="edge", namespace="gateway")
@@ -28,7 +28,7 @@ def a_route(wanted: Any, *, conditions: dict[str, str] | None = None, seen: int 
     rules += [
         {
             "matches": [{"headers": [{"name": "x-onnx-track", "value": str(pin.track)}]}],
-            "backendRefs": [{"name": name, "weight": 1} for name in pin.services],
+            "backendRefs": [{"name": one.service, "weight": one.weight} for one in pin.backends],
         }
         for pin in wanted.pins
     ]
@@ -47,16 +47,35 @@ def a_route(wanted: Any, *, conditions: dict[str, str] | None = None, seen: int 
 def test_a_candidates_weight_is_taken_from_stable() -> None:
     found = split(stable=STABLE, candidate=CANDIDATE, weight=10, retiring=[])
     assert [(one.service, one.weight) for one in found.backends] == [("m-1-cpu", 90), ("m-2-cpu", 10)]
-    assert (found.percent(STABLE), found.percent(CANDIDATE)) == (90, 10)
+    assert (found.percent(STABLE.services), found.percent(CANDIDATE.services)) == (90, 10)
 
 
 def test_both_sides_are_always_pinned_even_at_weight_0() -> None:
     found = split(stable=STABLE, candidate=CANDIDATE, weight=0, retiring=[OLD])
-    assert [(pin.track, pin.services) for pin in found.pins] == [
-        ("candidate", ("m-2-cpu",)),
-        ("stable", ("m-1-cpu",)),
-        ("retiring", ("m-0-cpu",)),
-    ]
+    assert found.pins == (
+        Pin(Track.CANDIDATE, (Backend("m-2-cpu", 1),)),
+        Pin(Track.STABLE, (Backend("m-1-cpu", 1),)),
+        Pin(Track.RETIRING, (Backend("m-0-cpu", 1),)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "weights"),
+    [
+        pytest.param((3, 1), (3, 1), [270, 90, 30, 10], id="by their weights"),
+        pytest.param((3, 1), (0, 1), [270, 90, 0, 40], id="one pool of the candidate alone"),
+        pytest.param((1, 0), (3, 1), [360, 0, 30, 10], id="one pool of stable alone"),
+        pytest.param((1, 999), (1, 999), [90, 89910, 10, 9990], id="far apart"),
+    ],
+)
+def test_what_pools_share_is_what_their_side_has(
+    theirs: tuple[int, ...], ours: tuple[int, ...], weights: list[int]
+) -> None:
+    stable, candidate = Side("m-1", (CPU, CUDA), theirs), Side("m-2", (CPU, CUDA), ours)
+    found = split(stable=stable, candidate=candidate, weight=10, retiring=[OLD])
+    assert [one.weight for one in found.backends] == [*weights, 0]
+    assert (found.percent(stable.services), found.percent(candidate.services)) == (90, 10)
+    assert max(weights) <= 1_000_000  # more is no Gateway API weight
 
 
 @pytest.mark.parametrize("weight", [0, 1, 33, 50, 99, 100])
@@ -71,15 +90,24 @@ def test_one_provider_here_and_two_there_still_share_exactly(weight: int) -> Non
 
 @pytest.mark.parametrize("mirror", [0, 25])
 def test_a_route_reads_back_as_it_was_written(mirror: int) -> None:
-    wanted = split(stable=STABLE, candidate=CANDIDATE, weight=10, retiring=[OLD], mirror=mirror)
+    pools = Side("m-2", (CPU, CUDA), parts=(3, 0), pinned=(1, 1))
+    wanted = split(stable=STABLE, candidate=pools, weight=10, retiring=[OLD], mirror=mirror)
     assert read_route(a_route(wanted), GATEWAY).split == wanted
 
 
 def test_a_mirror_takes_nothing_from_stable_and_is_shared_by_the_providers() -> None:
-    found = split(stable=STABLE, candidate=Side("m-2", (CPU, CUDA)), weight=0, retiring=[], mirror=25)
-    assert found.mirrors == (Mirror("m-2-cpu", Fraction(1, 8)), Mirror("m-2-cuda", Fraction(1, 8)))
-    assert (found.percent(STABLE), found.mirrored_percent(STABLE)) == (100, 0)
-    assert found.mirrored_percent(Side("m-2", (CPU, CUDA))) == 25
+    candidate = Side("m-2", (CPU, CUDA), parts=(3, 1))
+    found = split(stable=STABLE, candidate=candidate, weight=0, retiring=[], mirror=25)
+    assert found.mirrors == (Mirror("m-2-cpu", Fraction(3, 16)), Mirror("m-2-cuda", Fraction(1, 16)))
+    assert (found.percent(STABLE.services), found.mirrored_percent(STABLE.services)) == (100, 0)
+    assert found.mirrored_percent(candidate.services) == 25
+
+
+def test_nothing_is_mirrored_to_a_pool_without_a_share() -> None:
+    lost = Side("m-2", (CPU, CUDA), parts=(1, 0))
+    assert split(stable=STABLE, candidate=lost, weight=0, retiring=[], mirror=25).mirrors == (
+        Mirror("m-2-cpu", Fraction(1, 4)),
+    )
 
 
 def test_a_service_that_is_only_mirrored_to_is_mentioned() -> None:

@@ -86,6 +86,12 @@ def a_digest(text: str) -> str:
     return f"sha256:{digest_of(text, 64)}"
 
 
+def _beside(measured: Measurement, percent: int) -> Measurement:
+    if not isinstance(measured.candidate, Counts) or measured.stable is None or not percent:
+        return measured
+    return replace(measured, stable=Counts(0, measured.candidate.total * (100 - percent) // percent))
+
+
 @dataclass
 class World:
     """Facts that actions change, and knobs for what the cluster does by itself."""
@@ -103,11 +109,13 @@ class World:
     generation: int = 1
     gateway: GatewayAddress | None = _GATEWAY
     gateway_problem: str = ""
-    #: What the next analysis will find.
+    #: What the next analysis will find; stable has answered its part of what the candidate has.
     measured: tuple[Measurement, ...] = ()
     #: Of the candidate's largest pod, and what its servers have answered since they started.
     mebibytes: float = 64
     answered: int = 0
+    #: The percentage that the candidate really gets; None for the wanted one.
+    really_gets: int | None = None
     #: Every split that was ever written, newest last.
     history: list[Split] = field(default_factory=list)
     writes: int = 0
@@ -132,8 +140,11 @@ class World:
             gateway=self.gateway,
             gateway_problem=self.gateway_problem,
         )
-        if look(seen, self.now).is_analysis_due:
-            seen = replace(seen, measurements=(*self.measured, *self._by_themselves()))
+        view = look(seen, self.now)
+        if view.is_analysis_due:
+            percent = view.candidate_weight if self.really_gets is None else self.really_gets
+            compared = (_beside(one, percent) for one in self.measured)
+            seen = replace(seen, measurements=(*compared, *self._by_themselves()))
         return seen
 
     def _by_themselves(self) -> tuple[Measurement, ...]:
