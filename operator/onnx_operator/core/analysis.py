@@ -99,6 +99,14 @@ class Criterion:
         """How many bounds the candidate is held to."""
         return (self.maximum is not None) + (self.tolerance is not None)
 
+    @property
+    def words(self) -> str:
+        """The bounds for a person."""
+        parts = [] if self.maximum is None else [f"at most {_percent(self.maximum)}"]
+        parts += [] if self.tolerance is None else [f"at most {_percent(self.tolerance)} above stable"]
+        slow = "" if self.slower_than is None else f"; slow is over {_milliseconds(self.slower_than)}"
+        return (", ".join(parts) or "no bound in this step") + slow
+
 
 def criteria(analysis: Analysis, *, weight: int) -> tuple[Criterion, ...]:
     """The criteria that a spec declares, for a candidate with so many percent of the traffic."""
@@ -251,7 +259,7 @@ class _Bound:
 
 def _bounds(wanted: Criterion, candidate: Counts, stable: Counts | None) -> Iterator[_Bound]:
     """The bounds of a metric, the absolute one first."""
-    suffix = "" if wanted.slower_than is None else f" over {wanted.slower_than.total_seconds() * 1000:g} ms"
+    suffix = "" if wanted.slower_than is None else f" over {_milliseconds(wanted.slower_than)}"
     if wanted.maximum is not None:
         ours, maximum, breach = candidate.lenient, wanted.maximum, ""
         if ours.bad > maximum * ours.total:
@@ -302,3 +310,7 @@ def _both(candidate: Counts, stable: Counts | None) -> str:
 
 def _percent(bound: Decimal) -> str:
     return f"{(bound * 100).normalize():f}%"
+
+
+def _milliseconds(duration: timedelta) -> str:
+    return f"{duration.total_seconds() * 1000:g} ms"

@@ -48,6 +48,8 @@ class View:
     wanted_name: str | None
     #: When the open freeze window closes; None while none is open, and while there is nothing that it could hold.
     frozen_until: datetime | None
+    #: What was judged in this look; empty where nothing was measured.
+    judgements: tuple[Judgement, ...] = ()
 
     @property
     def offer(self) -> Offer | None:
@@ -332,8 +334,9 @@ def _judged(view: View, measurements: tuple[Measurement, ...]) -> View:
     candidate = view.ledger.candidate
     if candidate is None or view.plan is None:
         return view
+    wanted = view.criteria
     judgements = judge_all(
-        view.criteria,
+        wanted,
         measurements,
         steps=view.plan.stops,
         promise=float(view.plan.analysis.max_false_rollback),
@@ -343,17 +346,18 @@ def _judged(view: View, measurements: tuple[Measurement, ...]) -> View:
         update={
             "verdict": str(overall(judgements)),
             "verdict_time": instant(view.now),
-            "analysis": [_metric_status(one) for one in judgements],
+            "analysis": [_metric_status(*one) for one in zip(wanted, judgements, strict=True)],
         }
     )
-    return replace(view, ledger=view.ledger.model_copy(update={"candidate": judged}))
+    return replace(view, ledger=view.ledger.model_copy(update={"candidate": judged}), judgements=judgements)
 
 
-def _metric_status(judgement: Judgement) -> MetricStatus:
+def _metric_status(criterion: Criterion, judgement: Judgement) -> MetricStatus:
     return MetricStatus(
         name=judgement.metric,
         verdict=str(judgement.verdict),
         dry_run=judgement.is_dry_run,
+        bound=criterion.words,
         candidate=_ratio(judgement.candidate),
         stable=_ratio(judgement.stable),
         candidate_samples=judgement.candidate.total if judgement.candidate else 0,
