@@ -177,7 +177,7 @@ def quarantine(
             ),
         }
     )
-    return MoveRevision(revision.name, status, Ended(str(fate(stage)), reason, message))
+    return MoveRevision(revision.name, status, Ended(str(fate(stage)), reason))
 
 
 def lift_quarantine(revision: RevisionSeen, *, keep_artifact: bool) -> MoveRevision:
@@ -243,6 +243,7 @@ def server_logs(view: View, revision: RevisionSeen) -> str:
 
 
 def fate(stage: str) -> Outcome:
+    """What becomes of a revision that fails in this stage."""
     return Outcome.ROLLED_BACK if stage == Stage.ROLLOUT else Outcome.FAILED
 
 
