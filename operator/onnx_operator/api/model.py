@@ -321,6 +321,8 @@ class MetricStatus(ApiModel):
     """What the measurement says."""
     dry_run: bool = False
     """Judged and told only; the rollout does not follow it."""
+    bound: Annotated[str, Field(max_length=128)] = ""
+    """What it is held to in this step, in words: at most 5%, at most 1% above stable."""
     candidate: Annotated[str, Field(max_length=32)] | None = None
     """The candidate's share or value as text, a value with its unit."""
     stable: Annotated[str, Field(max_length=32)] | None = None

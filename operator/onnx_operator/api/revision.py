@@ -176,6 +176,72 @@ class QuarantineStatus(ApiModel):
     """When."""
 
 
+class RecordedMetric(ApiModel):
+    """One column of the points."""
+
+    name: Annotated[str, Field(max_length=64)]
+    """The metric."""
+    bound: Annotated[str, Field(max_length=128)] = ""
+    """What it is held to, in words."""
+    maximum: Annotated[str, Field(max_length=24)] | None = None
+    """As declared in the model or its class: a share, or a value where the metric is one."""
+    minimum: Annotated[str, Field(max_length=24)] | None = None
+    """As declared in the model or its class, for a value."""
+    tolerance: Annotated[str, Field(max_length=24)] | None = None
+    """As declared in the model or its class."""
+    dry_run: bool = False
+    """Judged and told only; the rollout does not follow it."""
+
+
+class RecordedMoment(ApiModel):
+    """Something that began."""
+
+    time: Time
+    """When it was first seen."""
+    weight: Annotated[int, Field(ge=0, le=100)]
+    """Percent of requests that the candidate was to have."""
+    reason: Annotated[str, Field(max_length=128)]
+    """The documented reason."""
+    message: Annotated[str, Field(max_length=160)]
+    """What it was, in a sentence."""
+
+
+class RolloutEnd(ApiModel):
+    """How a rollout ended."""
+
+    time: Time
+    """When it was decided."""
+    outcome: Annotated[str, Field(pattern=r"^(Promoted|RolledBack|Failed|Superseded)$")]
+    """What became of the candidate."""
+    reason: Annotated[str, Field(max_length=128)]
+    """The documented reason."""
+    message: Annotated[str, Field(max_length=512)]
+    """Why, in a sentence."""
+
+
+class RolloutRecord(ApiModel):
+    """What a rollout was like from its first to its last minute; `python -m onnx_operator report` makes a page of it.
+    Bounded: when it is full, points in the middle are dropped, so that all of it stays visible, less finely.
+    """
+
+    started_time: Time
+    """When the revision became the candidate; the points count seconds from here."""
+    metrics: Annotated[list[RecordedMetric], Field(max_length=8)] = []
+    """What the parts of a point speak of, in this order."""
+    points: Annotated[
+        list[Annotated[str, Field(max_length=1024, pattern=r"^[0-9]+ [0-9]+( [|] [-PINEF] [^ ]+ [^ ]+)*$")]],
+        Field(max_length=120),
+    ] = []
+    """One judgement each: seconds, weight, and for each metric its verdict, the candidate's and stable's side.
+    "132 20 | P 3/410 5/1630" is second 132 at 20 %: Pass with 3 bad of 410 answers of the candidate since the step
+    began, and 5 of 1630 of stable. Verdicts are Pass, Inconclusive, NoData, providerError (E), Fail. A side is
+    bad/total, bad+disputed/total, a plain number where the metric is one, or - for nothing."""
+    moments: Annotated[list[RecordedMoment], Field(max_length=30)] = []
+    """Each change of what the rollout was doing: steps, holds, pauses."""
+    end: RolloutEnd | None = None
+    """How it ended; unset while it is under way."""
+
+
 class OnnxModelRevisionStatus(ApiModel):
     """What became of the revision. Written by the operator only."""
 
@@ -197,6 +263,8 @@ class OnnxModelRevisionStatus(ApiModel):
     """The published artifact."""
     quarantine: QuarantineStatus | None = None
     """Set when the revision failed or was rolled back."""
+    rollout: RolloutRecord | None = None
+    """The last rollout of this revision, in figures."""
 
 
 class OnnxModelRevision:

@@ -122,6 +122,18 @@ class Criterion:
         """How many bounds the candidate is held to that share in the promise."""
         return (self.maximum is not None) + (self.tolerance is not None)
 
+    @property
+    def words(self) -> str:
+        """The bounds for a person."""
+        parts = [] if self.maximum is None else [f"at most {_percent(self.maximum)}"]
+        parts += [] if self.tolerance is None else [f"at most {_percent(self.tolerance)} above stable"]
+        parts += [] if self.maximum_value is None else [f"at most {in_words(self.metric, float(self.maximum_value))}"]
+        parts += [] if self.minimum_value is None else [f"at least {in_words(self.metric, float(self.minimum_value))}"]
+        parts += [] if self.maximum_of_stable is None else [f"at most {self.maximum_of_stable} times stable's"]
+        parts += [] if self.minimum_of_stable is None else [f"at least {self.minimum_of_stable} times stable's"]
+        slow = "" if self.slower_than is None else f"; slow is over {_milliseconds(self.slower_than)}"
+        return (", ".join(parts) or "no bound in this step") + slow
+
 
 def criteria(analysis: Analysis, *, weight: int, mirror: int = 0) -> tuple[Criterion, ...]:
     """The criteria that a spec declares, for a candidate with so many percent of the traffic, or copies of it."""
@@ -321,9 +333,9 @@ def _judge_counts(
 
 
 def _judge_value(wanted: Criterion, ours: float, theirs: float | None, before: tuple[Evidence, ...]) -> _Finding:
-    said = f"{wanted.metric} is {told(wanted.metric, ours)} for the candidate"
+    said = f"{wanted.metric} is {in_words(wanted.metric, ours)} for the candidate"
     if theirs is not None:
-        said += f", {told(wanted.metric, theirs)} for stable"
+        said += f", {in_words(wanted.metric, theirs)} for stable"
     bounds = tuple(_value_bounds(wanted, ours, theirs))
     looks = tuple(_looked(words, before, is_beyond=is_beyond) for words, is_beyond in bounds)
     longest = max(looks, key=lambda one: one.candidate.bad, default=beginning("", is_compared=False))
@@ -341,9 +353,9 @@ def _judge_value(wanted: Criterion, ours: float, theirs: float | None, before: t
 def _value_bounds(wanted: Criterion, ours: float, theirs: float | None) -> Iterator[tuple[str, bool]]:
     """The bounds of a value in words, and whether it is beyond them."""
     if wanted.maximum_value is not None:
-        yield f"maximumValue {told(wanted.metric, float(wanted.maximum_value))}", ours > wanted.maximum_value
+        yield f"maximumValue {in_words(wanted.metric, float(wanted.maximum_value))}", ours > wanted.maximum_value
     if wanted.minimum_value is not None:
-        yield f"minimumValue {told(wanted.metric, float(wanted.minimum_value))}", ours < wanted.minimum_value
+        yield f"minimumValue {in_words(wanted.metric, float(wanted.minimum_value))}", ours < wanted.minimum_value
     if theirs is None or theirs <= 0:
         return
     if wanted.maximum_of_stable is not None:
@@ -359,7 +371,7 @@ def _looked(words: str, before: tuple[Evidence, ...], *, is_beyond: bool) -> Evi
     return replace(known, candidate=Counts(running, known.candidate.total + 1))
 
 
-def told(metric: str, value: float) -> str:
+def in_words(metric: str, value: float) -> str:
     """A value with its unit."""
     match metric:
         case MetricName.MEMORY:
@@ -393,7 +405,7 @@ class _Bound:
 
 def _bounds(wanted: Criterion, candidate: Counts, stable: Counts | None) -> Iterator[_Bound]:
     """The bounds of a metric, the absolute one first."""
-    suffix = "" if wanted.slower_than is None else f" over {wanted.slower_than.total_seconds() * 1000:g} ms"
+    suffix = "" if wanted.slower_than is None else f" over {_milliseconds(wanted.slower_than)}"
     if wanted.maximum is not None:
         ours, maximum, breach = candidate.lenient, wanted.maximum, ""
         if ours.bad > maximum * ours.total:
@@ -477,3 +489,7 @@ def _both(candidate: Counts, stable: Counts | None) -> str:
 
 def _percent(bound: Decimal) -> str:
     return f"{(bound * 100).normalize():f}%"
+
+
+def _milliseconds(duration: timedelta) -> str:
+    return f"{duration.total_seconds() * 1000:g} ms"

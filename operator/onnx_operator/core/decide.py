@@ -7,7 +7,7 @@ that takes over in the middle decides as the one before it would have.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, assert_never
+from typing import TYPE_CHECKING, Any, Final, assert_never
 
 from onnx_operator.core import reasons
 from onnx_operator.core.actions import (
@@ -29,6 +29,7 @@ from onnx_operator.core.ledger import Ended, MoveModel, MoveRevision, change, ou
 from onnx_operator.core.moves import first_move
 from onnx_operator.core.names import Component, fetch_job_name
 from onnx_operator.core.observation import ObjectName
+from onnx_operator.core.record import recorded
 from onnx_operator.core.tell import tell
 from onnx_operator.core.view import look
 
@@ -91,7 +92,7 @@ def decide(seen: Observation, now: datetime) -> Decision:
         standing=standing,
         move=move,
         actions=actions,
-        revisions=tuple(_reports(view, move)),
+        revisions=tuple(_reports(view, standing, move)),
         look_again=_AT_ONCE if move is not None else _seconds_to(view, standing),
     )
 
@@ -220,13 +221,16 @@ def _ledger(view: View, move: Move | None) -> OnnxModelStatus:
     return move.status if isinstance(move, MoveModel) else view.ledger
 
 
-def _reports(view: View, move: Move | None) -> Iterator[RevisionReport]:
+def _reports(view: View, standing: Standing, move: Move | None) -> Iterator[RevisionReport]:
     model = _ledger(view, move)
     for revision in view.seen.revisions:
         status = revision.status
         if isinstance(move, MoveRevision) and move.name == revision.name:
             status = move.status
-        status = status.model_copy(update={"outcome": outcome_of(revision, status, model, view.wanted_name)})
+        told: dict[str, Any] = {"outcome": outcome_of(revision, status, model, view.wanted_name)}
+        if view.ledger.candidate is not None and view.ledger.candidate.revision == revision.name:
+            told["rollout"] = recorded(view, view.ledger.candidate, standing, move, status)
+        status = status.model_copy(update=told)
         if status != revision.status and not revision.is_deleting:
             yield RevisionReport(revision.name, revision.resource_version, status)
 

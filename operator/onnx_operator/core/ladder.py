@@ -455,10 +455,9 @@ def _first_served(view: View) -> Rung:
     """Where nothing serves there is nothing to compare with and nobody to protect."""
     if view.ledger.stable is not None:
         return _met()
-    finding = Finding(
-        ConditionType.TRAFFIC_PROGRAMMED, "Unknown", reasons.ROUTES_PENDING, "the first revision takes all requests"
-    )
-    return _waiting(finding, move=promote(view, reasons.PROMOTED))
+    said = "the first revision takes all requests"
+    finding = Finding(ConditionType.TRAFFIC_PROGRAMMED, "Unknown", reasons.ROUTES_PENDING, said)
+    return _waiting(finding, move=promote(view, reasons.PROMOTED, said))
 
 
 def _programmed(view: View) -> Rung:
@@ -593,7 +592,7 @@ def _arrive(view: View, said: str) -> Rung:
     """At all of the traffic: first the bake, where one is declared, then as stable."""
     if view.plan is not None and view.plan.bake and not view.is_baking:
         return _hold(reasons.BAKING, f"{said}; the bake begins", move=bake(view, len(view.plan.steps) - 1))
-    return _hold(reasons.PROMOTED, f"{said}; nothing is left to do", move=promote(view, reasons.PROMOTED))
+    return _hold(reasons.PROMOTED, f"{said}; nothing is left to do", move=promote(view, reasons.PROMOTED, said))
 
 
 def _brake(view: View, said: str) -> Rung | None:

@@ -40,6 +40,7 @@ class Ended:
 
     outcome: str
     reason: str
+    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +114,8 @@ def bake(view: View, last_step: int) -> MoveModel:
     return MoveModel(entered.status.model_copy(update={"candidate": candidate}))
 
 
-def promote(view: View, reason: str) -> MoveModel:
-    """The candidate becomes stable; what was stable is drained and then removed."""
+def promote(view: View, reason: str, said: str) -> MoveModel:
+    """The candidate becomes stable, for the reason that is said; what was stable is drained and then removed."""
     candidate = view.ledger.candidate
     if candidate is None:
         raise ValueError("there is no candidate to promote")
@@ -134,7 +135,7 @@ def promote(view: View, reason: str) -> MoveModel:
             "drain_started_time": None,
         }
     )
-    return MoveModel(status, Ended("Promoted", reason))
+    return MoveModel(status, Ended("Promoted", reason, said))
 
 
 def take_out(view: View, failure: FailureStatus | None) -> MoveModel:
@@ -178,7 +179,7 @@ def quarantine(
             ),
         }
     )
-    return MoveRevision(revision.name, status, Ended(str(_fate(stage)), reason))
+    return MoveRevision(revision.name, status, Ended(str(fate(stage)), reason))
 
 
 def lift_quarantine(revision: RevisionSeen, *, keep_artifact: bool) -> MoveRevision:
@@ -216,7 +217,7 @@ def outcome_of(
 ) -> Outcome:
     """Where the revision stands in its life; told for people, never read to decide."""
     if status.quarantine is not None:
-        return _fate(status.quarantine.stage)
+        return fate(status.quarantine.stage)
     if model.stable is not None and model.stable.revision == revision.name:
         return Outcome.STABLE
     if model.candidate is not None and model.candidate.revision == revision.name:
@@ -243,7 +244,8 @@ def server_logs(view: View, revision: RevisionSeen) -> str:
     return f"kubectl logs --namespace {view.seen.model.namespace} --selector {selector} --all-containers --tail 100"
 
 
-def _fate(stage: str) -> Outcome:
+def fate(stage: str) -> Outcome:
+    """What becomes of a revision that fails in this stage."""
     return Outcome.ROLLED_BACK if stage == Stage.ROLLOUT else Outcome.FAILED
 
 

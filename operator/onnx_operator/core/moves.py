@@ -137,7 +137,7 @@ def _end_the_bake(view: View) -> MoveModel | None:
         return None
     if stable is not None and wanted == stable.revision:
         return take_out(view, None)
-    return None if view.is_braked else promote(view, reasons.PROMOTED)
+    return None if view.is_braked else promote(view, reasons.PROMOTED, "another spec ends the bake")
 
 
 def _is_still_wanted(view: View) -> bool:

@@ -13,7 +13,7 @@ from onnx_operator.api.common import parse_duration
 from onnx_operator.api.model import EvidenceStatus, MetricStatus, ServerCountsStatus, SplitStatus
 from onnx_operator.api.rollout import AtDeadline, MetricName
 from onnx_operator.core.acceptance import Offer, Refusal, accept, duration_of
-from onnx_operator.core.analysis import Verdict, counted, criteria, judge_all, overall, told
+from onnx_operator.core.analysis import Verdict, counted, criteria, in_words, judge_all, overall
 from onnx_operator.core.conditions import clipped, instant
 from onnx_operator.core.counts import Counts
 from onnx_operator.core.evidence import Evidence
@@ -56,6 +56,8 @@ class View:
     pool_weights: Mapping[ExecutionProvider, int]
     #: When the open freeze window closes; None while none is open, and while there is nothing that it could hold.
     frozen_until: datetime | None
+    #: What was judged in this look; empty where nothing was measured.
+    judgements: tuple[Judgement, ...] = ()
 
     @property
     def offer(self) -> Offer | None:
@@ -402,9 +404,10 @@ def _judged(view: View, measurements: tuple[Measurement, ...]) -> View:
     candidate = view.ledger.candidate
     if candidate is None or view.plan is None:
         return view
+    wanted = view.criteria
     tallies = {one.name: _tallies(one) for one in candidate.analysis}
     judgements = judge_all(
-        view.criteria,
+        wanted,
         (counted(one, tallies.get(one.metric, Tallies())) for one in measurements),
         steps=view.plan.stops,
         promise=float(view.plan.analysis.max_false_rollback),
@@ -417,11 +420,14 @@ def _judged(view: View, measurements: tuple[Measurement, ...]) -> View:
         update={
             "verdict": str(overall(judgements)),
             "verdict_time": instant(view.now),
-            "analysis": [_metric_status(one, tallies.get(one.metric, Tallies())) for one in judgements],
+            "analysis": [
+                _metric_status(criterion, judgement, tallies.get(judgement.metric, Tallies()))
+                for criterion, judgement in zip(wanted, judgements, strict=True)
+            ],
             "measured_split": _split_status(view, judgements),
         }
     )
-    return replace(view, ledger=view.ledger.model_copy(update={"candidate": judged}))
+    return replace(view, ledger=view.ledger.model_copy(update={"candidate": judged}), judgements=judgements)
 
 
 def _split_status(view: View, judgements: tuple[Judgement, ...]) -> SplitStatus | None:
@@ -452,11 +458,12 @@ def _split_status(view: View, judgements: tuple[Judgement, ...]) -> SplitStatus 
     )
 
 
-def _metric_status(judgement: Judgement, tallies: Tallies) -> MetricStatus:
+def _metric_status(criterion: Criterion, judgement: Judgement, tallies: Tallies) -> MetricStatus:
     return MetricStatus(
         name=judgement.metric,
         verdict=str(judgement.verdict),
         dry_run=judgement.is_dry_run,
+        bound=criterion.words,
         candidate=_side(judgement.metric, judgement.candidate),
         stable=_side(judgement.metric, judgement.stable),
         candidate_samples=judgement.candidate.total if isinstance(judgement.candidate, Counts) else 0,
@@ -471,7 +478,7 @@ def _metric_status(judgement: Judgement, tallies: Tallies) -> MetricStatus:
 def _side(metric: str, found: Counts | float | None) -> str | None:
     if isinstance(found, Counts):
         return f"{found.ratio:.4f}" if found.total else None
-    return None if found is None else told(metric, found)
+    return None if found is None else in_words(metric, found)
 
 
 def _server_counts(tally: Tally | None) -> ServerCountsStatus | None:

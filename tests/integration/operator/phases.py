@@ -267,6 +267,9 @@ def _essence(world: World, kind: str, one: Manifest) -> Manifest:
     status = one.get("status") or {}
     if kind == "batch/v1/jobs":
         status = {name: status.get(name, 0) for name in ("succeeded", "failed")}
+    elif kind.endswith("/onnxmodelrevisions"):
+        # When each look came differs between any two runs, and so does all of the record but its end.
+        status = status | {"rollout": {"end": (status.get("rollout") or {}).get("end")}}
     elif not kind.startswith(GROUP.removeprefix("/apis/")):
         status = {name: status[name] for name in ("replicas", "readyReplicas") if name in status}
     labels = metadata.get("labels")

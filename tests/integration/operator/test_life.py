@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import json
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
+from integration.apiserver import ROOT
 from onnx_operator.core.reasons import ALL
 
 if TYPE_CHECKING:
-    from integration.operator.conftest import World
+    from integration.operator.conftest import Manifest, World
 
 
 def test_a_first_revision_is_fetched_converted_validated_published_and_takes_all_traffic(world: World) -> None:
@@ -22,6 +26,47 @@ def test_a_first_revision_is_fetched_converted_validated_published_and_takes_all
     assert world.split("minilm") == {service: 100} == world.split("minilm", "grpcroutes")
     assert [one["name"] for one in revision["status"]["stages"]] == ["convert", "validate-cpu", "publish"]
     assert revision["status"]["outcome"] == "Stable"
+
+
+def test_a_promoted_and_an_aborted_revision_keep_their_rollout_and_it_makes_a_page(world: World) -> None:
+    world.operator().start()
+    # There is no Prometheus here, so what is judged says so, and is not followed.
+    metrics = [{"name": "errorRatio", "maximum": "0.05", "dryRun": True}]
+    rollout = {"steps": [{"weight": 20, "duration": "3s"}], "analysis": {"interval": "1s", "metrics": metrics}}
+    world.apply("minilm", rollout=rollout)
+    world.until_ready("minilm")
+    world.patch("minilm", {"opset": 19})
+    world.until(lambda: (world.status("minilm").get("stable") or {}).get("number") == 2, "revision 2 is promoted")
+    world.until_ready("minilm")
+    world.patch("minilm", {"opset": 20, "rollout": {"steps": [{"weight": 20, "duration": "5m"}]}})
+    world.until(lambda: record_of(world, 3).get("points") or [], "revision 3 is judged")
+    world.patch("minilm", {"rollout": {"abortToken": "stop"}})
+    world.until_condition("minilm", "Stalled", "True", "RolledBack")
+
+    for number, outcome, reason, title in (
+        (2, "Promoted", "Promoted", "Promoted"),
+        (3, "RolledBack", "Aborted", "Rolled back"),
+    ):
+        record = record_of(world, number)
+        assert {one.split(" ", 1)[1] for one in record["points"]} == {"20 | E - -"}
+        assert {"Starting", "StepRunning"} <= {one["reason"] for one in record["moments"]}
+        assert (record["end"]["outcome"], record["end"]["reason"]) == (outcome, reason)
+        assert page_of(world, number).count(f"<strong>{title}</strong> at {record['end']['time']}") == 1
+
+
+def record_of(world: World, number: int) -> Manifest:
+    record: Manifest = world.revision(number).get("status", {}).get("rollout") or {}
+    return record
+
+
+def page_of(world: World, number: int) -> str:
+    """As a user gets it, in a process that knows of no cluster."""
+    command = [sys.executable, "-m", "onnx_operator", "report"]
+    environment = {"PYTHONPATH": f"{ROOT / 'operator'}:{ROOT / 'converter_image'}"}
+    revision = json.dumps(world.revision(number))
+    return subprocess.run(
+        command, input=revision, env=environment, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
 
 
 def test_a_second_revision_passes_the_steps_and_replaces_the_first(world: World) -> None:

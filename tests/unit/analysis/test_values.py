@@ -12,7 +12,7 @@ import pytest
 from onnx_operator.adapters import triton
 from onnx_operator.adapters.asking import Outage
 from onnx_operator.api.rollout import Analysis, Metric, MetricName, PrometheusQuery, Provider
-from onnx_operator.core.analysis import Criterion, Measurement, Outcome, Verdict, counted, criteria, judge, told
+from onnx_operator.core.analysis import Criterion, Measurement, Outcome, Verdict, counted, criteria, in_words, judge
 from onnx_operator.core.counts import Counts
 from onnx_operator.core.queries import Series, Silence
 from onnx_operator.core.questions import (
@@ -87,7 +87,7 @@ def test_a_value_is_told_with_its_unit_and_the_bound_it_is_beyond() -> None:
         "memory is 3072.0Mi for the candidate, 2969.6Mi for stable: "
         "beyond maximumValue 2048.0Mi in 1 of 3 looks running"
     )
-    assert [told("throughputPerReplica", 12.345), told("queue", 3.0)] == ["12.35/s", "3"]
+    assert [in_words("throughputPerReplica", 12.345), in_words("queue", 3.0)] == ["12.35/s", "3"]
 
 
 def test_a_value_takes_nothing_of_the_promise() -> None:

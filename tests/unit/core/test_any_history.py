@@ -17,6 +17,7 @@ from onnx_operator.core.freezes import frozen_until
 from onnx_operator.core.jobs import JobBlocked, JobRunning
 from onnx_operator.core.names import server_name
 from onnx_operator.core.pods import Trouble
+from onnx_operator.core.record import MOST_MOMENTS, MOST_POINTS, read
 from onnx_operator.core.traffic import Track
 from unit.core.worlds import CPU, CUDA, World, a_class, a_spec
 
@@ -260,6 +261,27 @@ class AnyHistory(RuleBasedStateMachine):
             assert status.stable is not None
             assert status.candidate is None
             assert status.retiring == []
+
+    @invariant()
+    def every_rollout_is_on_record_and_only_the_candidates_has_no_end(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        world = self.world
+        for revision in world.revisions.values():
+            record = revision.status.rollout
+            if record is None:
+                continue
+            points = [read(line) for line in record.points]
+            times = [one.seconds for one in points]
+            assert times == sorted(set(times))
+            assert {one.weight for one in points} <= {0, 100} | WEIGHTS
+            assert len(points) <= MOST_POINTS
+            moments = [one.time for one in record.moments]
+            assert moments == sorted(moments)
+            assert len(moments) <= MOST_MOMENTS
+            candidate = world.status.candidate
+            is_candidate = candidate is not None and candidate.revision == revision.name
+            assert record.end is not None or is_candidate
 
     def _looked(self, look: Any) -> None:
         before = self.world.status
