@@ -190,6 +190,16 @@ class Bake(ApiModel):
     no bake."""
 
 
+class RollbackWindow(ApiModel):
+    """Which of the revisions that were stable before still count as known to be good."""
+
+    revisions: Annotated[int, Field(ge=0, le=10)]
+    """How many of them, the latest first; 0 is no window, whatever the class says. They are kept besides
+    revisionHistoryLimit."""
+    duration: Annotated[str, duration_field(least="1m")] | None = None
+    """How long after it was stable a revision counts; for ever when unset."""
+
+
 def _cron_field(value: str) -> str:
     item = f"([*]|{value}(-{value})?)(/[0-9]{{1,2}})?"
     return f"{item}(,{item})*"
@@ -275,6 +285,8 @@ class RolloutDefaults(ApiModel):
     step with pause waits for a person, nor in a freeze window."""
     bake: Bake | None = None
     """After the last step: how long the revision before is kept warm; none when unset."""
+    rollback_window: RollbackWindow | None = None
+    """Going back to which revisions takes no steps; none when unset."""
     freeze_windows: FreezeWindows = []
     """Times in which no rollout of any model of this class starts, advances or is promoted; a model's own windows
     apply as well. Rollback and abort always may, and a model that serves nothing yet serves its first revision."""
@@ -297,6 +309,11 @@ class Rollout(ApiModel):
     is judged on, while the servers of the revision before are kept with weight 0. A Fail or abortToken sends all
     requests back there at once; promoteToken ends the bake; so does another spec, unless it is the one before, which
     serves again at once. The class's when unset, and none when that is unset, too."""
+    rollback_window: RollbackWindow | None = None
+    """A spec that goes back to one of the revisions that were stable last is no rollout: its servers start, and then it
+    takes all requests at once, without steps, analysis or bake, even in a freeze window; paused holds it. A revision
+    that was itself gone back from, or that is or was in quarantine since, is not known to be good. The class's when
+    unset, and none when that is unset, too."""
     freeze_windows: FreezeWindows = []
     """Times in which no rollout of this model starts, advances or is promoted, not even by promoteToken, which is kept
     until the window closes; besides the class's, which apply as well. A new revision is converted, validated and

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from onnx_operator.api.model import OnnxModelSpec
     from onnx_operator.api.model_class import OnnxModelClassSpec
-    from onnx_operator.api.rollout import Analysis, FreezeWindow, Step
+    from onnx_operator.api.rollout import Analysis, FreezeWindow, RollbackWindow, Step
     from onnx_operator.core.observation import ClassSeen, ModelSeen
 
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
@@ -38,6 +38,7 @@ class Plan:
     bake: timedelta
     #: The class's and the model's own.
     freeze_windows: tuple[FreezeWindow, ...]
+    rollback_window: RollbackWindow | None
     is_paused: bool
 
     @property
@@ -108,6 +109,7 @@ def plan_of(spec: OnnxModelSpec, class_spec: OnnxModelClassSpec) -> Plan:
         progress_deadline=parse_duration(rollout.progress_deadline or fallback.progress_deadline),
         bake=parse_duration(bake.duration) if (bake := rollout.bake or fallback.bake) else timedelta(),
         freeze_windows=(*fallback.freeze_windows, *rollout.freeze_windows),
+        rollback_window=rollout.rollback_window or fallback.rollback_window,
         is_paused=rollout.paused,
     )
 

@@ -199,7 +199,7 @@ def _history(view: View) -> Iterator[Delete]:
     """The oldest revisions beyond the limit; never one that serves, is on its way, or is what the spec stands for."""
     if view.offer is None:
         return
-    in_use = _named_in_ledger(view) | {view.wanted_name or ""}
+    in_use = _named_in_ledger(view) | {view.wanted_name or ""} | {one.revision for one in view.known_good}
     finished = sorted(
         (one for one in view.seen.revisions if one.name not in in_use), key=lambda one: one.spec.number, reverse=True
     )

@@ -446,6 +446,8 @@ def _available(view: View) -> Rung:
             return _waiting(Finding(ConditionType.CANDIDATE_AVAILABLE, "False", reason, message), look_at=view.deadline)
     wanted = (view.replicas or 1) * len(states)
     message = f"{view.ready_replicas(revision.name)} of {wanted} servers of revision {revision.spec.number} are ready"
+    if view.is_rollback:
+        message += "; it was stable before, and takes all requests as soon as they are, as rollbackWindow wants it"
     return _waiting(
         Finding(ConditionType.CANDIDATE_AVAILABLE, "Unknown", reasons.STARTING, message), look_at=view.deadline
     )
@@ -491,7 +493,7 @@ def programmed_finding(view: View) -> Finding:
 
 def needs_prober(view: View) -> bool:
     """Whether golden requests are to be sent to both sides."""
-    if view.plan is None or view.stable is None or view.candidate is None:
+    if view.plan is None or view.stable is None or view.candidate is None or view.is_rollback:
         return False
     return any(metric.name is MetricName.DISAGREEMENT for metric in view.plan.analysis.metrics)
 
@@ -501,11 +503,13 @@ def needs_prober(view: View) -> bool:
 
 def _promoted(view: View) -> Rung:
     if view.is_settled_on_wanted:
-        message = f"revision {_wanted(view).spec.number} is stable"
-        return _met(Finding(ConditionType.PROMOTED, "True", reasons.PROMOTED, message))
+        return _met(_promoted_finding(view))
     candidate, plan, step = view.ledger.candidate, view.plan, view.step_index
     if candidate is None or plan is None:
         raise ValueError("a revision that is not the candidate does not get this far")
+    if view.is_rollback:
+        said = "the spec goes back to what was stable before"
+        return _brake(view, said) or _hold(reasons.WENT_BACK, said, move=promote(view, reasons.WENT_BACK))
     if view.is_promotion_asked_for and not view.needs_a_person:
         said = "rollout.promoteToken changed"
         return _brake(view, said) or _arrive(view, said)
@@ -520,6 +524,13 @@ def _promoted(view: View) -> Rung:
         move = change_candidate(view, step_started_time=instant(view.now), progress_time=instant(view.now))
         return _hold(reasons.STEP_STARTING, f"{told} begins", move=move)
     return _within_step(view, told) or _after_step(view, f"{told} has passed")
+
+
+def _promoted_finding(view: View) -> Finding:
+    reason, message = reasons.PROMOTED, f"revision {_wanted(view).spec.number} is stable"
+    if view.ledger.stable is not None and view.ledger.stable.rollback:
+        reason, message = reasons.WENT_BACK, f"{message} again: the spec went back to it within rollbackWindow"
+    return Finding(ConditionType.PROMOTED, "True", reason, message)
 
 
 def _within_step(view: View, told: str) -> Rung | None:

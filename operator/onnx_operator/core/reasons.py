@@ -142,6 +142,10 @@ BAKING: Final = Reason(
     "Baking", "surfaces when the candidate answers all requests and the revision before it is kept warm"
 )
 PROMOTED: Final = Reason("Promoted", "surfaces when the revision of the present spec became stable")
+WENT_BACK: Final = Reason(
+    "WentBack",
+    "surfaces when the spec went back to a revision within rollbackWindow, which took all requests without steps",
+)
 
 # What takes a candidate out of the traffic.
 ROLLED_BACK: Final = Reason("RolledBack", "surfaces when a candidate had traffic and was taken back; Promoted says why")

@@ -23,7 +23,7 @@ from onnx_operator.core.traffic import FULL, Side, carries, split
 
 if TYPE_CHECKING:
     from onnx_operator.api.common import ExecutionProvider
-    from onnx_operator.api.model import OnnxModelStatus, SourceStatus
+    from onnx_operator.api.model import KnownGood, OnnxModelStatus, SourceStatus
     from onnx_operator.api.model_class import OnnxModelClassSpec
     from onnx_operator.api.revision import OnnxModelRevisionSpec
     from onnx_operator.core.acceptance import Plan
@@ -87,6 +87,31 @@ class View:
     @property
     def is_settled_on_wanted(self) -> bool:
         return self.ledger.stable is not None and self.ledger.stable.revision == self.wanted_name
+
+    @property
+    def known_good(self) -> tuple[KnownGood, ...]:
+        """The revisions within the rollback window."""
+        window = self.plan.rollback_window if self.plan is not None else None
+        if window is None:
+            return ()
+        recent = self.ledger.known_good[: window.revisions]
+        if window.duration is None:
+            return tuple(recent)
+        oldest = self.now - parse_duration(window.duration)
+        return tuple(one for one in recent if moment(one.until) >= oldest)
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether the spec goes back from stable to a revision that is known to be good."""
+        stable, wanted = self.ledger.stable, self.wanted
+        if stable is None or wanted is None or wanted.spec.number >= stable.number:
+            return False
+        return any((one.revision, one.number) == (wanted.name, wanted.spec.number) for one in self.known_good)
+
+    @property
+    def is_rollback(self) -> bool:
+        """Whether the candidate is one that the spec goes back to."""
+        return self.ledger.candidate is not None and self.ledger.candidate.rollback
 
     def revision(self, name: str | None) -> RevisionSeen | None:
         return next((one for one in self.seen.revisions if one.name == name), None)
@@ -307,9 +332,9 @@ def look(seen: Observation, now: datetime) -> View:
 
 
 def _frozen_until(seen: Observation, accepted: Offer | Refusal, now: datetime) -> datetime | None:
-    """A freeze protects what serves: where nothing does, it holds nothing."""
+    """A freeze protects what serves: where nothing does, it holds nothing, nor does it keep what served before out."""
     status = seen.model.status
-    if isinstance(accepted, Refusal) or status.stable is None or status.candidate is None:
+    if isinstance(accepted, Refusal) or status.stable is None or status.candidate is None or status.candidate.rollback:
         return None
     return frozen_until(accepted.plan.freeze_windows, now)
 

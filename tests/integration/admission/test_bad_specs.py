@@ -196,6 +196,19 @@ BAD_MODELS: Final = {
     "a bake of a day": Bad(
         {"spec.rollout.bake": {"duration": "1d"}}, "spec.rollout.bake.duration", "such as 500us, 30s or 1h30m"
     ),
+    "a way back that does not say how far": Bad(
+        {"spec.rollout.rollbackWindow": {"duration": "24h"}}, "spec.rollout.rollbackWindow.revisions", "Required"
+    ),
+    "a way back that is too far": Bad(
+        {"spec.rollout.rollbackWindow": {"revisions": 11}},
+        "spec.rollout.rollbackWindow.revisions",
+        "less than or equal to 10",
+    ),
+    "a way back for a second": Bad(
+        {"spec.rollout.rollbackWindow": {"revisions": 3, "duration": "1s"}},
+        "spec.rollout.rollbackWindow.duration",
+        "at least 1m",
+    ),
     "a freeze at minute 60": Bad(
         {FREEZES: [{"schedule": "60 * * * *", "duration": "1h"}]}, f"{FREEZES}[0].schedule", "five cron fields"
     ),

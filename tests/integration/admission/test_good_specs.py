@@ -51,6 +51,9 @@ GOOD_ROLLOUTS: Final = {
     "a preview that ends by time before steps with traffic": {
         "steps": [{"weight": 0, "duration": "5m"}, {"weight": 5}]
     },
+    "a way back": {"rollbackWindow": {"revisions": 3}},
+    "a way back for a day": {"rollbackWindow": {"revisions": 3, "duration": "24h"}},
+    "no way back, whatever the class says": {"rollbackWindow": {"revisions": 0}},
     "a bake": {"bake": {"duration": "1h"}},
     "no bake, whatever the class says": {"bake": {"duration": "0s"}},
     "a frozen weekend": {

@@ -44,7 +44,8 @@ FREEZES = st.sampled_from(
     ]
 )
 BAKES = st.sampled_from([None, {"duration": "40s"}, {"duration": "20m"}])
-ROLLOUTS = st.fixed_dictionaries({"steps": STEPS, "freezeWindows": FREEZES, "bake": BAKES})
+WINDOWS = st.sampled_from([None, {"revisions": 1}, {"revisions": 3, "duration": "20m"}])
+ROLLOUTS = st.fixed_dictionaries({"steps": STEPS, "freezeWindows": FREEZES, "bake": BAKES, "rollbackWindow": WINDOWS})
 FOUND = st.sampled_from([0, 0, 500, Outcome.NO_DATA, Outcome.PROVIDER_ERROR])
 TOKENS = st.sampled_from(["", "a", "b"])
 
@@ -211,6 +212,10 @@ class AnyHistory(RuleBasedStateMachine):
         if before.stable is not None and after.stable is not None and before.stable.revision != after.stable.revision:
             assert candidate is not None
             assert candidate.revision == after.stable.revision
+            if candidate.rollback:
+                assert not self.world.spec.rollout.paused
+                assert before.stable.number > candidate.number, "went back to a later one"
+                return
             assert candidate.baking or not self.world.spec.rollout.bake, "promoted without a bake"
             if candidate.baking and decision.view.wanted_name != candidate.revision:
                 self._may_begin()  # another spec ends a bake
