@@ -89,12 +89,12 @@ def begin(view: View, revision: RevisionSeen) -> MoveModel:
 def enter_step(view: View, step: int | None) -> MoveModel:
     """The candidate's weight becomes that of the step; its clock starts when the gateway has accepted it.
 
-    What a person asked for within a step ends with the step.
+    What a person asked for within a step ends with the step, unless it was to hurry through the steps.
     """
     candidate = view.ledger.candidate
     updates: dict[str, Any] = {"step": step, "step_started_time": None, "held_time": None, "baking": False}
     updates |= {"verdict": None, "verdict_time": None, "analysis": _counted_through_all_steps(view)}
-    if candidate is not None and candidate.step is not None:
+    if candidate is not None and candidate.step is not None and (step is None or not view.is_hurried):
         updates["promotion_asked_time"] = None
     if step is not None:
         updates["progress_time"] = instant(view.now)

@@ -48,6 +48,10 @@ STEP_ABOVE_DEADLINE: Final = Reason(
     "StepLongerThanDeadline",
     "surfaces when a rollout step lasts as long as the progress deadline, so it could never pass",
 )
+STEP_WITHOUT_ROOM: Final = Reason(
+    "StepWithoutRoom",
+    "surfaces when maxSurge and maxUnavailable leave a rollout step no room for the servers that it needs",
+)
 FREEZE_WINDOW_INVALID: Final = Reason(
     "FreezeWindowInvalid",
     "surfaces when the schedule or the time zone of a freeze window cannot be read; the message names the field",
@@ -128,6 +132,9 @@ STEP_STARTING: Final = Reason(
 STEP_RUNNING: Final = Reason("StepRunning", "surfaces when a step lasts and the candidate is watched")
 ANALYSIS_HOLDS: Final = Reason(
     "AnalysisHolds", "surfaces when a step's time is over and its last verdict is not Pass; the message has the verdict"
+)
+SCALING: Final = Reason(
+    "Scaling", "surfaces when a step has passed and the servers that the next one needs are not all ready"
 )
 PAUSED: Final = Reason("Paused", "surfaces when rollout.paused holds the candidate where it is")
 FROZEN: Final = Reason(

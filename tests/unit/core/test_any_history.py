@@ -14,10 +14,17 @@ from onnx_operator.core.analysis import Outcome
 from onnx_operator.core.freezes import frozen_until
 from onnx_operator.core.jobs import JobBlocked, JobRunning
 from onnx_operator.core.pods import Trouble
+from onnx_operator.core.view import side_of
 from unit.core.worlds import World
 
 if TYPE_CHECKING:
+    from onnx_operator.api.common import ExecutionProvider
     from onnx_operator.api.model import CandidateStatus
+    from onnx_operator.core.servers import ServerState
+    from onnx_operator.core.traffic import Split
+    from onnx_operator.core.view import View
+
+    Servers = dict[tuple[str, ExecutionProvider], ServerState]
 
 WEIGHTS = {10, 50}
 STEPS = st.sampled_from(
@@ -45,7 +52,18 @@ FREEZES = st.sampled_from(
 )
 BAKES = st.sampled_from([None, {"duration": "40s"}, {"duration": "20m"}])
 WINDOWS = st.sampled_from([None, {"revisions": 1}, {"revisions": 3, "duration": "20m"}])
-ROLLOUTS = st.fixed_dictionaries({"steps": STEPS, "freezeWindows": FREEZES, "bake": BAKES, "rollbackWindow": WINDOWS})
+SURGES = st.sampled_from(
+    [
+        {"maxSurge": "100%", "maxUnavailable": 0},
+        {"maxSurge": 0, "maxUnavailable": 1},
+        {"maxSurge": 1, "maxUnavailable": "50%"},
+    ]
+)
+ROLLOUTS = st.builds(
+    lambda plan, surge: plan | surge,
+    st.fixed_dictionaries({"steps": STEPS, "freezeWindows": FREEZES, "bake": BAKES, "rollbackWindow": WINDOWS}),
+    SURGES,
+)
 FOUND = st.sampled_from([0, 0, 500, Outcome.NO_DATA, Outcome.PROVIDER_ERROR])
 TOKENS = st.sampled_from(["", "a", "b"])
 
@@ -72,7 +90,7 @@ class AnyHistory(RuleBasedStateMachine):
         self.edit(threads)
         self.be_well(looks)
 
-    @rule(path=st.sampled_from(["v1", "v2"]), replicas=st.sampled_from([1, 3, 50]), is_there=st.integers(0, 4))
+    @rule(path=st.sampled_from(["v1", "v2"]), replicas=st.sampled_from([1, 2, 3, 50]), is_there=st.integers(0, 4))
     def change_something_else(self, path: str, replicas: int, is_there: int) -> None:
         serving = self.world.spec.serving.model_dump(mode="json") | {"replicas": replicas}
         source = {"persistentVolumeClaim": {"claimName": "checkpoints", "path": path}}
@@ -98,6 +116,19 @@ class AnyHistory(RuleBasedStateMachine):
             self.be_well(1)
             if times % 2 and self.world.condition("Promoted")[1] == "WaitingForPromoteToken":
                 self.world.steer(promoteToken=f"at {self.world.now}")
+
+    @precondition(lambda self: self.world.status.known_good)
+    @rule(data=st.data(), looks=st.integers(1, 5))
+    def go_back(self, data: st.DataObject, looks: int) -> None:
+        """Chance alone hardly ever comes back to a version that was promoted before."""
+        earlier = self.world.revisions.get(data.draw(st.sampled_from(self.world.status.known_good)).revision)
+        if earlier is None:
+            return
+        serving = self.world.spec.serving.model_dump(mode="json") | {"threads": earlier.spec.threads}
+        source = earlier.spec.source.model_dump(mode="json", exclude_none=True)
+        self.world.change(serving=serving, source=source)
+        self.world.steer(rollbackWindow={"revisions": 3}, paused=False)
+        self.be_well(looks)
 
     # ---- the cluster
 
@@ -200,14 +231,12 @@ class AnyHistory(RuleBasedStateMachine):
             assert status.retiring == []
 
     def _looked(self, look: Any) -> None:
-        before = self.world.status
+        before, servers, in_force = self.world.status, dict(self.world.servers), self.world.in_force
         splits = len(self.world.history)
         decision = look()
         after = self.world.status
-        for split in self.world.history[splits:]:
-            total = sum(one.weight for one in split.backends)
-            shares = sorted(100 * one.weight // total for one in split.backends)
-            assert shares[-1] == 100 or set(shares) & WEIGHTS, shares
+        self._may_scale(decision.view, servers, in_force)
+        self._may_split(self.world.history[splits:])
         candidate = before.candidate
         if before.stable is not None and after.stable is not None and before.stable.revision != after.stable.revision:
             assert candidate is not None
@@ -218,7 +247,7 @@ class AnyHistory(RuleBasedStateMachine):
                 return
             assert candidate.baking or not self.world.spec.rollout.bake, "promoted without a bake"
             if candidate.baking and decision.view.wanted_name != candidate.revision:
-                self._may_begin()  # another spec ends a bake
+                self._may_begin(candidate)  # another spec ends a bake
             else:
                 self._may_advance(candidate, is_promotion=True)
         elif candidate and after.candidate and after.candidate.baking:
@@ -228,19 +257,48 @@ class AnyHistory(RuleBasedStateMachine):
             assert candidate.revision == after.candidate.revision
             began = -1 if candidate.step is None else candidate.step
             assert after.candidate.step - began in {0, 1}
-            if after.candidate.step > began >= 0:
+            if after.candidate.step > began:
+                self._has_servers_for(decision.view, after.candidate)
+            if after.candidate.step > began >= 0 and not candidate.rollback:
                 self._may_advance(candidate, is_promotion=False)
             elif after.candidate.step > began:
-                self._may_begin()
+                self._may_begin(candidate)
 
-    def _may_begin(self) -> None:
+    def _may_split(self, splits: list[Split]) -> None:
+        for split in splits:
+            total = sum(one.weight for one in split.backends)
+            shares = sorted(100 * one.weight // total for one in split.backends)
+            assert shares[-1] == 100 or set(shares) & WEIGHTS, shares
+
+    def _may_scale(self, view: View, before: Servers, in_force: Split | None) -> None:
+        """Never more than the limit; and nobody gives up what the weight in force needs."""
+        if view.plan is None or view.stable is None:
+            return
+        capacity, stable = view.plan.capacity, view.stable
+        total, was = (sum(one.replicas for one in found.values()) for found in (self.world.servers, before))
+        assert total <= max(was, capacity.limit)
+        for key, state in self.world.servers.items():
+            if key[0] == stable.name and key in before and state.replicas < before[key].replicas and in_force:
+                assert state.replicas >= capacity.need(in_force.percent(side_of(stable)))
+
+    def _has_servers_for(self, view: View, candidate: CandidateStatus) -> None:
+        assert view.plan is not None
+        assert candidate.step is not None
+        need = max(1, view.plan.capacity.need(view.plan.steps[candidate.step].weight))
+        ready = [state.ready for (name, _), state in self.world.servers.items() if name == candidate.revision]
+        assert ready
+        assert min(ready) >= need
+
+    def _may_begin(self, candidate: CandidateStatus) -> None:
         rollout = self.world.spec.rollout
         assert not rollout.paused
-        assert frozen_until(rollout.freeze_windows, self.world.now) is None, "advanced in a freeze"
+        assert candidate.rollback or frozen_until(rollout.freeze_windows, self.world.now) is None, (
+            "advanced in a freeze"
+        )
 
     def _may_advance(self, candidate: CandidateStatus, *, is_promotion: bool) -> None:
         """Only by a Pass; out of a step with pause only by a person as well; past the steps by a person alone."""
-        self._may_begin()
+        self._may_begin(candidate)
         by_class = self.classes[0].spec
         assert by_class is not None
         steps = self.world.spec.rollout.steps or by_class.rollout.steps
@@ -253,7 +311,8 @@ class AnyHistory(RuleBasedStateMachine):
             found = self.world.measured[0].candidate
             is_good = candidate.verdict == "Pass" or (found and not found.bad)
             assert is_good or (step.weight == 0 and not candidate.baking), "advanced without a Pass"
-        assert is_promotion or not is_asked or is_held, "a person's word was cut short"
+        is_scarce = self.world.spec.rollout.max_surge not in {None, "100%"}
+        assert is_promotion or not is_asked or is_held or is_scarce, "a person's word was cut short"
 
     # ---- the end of every story
 
@@ -265,8 +324,11 @@ class AnyHistory(RuleBasedStateMachine):
         world = self.world
         world.classes = self.classes
         world.measure(0, 1000)
-        world.change(serving=world.spec.serving.model_dump(mode="json") | {"replicas": 1})
-        world.steer(paused=False)
+        # Two of which one may be missing can be rolled out in any steps, and only a bake takes a server more.
+        world.change(serving=world.spec.serving.model_dump(mode="json") | {"replicas": 2})
+        world.steer(paused=False, maxUnavailable=1)
+        if world.spec.rollout.max_surge == "0":
+            world.steer(bake=None)
         for look in range(200):
             self.settle()
             if world.condition("Reconciling")[0] == "False":
