@@ -453,7 +453,7 @@ def _available(view: View) -> Rung:
             if state.trouble.is_crash:
                 message = f"{state.trouble.reason}: {message}"
             return _waiting(Finding(ConditionType.CANDIDATE_AVAILABLE, "False", reason, message), look_at=view.deadline)
-    wanted = sum(view.wanted_replicas(revision, one) for one in states)
+    wanted = sum(view.complete(revision, one) for one in states)
     message = f"{view.ready_replicas(revision.name)} of {wanted} servers of revision {revision.spec.number} are ready"
     if view.is_rollback:
         message += "; it was stable before, and takes all requests as soon as they are, as rollbackWindow wants it"

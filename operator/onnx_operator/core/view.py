@@ -150,6 +150,12 @@ class View:
         sides = self._sides(provider)
         return sides.stable if revision == self.stable else sides.candidate
 
+    def complete(self, revision: RevisionSeen, provider: ExecutionProvider) -> int:
+        """How many servers make the revision available: all it gets for now, and all there are where it is alone."""
+        if self.plan is not None and revision == self.stable and self.ledger.candidate is None:
+            return self.plan.capacity.replicas
+        return max(1, self.wanted_replicas(revision, provider))
+
     def _sides(self, provider: ExecutionProvider) -> Sides:
         if self.plan is None:
             raise ValueError("a spec that may not be acted on scales nothing")
@@ -158,7 +164,10 @@ class View:
         is_coming = candidate is not None and provider in self.servers(candidate) and self.may_have_servers(candidate)
         if goal is None or not is_coming:
             goal = Goal(-1, 0, 0, 0)
-        leaving = (self._asked_for(one, provider) for one in self.retiring)
+        # Until its Deployment is gone, what is drained takes room.
+        staying = {one.name for one in (stable, candidate) if one is not None}
+        found = self.seen.servers.items()
+        leaving = (state.replicas for (name, of), state in found if of is provider and name not in staying)
         now = Sides(self._asked_for(stable, provider), self._asked_for(candidate, provider))
         if stable is None or provider not in side_of(stable).providers:
             # Nobody gives way, and nobody has to.
@@ -212,7 +221,7 @@ class View:
     def is_available(self, revision: RevisionSeen) -> bool:
         """Whether every server of the revision is ready."""
         return all(
-            state is not None and state.is_available(max(1, self.wanted_replicas(revision, provider)))
+            state is not None and state.is_available(self.complete(revision, provider))
             for provider, state in self.servers(revision).items()
         )
 

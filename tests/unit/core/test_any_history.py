@@ -232,7 +232,7 @@ class AnyHistory(RuleBasedStateMachine):
 
     def _looked(self, look: Any) -> None:
         before, servers, in_force = self.world.status, dict(self.world.servers), self.world.in_force
-        splits = len(self.world.history)
+        splits, self.world.peak = len(self.world.history), 0
         decision = look()
         after = self.world.status
         self._may_scale(decision.view, servers, in_force)
@@ -275,8 +275,7 @@ class AnyHistory(RuleBasedStateMachine):
         if view.plan is None or view.stable is None:
             return
         capacity, stable = view.plan.capacity, view.stable
-        total, was = (sum(one.replicas for one in found.values()) for found in (self.world.servers, before))
-        assert total <= max(was, capacity.limit)
+        assert self.world.peak <= max(capacity.limit, sum(one.replicas for one in before.values()))
         for key, state in self.world.servers.items():
             if key[0] == stable.name and key in before and state.replicas < before[key].replicas and in_force:
                 assert state.replicas >= capacity.need(in_force.percent(side_of(stable)))
@@ -346,6 +345,8 @@ class AnyHistory(RuleBasedStateMachine):
         assert (is_ready, is_stalled) in {("True", "False"), ("False", "True")}, world.status.conditions
         assert world.condition("Reconciling")[0] == "False"
         assert world.status.candidate is None
+        world.wait(3600)  # what a window of time kept is history now
+        world.settle()
         before = world.writes
         for _ in range(5):
             world.wait(600)

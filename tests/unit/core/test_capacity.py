@@ -118,6 +118,7 @@ def test_without_a_surge_servers_change_sides_one_by_one() -> None:
     assert world.stable_number == 2
     world.finish()
     assert sides(world) == (4, 0)
+    assert world.peak == 4, "what is drained takes room until it is gone"
 
 
 def test_with_one_more_no_side_is_ever_below_what_it_needs() -> None:

@@ -107,6 +107,8 @@ class World:
     #: Every split that was ever written, newest last.
     history: list[Split] = field(default_factory=list)
     writes: int = 0
+    #: The most servers that were asked for at any moment.
+    peak: int = 0
     #: What the gateway really does, and since when it sends nothing to a Service.
     in_force: Split | None = None
     idle_since: dict[str, datetime] = field(default_factory=dict)
@@ -334,6 +336,7 @@ class World:
                     self._wrote()
                     ready = 0 if state is None else min(state.ready, action.replicas)
                     self.servers[key] = ServerState(action.replicas, ready, is_current=ready == action.replicas)
+                    self.peak = max(self.peak, sum(one.replicas for one in self.servers.values()))
             case WantRoutes():
                 for name in action.objects:
                     self._create(name, "", "")
