@@ -251,7 +251,7 @@ class OnnxModelSpec(ApiModel):
     rollout: Rollout = Rollout()
     """How a new revision takes over."""
     revision_history_limit: Annotated[int, Field(ge=1, le=50)] = 5
-    """Finished revisions that are kept for history and rollback, besides stable and candidate."""
+    """Finished revisions that are kept for history, besides stable, candidate and those within rollbackWindow."""
 
 
 class SourceStatus(ApiModel):
@@ -360,6 +360,20 @@ class RevisionInUse(ApiModel):
 class StableStatus(RevisionInUse):
     """The revision that serves, and to which a rollback goes; while the candidate bakes it is kept warm instead."""
 
+    rollback: bool = False
+    """Whether the spec went back to it within rollbackWindow, so that it took all requests at once."""
+
+
+class KnownGood(ApiModel):
+    """A revision that was stable until a later one was promoted."""
+
+    revision: ObjectName
+    """Name of the OnnxModelRevision."""
+    number: Annotated[int, Field(ge=1)]
+    """Its number."""
+    until: Time
+    """When the later one became stable."""
+
 
 class SplitStatus(ApiModel):
     """How requests that named no side were split since the step began, golden requests taken out."""
@@ -384,6 +398,9 @@ class CandidateStatus(RevisionInUse):
     baking: bool = False
     """Whether it has passed the last step and answers all requests, while stable is kept warm with weight 0. It
     becomes stable when the bake is over."""
+    rollback: bool = False
+    """Whether the spec goes back to it within rollbackWindow, so that it takes all requests once its servers are
+    ready."""
     started_time: Time
     """When this candidate began."""
     step_started_time: Time | None = None
@@ -501,6 +518,15 @@ class OnnxModelStatus(ApiModel):
         ),
     ] = []
     """What each execution provider in use answers."""
+    known_good: Annotated[
+        list[KnownGood],
+        Field(
+            max_length=10,
+            json_schema_extra=schema_extra(x_kubernetes_list_type="map", x_kubernetes_list_map_keys=["revision"]),
+        ),
+    ] = []
+    """Revisions that were stable until a later one was promoted, the last one first; what rollbackWindow chooses
+    from."""
     drain_started_time: Time | None = None
     """When the gateway accepted that the retiring revisions get no traffic."""
     last_failure: FailureStatus | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Final
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from onnx_operator.api.common import (
     DECIMAL,
@@ -295,6 +295,23 @@ class Pause(ApiModel):
 
 
 DEFAULT_STEP_DURATION: Final = "1m"
+DEFAULT_MAX_SURGE: Final = "100%"
+DEFAULT_MAX_UNAVAILABLE: Final = "0%"
+
+_SERVERS: Final = "^([0-9]{1,3}|(100|[1-9]?[0-9])%)$"
+Servers = Annotated[
+    str,
+    Field(
+        pattern=_SERVERS,
+        examples=[1, "25%"],
+        json_schema_extra=schema_extra(
+            cel(f"string(self).matches('{_SERVERS}')", "must be a number of servers, or a share of them such as 25%"),
+            x_kubernetes_int_or_string=True,
+        ),
+    ),
+    BeforeValidator(str),  # a plain number in YAML
+]
+"""A number of servers, or a percentage of `serving.replicas`."""
 
 
 class Step(ApiModel):
@@ -327,6 +344,9 @@ class Step(ApiModel):
     duration: Duration | None = None
     """How long the step lasts at least; it ends only when the analysis passes. 1m when neither duration nor pause
     is given."""
+    replicas: Annotated[int, Field(ge=1, le=100)] | None = None
+    """Servers of the candidate per execution provider in this step, at least what its weight needs and at most
+    serving.replicas; all that maxSurge leaves room for when unset."""
     pause: Pause | None = None
     """Holds the step, once its analysis has passed, until promoteToken changes; written as pause: {}. No progress
     deadline counts while a person is waited for; analysis and rollback go on."""
@@ -367,6 +387,16 @@ class Bake(ApiModel):
     no bake."""
 
 
+class RollbackWindow(ApiModel):
+    """Which of the revisions that were stable before still count as known to be good."""
+
+    revisions: Annotated[int, Field(ge=0, le=10)]
+    """How many of them, the latest first; 0 is no window, whatever the class says. They are kept besides
+    revisionHistoryLimit."""
+    duration: Annotated[str, duration_field(least="1m")] | None = None
+    """How long after it was stable a revision counts; for ever when unset."""
+
+
 class FreezeWindow(Window):
     """A time in which nothing new may reach users."""
 
@@ -375,14 +405,21 @@ FreezeWindows = Annotated[
     list[FreezeWindow], Field(max_length=16, json_schema_extra=schema_extra(x_kubernetes_list_type="atomic"))
 ]
 
-_DEADLINE_ABOVE_STEPS: Final = schema_extra(
+_ROLLOUT_RULES: Final = schema_extra(
+    cel(
+        "!has(self.maxSurge) || !has(self.maxUnavailable)"
+        " || ![self.maxSurge, self.maxUnavailable].all(one, string(one) in ['0', '0%'])",
+        "maxSurge and maxUnavailable cannot both be 0: the candidate's first server needs room; allow one more, or let "
+        "stable give one up",
+        field_path=".maxSurge",
+    ),
     cel(
         "!has(self.steps) || !has(self.progressDeadline)"
         f" || self.steps.all(s, has(s.pause) || duration(has(s.duration) ? s.duration : '{DEFAULT_STEP_DURATION}')"
         " < duration(self.progressDeadline))",
         "progressDeadline must be longer than the duration of every step, or no candidate can pass that step",
         field_path=".progressDeadline",
-    )
+    ),
 )
 
 ProgressDeadline = Annotated[str, duration_field(least="10s")]
@@ -391,7 +428,7 @@ ProgressDeadline = Annotated[str, duration_field(least="10s")]
 class RolloutDefaults(ApiModel):
     """What a class gives to models that say nothing about their rollout."""
 
-    model_config = {"json_schema_extra": _DEADLINE_ABOVE_STEPS}
+    model_config = {"json_schema_extra": _ROLLOUT_RULES}
 
     steps: Steps = list(_DEFAULT_STEPS)
     """Weights the candidate passes through before it is promoted to 100."""
@@ -400,8 +437,14 @@ class RolloutDefaults(ApiModel):
     progress_deadline: ProgressDeadline = "15m"
     """The longest that a candidate may take to become available or to pass one step. It does not count while a
     step with pause waits for a person, nor in a freeze window."""
+    max_surge: Servers = DEFAULT_MAX_SURGE
+    """How many servers there may be above serving.replicas, per execution provider, while two revisions serve."""
+    max_unavailable: Servers = DEFAULT_MAX_UNAVAILABLE
+    """By how many servers a side may be below what its weight needs."""
     bake: Bake | None = None
     """After the last step: how long the revision before is kept warm; none when unset."""
+    rollback_window: RollbackWindow | None = None
+    """Going back to which revisions takes no steps; none when unset."""
     freeze_windows: FreezeWindows = []
     """Times in which no rollout of any model of this class starts, advances or is promoted; a model's own windows
     apply as well. Rollback and abort always may, and a model that serves nothing yet serves its first revision."""
@@ -410,7 +453,7 @@ class RolloutDefaults(ApiModel):
 class Rollout(ApiModel):
     """How a new revision of this model takes over, and the controls for people and pipelines."""
 
-    model_config = {"json_schema_extra": _DEADLINE_ABOVE_STEPS}
+    model_config = {"json_schema_extra": _ROLLOUT_RULES}
 
     steps: Steps | None = None
     """Weights the candidate passes through before it is promoted to 100; the class's when unset."""
@@ -419,11 +462,25 @@ class Rollout(ApiModel):
     progress_deadline: ProgressDeadline | None = None
     """The longest that a candidate may take to become available or to pass one step; the class's when unset. It does
     not count while a step with pause waits for a person, nor in a freeze window."""
+    max_surge: Servers | None = None
+    """How many servers there may be above serving.replicas, per execution provider, while two revisions serve: a
+    number, or a percentage of replicas, rounded up. Below 100% stable gives up servers as its weight falls, each only
+    when the candidate needs it for its next step, and never below what its weight needs. 0 needs maxUnavailable. The
+    class's when unset."""
+    max_unavailable: Servers | None = None
+    """By how many servers a side may be below what its weight needs, so that the other gets its first or next one: a
+    number, or a percentage of replicas, rounded down. A number not below replicas lets stable stop before the candidate
+    starts: nothing answers in between. The class's when unset."""
     bake: Bake | None = None
     """After the last step, or after promoteToken skipped the rest: the candidate answers all requests for this long and
     is judged on, while the servers of the revision before are kept with weight 0. A Fail or abortToken sends all
     requests back there at once; promoteToken ends the bake; so does another spec, unless it is the one before, which
     serves again at once. The class's when unset, and none when that is unset, too."""
+    rollback_window: RollbackWindow | None = None
+    """A spec that goes back to one of the revisions that were stable last is no rollout: its servers start, and then it
+    takes all requests at once, without steps, analysis or bake, even in a freeze window; paused holds it. A revision
+    that was itself gone back from, or that is or was in quarantine since, is not known to be good. The class's when
+    unset, and none when that is unset, too."""
     freeze_windows: FreezeWindows = []
     """Times in which no rollout of this model starts, advances or is promoted, not even by promoteToken, which is kept
     until the window closes; besides the class's, which apply as well. A new revision is converted, validated and
@@ -433,8 +490,9 @@ class Rollout(ApiModel):
     promote_token: Token = ""
     """Any change of this text is one request for the present candidate. In a step with pause it lets the candidate go
     on to the next step, or be promoted after the last one, as soon as the analysis of the step passes. Anywhere else
-    it promotes the candidate at once, without waiting for analysis or for the remaining steps; where a bake is
-    declared that begins, and another change ends it. Before the first step it counts as if given in it. What cannot
+    it promotes the candidate at once, without waiting for analysis or for the remaining steps (where maxSurge leaves
+    no room for that: through those steps as fast as servers start); where a bake is declared that begins, and another
+    change ends it. Before the first step it counts as if given in it. What cannot
     act yet is kept in status.candidate.promotionAskedTime and ends with the candidate."""
     abort_token: Token = ""
     """Any change of this text takes the candidate out. Wins over promoteToken."""

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Final
 
 from onnx_operator.api.common import parse_duration
 from onnx_operator.api.model_class import SourceKind
-from onnx_operator.api.rollout import DEFAULT_STEP_DURATION
+from onnx_operator.api.rollout import DEFAULT_STEP_DURATION, MetricName
 from onnx_operator.core import reasons
+from onnx_operator.core.capacity import Capacity, amount, shortage
+from onnx_operator.core.traffic import FULL
 from onnx_operator.core.windows import problem_of
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from onnx_operator.api.model import OnnxModelSpec
     from onnx_operator.api.model_class import OnnxModelClassSpec
-    from onnx_operator.api.rollout import Analysis, FreezeWindow, Step
+    from onnx_operator.api.rollout import Analysis, FreezeWindow, RollbackWindow, Rollout, RolloutDefaults, Step
     from onnx_operator.core.observation import ClassSeen, ModelSeen
 
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
@@ -38,6 +40,8 @@ class Plan:
     bake: timedelta
     #: The class's and the model's own.
     freeze_windows: tuple[FreezeWindow, ...]
+    rollback_window: RollbackWindow | None
+    capacity: Capacity
     is_paused: bool
 
     @property
@@ -108,7 +112,17 @@ def plan_of(spec: OnnxModelSpec, class_spec: OnnxModelClassSpec) -> Plan:
         progress_deadline=parse_duration(rollout.progress_deadline or fallback.progress_deadline),
         bake=parse_duration(bake.duration) if (bake := rollout.bake or fallback.bake) else timedelta(),
         freeze_windows=(*fallback.freeze_windows, *rollout.freeze_windows),
+        rollback_window=rollout.rollback_window or fallback.rollback_window,
+        capacity=_capacity(spec.serving.replicas, rollout, fallback),
         is_paused=rollout.paused,
+    )
+
+
+def _capacity(replicas: int, rollout: Rollout, fallback: RolloutDefaults) -> Capacity:
+    return Capacity(
+        replicas=replicas,
+        surge=amount(rollout.max_surge or fallback.max_surge, replicas, rounds_up=True),
+        unavailable=amount(rollout.max_unavailable or fallback.max_unavailable, replicas, rounds_up=False),
     )
 
 
@@ -193,12 +207,61 @@ def _pool_schedule_is_unreadable(offer: Offer) -> Refusal | None:
     return None
 
 
+def _a_step_has_no_room(offer: Offer) -> Refusal | None:
+    plan, capacity = offer.plan, offer.plan.capacity
+    short = shortage(capacity, [step.weight for step in plan.steps])
+    if short is None:
+        return None
+    where = f"rollout step {short.step}" if short.step is not None else "the end of the last rollout step"
+    message = (
+        f"{where} takes {short.servers} servers per execution provider, and serving.replicas of {capacity.replicas} "
+        f"with maxSurge and maxUnavailable of {capacity.surge} and {capacity.unavailable} allows {capacity.limit}; "
+        f"a maxSurge of {short.most - capacity.replicas} is enough for all steps, or take smaller steps"
+    )
+    if capacity.limit == 1:
+        message += "; with a single server the only step can be one of weight 100, with a maxUnavailable of 1"
+    return Refusal(reasons.STEP_WITHOUT_ROOM, message)
+
+
+def _a_step_has_too_few_replicas(offer: Offer) -> Refusal | None:
+    for index, step in enumerate(offer.plan.steps):
+        need = offer.plan.capacity.need(step.weight)
+        if step.replicas is not None and step.replicas < need:
+            message = (
+                f"rollout step {index} has replicas: {step.replicas}, but {step.weight} % of the requests need {need} "
+                f"of {offer.spec.serving.replicas} servers"
+            )
+            return Refusal(reasons.STEP_WITHOUT_ROOM, message)
+    return None
+
+
+def _stable_has_no_servers(offer: Offer) -> Refusal | None:
+    """Where the candidate has all servers that there may be, nothing is warm and nothing can be compared."""
+    plan = offer.plan
+    if plan.capacity.surge:
+        return None
+    if plan.bake:
+        message = "rollout.bake keeps servers of the revision before, which takes a maxSurge of at least 1"
+        return Refusal(reasons.STEP_WITHOUT_ROOM, message)
+    is_compared = any(one.name == MetricName.DISAGREEMENT and not one.dry_run for one in plan.analysis.metrics)
+    if is_compared and any(step.weight == FULL for step in plan.steps):
+        message = (
+            "a rollout step of weight 100 leaves stable no servers with a maxSurge of 0, so disagreement has nothing "
+            "to compare with; leave that metric out, or allow a maxSurge of 1"
+        )
+        return Refusal(reasons.STEP_WITHOUT_ROOM, message)
+    return None
+
+
 _CHECKS: Final[tuple[Callable[[Offer], Refusal | None], ...]] = (
     _source_is_not_allowed,
     _revision_is_mutable,
     _provider_is_not_offered,
     _replicas_are_too_many,
     _step_is_too_long,
+    _a_step_has_no_room,
+    _a_step_has_too_few_replicas,
+    _stable_has_no_servers,
     _freeze_window_is_unreadable,
     _pool_schedule_is_unreadable,
 )

@@ -122,9 +122,8 @@ def _wanted(view: View, standing: Standing) -> Iterator[Want]:
         yield WantJobsPolicy(view.seen.model)
     yield from standing.wants
     for revision in _serving(view):
-        for provider, state in view.servers(revision).items():
-            replicas = view.replicas or (state.replicas if state is not None else 1)
-            yield WantServers(view.seen.model, revision, provider, replicas)
+        for provider in view.servers(revision):
+            yield WantServers(view.seen.model, revision, provider, view.wanted_replicas(revision, provider))
     split = view.split
     if split is not None and view.class_spec is not None and view.seen.has_gateway_api:
         yield WantRoutes(view.seen.model, view.class_spec, split)
@@ -136,17 +135,11 @@ def _serving(view: View) -> Iterator[RevisionSeen]:
     """The revisions whose servers must run: those with traffic, those on their way in, those on their way out."""
     if view.stable is not None and view.stable.status.artifact is not None:
         yield view.stable
-    candidate = view.candidate
-    if candidate is not None and candidate.status.artifact is not None and not _has_to_wait(view, candidate):
-        yield candidate
+    if view.candidate is not None and view.may_have_servers(view.candidate):
+        yield view.candidate
     for revision in view.retiring:
         if revision.status.artifact is not None:
             yield revision
-
-
-def _has_to_wait(view: View, candidate: RevisionSeen) -> bool:
-    """One leaves before the next comes: never more than two generations of servers at a time."""
-    return bool(view.ledger.retiring) and not view.has_servers(candidate.name)
 
 
 def _prober(view: View) -> WantProber | None:
@@ -201,7 +194,7 @@ def _history(view: View) -> Iterator[Delete]:
     """The oldest revisions beyond the limit; never one that serves, is on its way, or is what the spec stands for."""
     if view.offer is None:
         return
-    in_use = _named_in_ledger(view) | {view.wanted_name or ""}
+    in_use = _named_in_ledger(view) | {view.wanted_name or ""} | {one.revision for one in view.known_good}
     finished = sorted(
         (one for one in view.seen.revisions if one.name not in in_use), key=lambda one: one.spec.number, reverse=True
     )

@@ -433,7 +433,16 @@ def _available(view: View) -> Rung:
             Finding(ConditionType.CANDIDATE_AVAILABLE, "Unknown", reasons.WAITING_FOR_DRAIN, message),
             look_at=view.drain_ends,
         )
+    if candidate is not None and view.goal is not None and view.goal.step < 0:
+        held = _brake(view, "servers start where stable need not give up any")
+        if held is not None and not any(view.wanted_replicas(revision, one) for one in view.servers(revision)):
+            return held
     states = view.servers(revision)
+    if view.bears_its_weight(revision) and not view.is_available(revision):
+        message = (
+            f"{view.ready_replicas(revision.name)} servers of revision {revision.spec.number} are ready, enough for now"
+        )
+        return _met(Finding(ConditionType.CANDIDATE_AVAILABLE, "True", reasons.AVAILABLE, message))
     if view.is_available(revision):
         message = f"all {view.ready_replicas(revision.name)} servers of revision {revision.spec.number} are ready"
         return _met(Finding(ConditionType.CANDIDATE_AVAILABLE, "True", reasons.AVAILABLE, message))
@@ -444,8 +453,10 @@ def _available(view: View) -> Rung:
             if state.trouble.is_crash:
                 message = f"{state.trouble.reason}: {message}"
             return _waiting(Finding(ConditionType.CANDIDATE_AVAILABLE, "False", reason, message), look_at=view.deadline)
-    wanted = (view.replicas or 1) * len(states)
+    wanted = sum(view.complete(revision, one) for one in states)
     message = f"{view.ready_replicas(revision.name)} of {wanted} servers of revision {revision.spec.number} are ready"
+    if view.is_rollback:
+        message += "; it was stable before, and takes all requests as soon as they are, as rollbackWindow wants it"
     return _waiting(
         Finding(ConditionType.CANDIDATE_AVAILABLE, "Unknown", reasons.STARTING, message), look_at=view.deadline
     )
@@ -521,7 +532,7 @@ def _split_trouble(view: View) -> tuple[reasons.Reason, str] | None:
 
 def needs_prober(view: View) -> bool:
     """Whether golden requests are to be sent to both sides."""
-    if view.plan is None or view.stable is None or view.candidate is None:
+    if view.plan is None or view.stable is None or view.candidate is None or view.is_rollback:
         return False
     return any(metric.name == MetricName.DISAGREEMENT for metric in view.plan.analysis.metrics)
 
@@ -531,17 +542,17 @@ def needs_prober(view: View) -> bool:
 
 def _promoted(view: View) -> Rung:
     if view.is_settled_on_wanted:
-        message = f"revision {_wanted(view).spec.number} is stable"
-        return _met(Finding(ConditionType.PROMOTED, "True", reasons.PROMOTED, message))
+        return _met(_promoted_finding(view))
     candidate, plan, step = view.ledger.candidate, view.plan, view.step_index
     if candidate is None or plan is None:
         raise ValueError("a revision that is not the candidate does not get this far")
-    if view.is_promotion_asked_for and not view.needs_a_person:
-        said = "rollout.promoteToken changed"
-        return _brake(view, said) or _arrive(view, said)
+    if view.is_hurried:
+        is_back = view.is_rollback
+        return _go_on(
+            view, "the spec goes back to what was stable before" if is_back else "rollout.promoteToken changed"
+        )
     if step is None:
-        begins = _hold(reasons.STEP_STARTING, "the first step begins", move=enter_step(view, 0))
-        return _brake(view, "the candidate is ready") or begins
+        return _go_on(view, "the candidate is ready")
     told = f"step {step + 1} of {len(plan.steps)} {view.share_words}"
     if view.is_baking:
         told = f"the bake of revision {candidate.number}, which answers all requests,"
@@ -549,7 +560,14 @@ def _promoted(view: View) -> Rung:
         # The rung below has seen the gateway accept the weight: from now on the time and the samples count.
         move = change_candidate(view, step_started_time=instant(view.now), progress_time=instant(view.now))
         return _hold(reasons.STEP_STARTING, f"{told} begins", move=move)
-    return _within_step(view, told) or _after_step(view, f"{told} has passed")
+    return _within_step(view, told) or _go_on(view, f"{told} has passed")
+
+
+def _promoted_finding(view: View) -> Finding:
+    reason, message = reasons.PROMOTED, f"revision {_wanted(view).spec.number} is stable"
+    if view.ledger.stable is not None and view.ledger.stable.rollback:
+        reason, message = reasons.WENT_BACK, f"{message} again: the spec went back to it within rollbackWindow"
+    return Finding(ConditionType.PROMOTED, "True", reason, message)
 
 
 def _within_step(view: View, told: str) -> Rung | None:
@@ -577,19 +595,27 @@ def _within_step(view: View, told: str) -> Rung | None:
     return None
 
 
-def _after_step(view: View, said: str) -> Rung:
-    plan, step = view.plan, view.step_index
-    if plan is None or step is None:
-        raise ValueError("no step is under way")
+def _go_on(view: View, said: str) -> Rung:
+    """To the next step, or to all of the traffic."""
+    plan, goal = view.plan, view.goal
+    if plan is None or goal is None:
+        raise ValueError("there is no candidate to go on")
     if (brake := _brake(view, said)) is not None:
         return brake
-    if step + 1 < len(plan.steps) and not view.is_baking:
-        return _hold(reasons.STEP_STARTING, said, move=enter_step(view, step + 1))
+    if not view.is_scaled:
+        revision = _wanted(view)
+        wanted = sum(view.wanted_replicas(revision, one) for one in view.servers(revision))
+        message = f"{said}; {view.ready_replicas(revision.name)} servers are ready, {wanted} are asked for by now"
+        return _hold(reasons.SCALING, f"{message}, for a weight of {goal.weight} %", look_at=view.deadline)
+    if goal.step < len(plan.steps):
+        return _hold(reasons.STEP_STARTING, said, move=enter_step(view, goal.step))
     return _arrive(view, said)
 
 
 def _arrive(view: View, said: str) -> Rung:
     """At all of the traffic: first the bake, where one is declared, then as stable."""
+    if view.is_rollback:
+        return _hold(reasons.WENT_BACK, said, move=promote(view, reasons.WENT_BACK, said))
     if view.plan is not None and view.plan.bake and not view.is_baking:
         return _hold(reasons.BAKING, f"{said}; the bake begins", move=bake(view, len(view.plan.steps) - 1))
     return _hold(reasons.PROMOTED, f"{said}; nothing is left to do", move=promote(view, reasons.PROMOTED, said))

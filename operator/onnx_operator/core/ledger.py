@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from onnx_operator.api.model import CandidateStatus, FailureStatus, RevisionInUse, StableStatus
+from onnx_operator.api.model import CandidateStatus, FailureStatus, KnownGood, RevisionInUse, StableStatus
 from onnx_operator.api.revision import Outcome, QuarantineStatus
 from onnx_operator.api.rollout import MetricName
 from onnx_operator.core.conditions import clipped, instant, timestamp
@@ -77,7 +77,12 @@ def change_candidate(view: View, **updates: Any) -> MoveModel:
 
 def begin(view: View, revision: RevisionSeen) -> MoveModel:
     """The revision becomes the candidate; if it was on its way out, it stays."""
-    candidate = CandidateStatus(revision=revision.name, number=revision.spec.number, started_time=timestamp(view.now))
+    candidate = CandidateStatus(
+        revision=revision.name,
+        number=revision.spec.number,
+        started_time=timestamp(view.now),
+        rollback=view.goes_back,
+    )
     retiring = [one for one in view.ledger.retiring if one.revision != revision.name]
     return change(view, candidate=candidate, retiring=retiring)
 
@@ -85,14 +90,14 @@ def begin(view: View, revision: RevisionSeen) -> MoveModel:
 def enter_step(view: View, step: int | None) -> MoveModel:
     """The candidate's weight becomes that of the step; its clock starts when the gateway has accepted it.
 
-    What a person asked for within a step ends with the step.
+    What a person asked for within a step ends with the step, unless it was to hurry through the steps.
     """
     candidate = view.ledger.candidate
     updates: dict[str, Any] = {"step": step, "step_started_time": None, "held_time": None, "baking": False}
     going_on = _counted_through_all_steps(view)
     updates |= {"verdict": None, "verdict_time": None, "analysis": going_on}
     updates |= {"measured_split": None, "golden_requests_before": sum(one.candidate_samples for one in going_on)}
-    if candidate is not None and candidate.step is not None:
+    if candidate is not None and candidate.step is not None and (step is None or not view.is_hurried):
         updates["promotion_asked_time"] = None
     if step is not None:
         updates["progress_time"] = instant(view.now)
@@ -125,6 +130,7 @@ def promote(view: View, reason: str, said: str) -> MoveModel:
         digest=candidate.digest,
         weight=candidate.weight,
         ready_replicas=candidate.ready_replicas,
+        rollback=candidate.rollback,
     )
     leaving: list[RevisionInUse] = [] if view.ledger.stable is None else [view.ledger.stable]
     status = view.ledger.model_copy(
@@ -132,10 +138,26 @@ def promote(view: View, reason: str, said: str) -> MoveModel:
             "stable": stable,
             "candidate": None,
             "retiring": _retired(view.ledger.retiring, leaving),
+            "known_good": _known_good(view, candidate),
             "drain_started_time": None,
         }
     )
     return MoveModel(status, Ended("Promoted", reason, said))
+
+
+#: As many as the widest rollback window.
+_KNOWN_GOOD: Final = 10
+
+
+def _known_good(view: View, promoted: CandidateStatus) -> list[KnownGood]:
+    """What is left for a later one was good; what is left for an earlier one was not."""
+    leaving = view.ledger.stable
+    in_question = {promoted.revision} if leaving is None else {promoted.revision, leaving.revision}
+    before = [one for one in view.ledger.known_good if one.revision not in in_question]
+    if leaving is None or leaving.number > promoted.number:
+        return before
+    left = KnownGood(revision=leaving.revision, number=leaving.number, until=timestamp(view.now))
+    return [left, *before][:_KNOWN_GOOD]
 
 
 def take_out(view: View, failure: FailureStatus | None) -> MoveModel:
@@ -150,6 +172,7 @@ def take_out(view: View, failure: FailureStatus | None) -> MoveModel:
         updates |= {"retiring": _retired(view.ledger.retiring, [candidate]), "drain_started_time": None}
     if failure is not None:
         updates["last_failure"] = failure
+        updates["known_good"] = [one for one in view.ledger.known_good if one.revision != candidate.revision]
     return change(view, **updates)
 
 

@@ -128,14 +128,15 @@ def _supersede(view: View) -> MoveModel | None:
 
 
 def _end_the_bake(view: View) -> MoveModel | None:
-    """The spec before comes back at once, as its servers are warm. Any other has to be rolled out against what answers
-    all requests now, so the bake ends; what the spec wants has to be known for that.
+    """The spec before comes back at once, as its servers are warm, also on the way to one that was good before. Any
+    other has to be rolled out against what answers all requests now, so the bake ends; what the spec wants has to be
+    known for that.
     """
     candidate, stable, wanted = view.ledger.candidate, view.ledger.stable, view.wanted_name
     is_unknown = view.offer is None or (wanted is None and view.source is None)
     if candidate is None or is_unknown or wanted == candidate.revision:
         return None
-    if stable is not None and wanted == stable.revision:
+    if stable is not None and (wanted == stable.revision or view.goes_back):
         return take_out(view, None)
     return None if view.is_braked else promote(view, reasons.PROMOTED, "another spec ends the bake")
 

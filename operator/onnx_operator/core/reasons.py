@@ -48,6 +48,10 @@ STEP_ABOVE_DEADLINE: Final = Reason(
     "StepLongerThanDeadline",
     "surfaces when a rollout step lasts as long as the progress deadline, so it could never pass",
 )
+STEP_WITHOUT_ROOM: Final = Reason(
+    "StepWithoutRoom",
+    "surfaces when maxSurge and maxUnavailable leave a rollout step no room for the servers that it needs",
+)
 FREEZE_WINDOW_INVALID: Final = Reason(
     "FreezeWindowInvalid",
     "surfaces when the schedule or the time zone of a freeze window cannot be read; the message names the field",
@@ -147,6 +151,9 @@ STEP_RUNNING: Final = Reason("StepRunning", "surfaces when a step lasts and the 
 ANALYSIS_HOLDS: Final = Reason(
     "AnalysisHolds", "surfaces when a step's time is over and its last verdict is not Pass; the message has the verdict"
 )
+SCALING: Final = Reason(
+    "Scaling", "surfaces when a step has passed and the servers that the next one needs are not all ready"
+)
 PAUSED: Final = Reason("Paused", "surfaces when rollout.paused holds the candidate where it is")
 FROZEN: Final = Reason(
     "Frozen",
@@ -160,6 +167,10 @@ BAKING: Final = Reason(
     "Baking", "surfaces when the candidate answers all requests and the revision before it is kept warm"
 )
 PROMOTED: Final = Reason("Promoted", "surfaces when the revision of the present spec became stable")
+WENT_BACK: Final = Reason(
+    "WentBack",
+    "surfaces when the spec went back to a revision within rollbackWindow, which took all requests without steps",
+)
 
 # What takes a candidate out of the traffic.
 ROLLED_BACK: Final = Reason("RolledBack", "surfaces when a candidate had traffic and was taken back; Promoted says why")

@@ -150,6 +150,7 @@ _PHASES: Final = {
 _PHASES_BY_REASON: Final[dict[str, str]] = {
     reasons.PUBLISHING: "Publishing",
     reasons.DRAINING: "Draining",
+    reasons.SCALING: "Scaling",
     reasons.PAUSED: "Paused",
     reasons.FROZEN: "Frozen",
     reasons.BAKING: "Baking",

@@ -14,6 +14,7 @@ from onnx_operator.api.model import EvidenceStatus, MetricStatus, ServerCountsSt
 from onnx_operator.api.rollout import AtDeadline, MetricName
 from onnx_operator.core.acceptance import Offer, Refusal, accept, duration_of
 from onnx_operator.core.analysis import Verdict, counted, criteria, in_words, judge_all, overall
+from onnx_operator.core.capacity import Goal, Sides, allot
 from onnx_operator.core.conditions import clipped, instant
 from onnx_operator.core.counts import Counts
 from onnx_operator.core.evidence import Evidence
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from onnx_operator.api.common import ExecutionProvider
-    from onnx_operator.api.model import OnnxModelStatus, SourceStatus
+    from onnx_operator.api.model import KnownGood, OnnxModelStatus, SourceStatus
     from onnx_operator.api.model_class import OnnxModelClassSpec
     from onnx_operator.api.revision import OnnxModelRevisionSpec
     from onnx_operator.core.acceptance import Plan
@@ -98,15 +99,131 @@ class View:
     def is_settled_on_wanted(self) -> bool:
         return self.ledger.stable is not None and self.ledger.stable.revision == self.wanted_name
 
+    @property
+    def known_good(self) -> tuple[KnownGood, ...]:
+        """The revisions within the rollback window."""
+        window = self.plan.rollback_window if self.plan is not None else None
+        if window is None:
+            return ()
+        recent = self.ledger.known_good[: window.revisions]
+        if window.duration is None:
+            return tuple(recent)
+        oldest = self.now - parse_duration(window.duration)
+        return tuple(one for one in recent if moment(one.until) >= oldest)
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether the spec goes back from stable to a revision that is known to be good."""
+        stable, wanted = self.ledger.stable, self.wanted
+        if stable is None or wanted is None or wanted.spec.number >= stable.number:
+            return False
+        return any((one.revision, one.number) == (wanted.name, wanted.spec.number) for one in self.known_good)
+
+    @property
+    def is_rollback(self) -> bool:
+        """Whether the candidate is one that the spec goes back to."""
+        return self.ledger.candidate is not None and self.ledger.candidate.rollback
+
     def revision(self, name: str | None) -> RevisionSeen | None:
         return next((one for one in self.seen.revisions if one.name == name), None)
 
     # ---- servers
 
     @property
-    def replicas(self) -> int | None:
-        """The declared number of servers; None while the spec may not be acted on."""
-        return self.offer.spec.serving.replicas if self.offer is not None else None
+    def goal(self) -> Goal | None:
+        """What the candidate is to be scaled for: its step, or what comes next once nothing but servers is missing."""
+        plan, candidate, step = self.plan, self.ledger.candidate, self.step_index
+        if plan is None or candidate is None:
+            return None
+        weight, replicas, last = self.candidate_weight, plan.capacity.replicas, len(plan.steps)
+        goal = Goal(last, FULL, replicas, replicas)
+        can_leap = self.is_hurried and plan.capacity.to_move(weight, FULL) <= plan.capacity.limit
+        if self.is_baking or (self.moves_on and can_leap):
+            return goal
+        index = (-1 if step is None else step) + self.moves_on
+        if index == last:
+            return goal
+        declared = plan.steps[max(index, 0)]
+        most = min(declared.replicas or replicas, replicas)
+        if index < 0:  # nothing begins now: it may have what nobody has to give up
+            return Goal(index, 0, 0, most)
+        return Goal(index, declared.weight, declared.replicas or max(1, plan.capacity.share(declared.weight)), most)
+
+    def wanted_replicas(self, revision: RevisionSeen, provider: ExecutionProvider) -> int:
+        """How many servers the revision is to have now."""
+        state = self.seen.servers.get((revision.name, provider))
+        if self.plan is None:  # the spec may not be acted on
+            return state.replicas if state is not None else 1
+        replicas = self.plan.capacity.replicas
+        if revision not in (self.stable, self.candidate):
+            return min(replicas, state.replicas) if state is not None else replicas
+        sides = self._sides(provider)
+        return sides.stable if revision == self.stable else sides.candidate
+
+    def complete(self, revision: RevisionSeen, provider: ExecutionProvider) -> int:
+        """How many servers make the revision available: all it gets for now, and all there are where it is alone."""
+        if self.plan is not None and revision == self.stable and self.ledger.candidate is None:
+            return self.plan.capacity.replicas
+        return max(1, self.wanted_replicas(revision, provider))
+
+    def _sides(self, provider: ExecutionProvider) -> Sides:
+        if self.plan is None:
+            raise ValueError("a spec that may not be acted on scales nothing")
+        stable, candidate, capacity = self.stable, self.candidate, self.plan.capacity
+        goal = self.goal
+        is_coming = candidate is not None and provider in self.servers(candidate) and self.may_have_servers(candidate)
+        if goal is None or not is_coming:
+            goal = Goal(-1, 0, 0, 0)
+        # Until its Deployment is gone, what is drained takes room.
+        staying = {one.name for one in (stable, candidate) if one is not None}
+        found = self.seen.servers.items()
+        leaving = (state.replicas for (name, of), state in found if of is provider and name not in staying)
+        now = Sides(self._asked_for(stable, provider), self._asked_for(candidate, provider))
+        if stable is None or provider not in side_of(stable).providers:
+            # Nobody gives way, and nobody has to.
+            capacity = replace(capacity, unavailable=capacity.replicas)
+            goal = replace(goal, servers=capacity.limit, most=capacity.replicas if stable is None else goal.most)
+        return allot(capacity, now, goal, weight=self._weight_in_force, leaving=leaving)
+
+    @property
+    def _weight_in_force(self) -> int:
+        """The least that the candidate may be answering now: stable answers the rest."""
+        candidate = self.ledger.candidate
+        if candidate is None:
+            return 0
+        return min(self.accepted_weight(candidate.revision, candidate.weight), self.candidate_weight)
+
+    def _asked_for(self, revision: RevisionSeen | None, provider: ExecutionProvider) -> int:
+        state = self.seen.servers.get((revision.name, provider)) if revision is not None else None
+        return state.replicas if state is not None else 0
+
+    def may_have_servers(self, revision: RevisionSeen) -> bool:
+        """One leaves before the next comes: never more than two generations of servers at a time."""
+        has_to_wait = bool(self.ledger.retiring) and not self.has_servers(revision.name)
+        return revision.status.artifact is not None and not has_to_wait
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether both sides have the servers that the goal asks for, and those of the candidate are ready."""
+        candidate, goal = self.candidate, self.goal
+        if candidate is None or goal is None or self.plan is None or not self.is_available(candidate):
+            return False
+        least = max(1, self.plan.capacity.need(goal.weight))
+        if any(self._asked_for(candidate, provider) < least for provider in self.servers(candidate)):
+            return False
+        return all(
+            self._asked_for(one, provider) == self.wanted_replicas(one, provider)
+            for one in (self.stable, candidate)
+            if one is not None
+            for provider in self.servers(one)
+        )
+
+    def bears_its_weight(self, revision: RevisionSeen) -> bool:
+        """Whether the candidate has servers enough for the step it is in."""
+        if self.plan is None or self.step_index is None or revision != self.candidate:
+            return False
+        need = max(1, self.plan.capacity.need(self.candidate_weight))
+        return all(state is not None and state.ready >= need for state in self.servers(revision).values())
 
     def servers(self, revision: RevisionSeen) -> dict[ExecutionProvider, ServerState | None]:
         return {provider: self.seen.servers.get((revision.name, provider)) for provider in side_of(revision).providers}
@@ -114,8 +231,8 @@ class View:
     def is_available(self, revision: RevisionSeen) -> bool:
         """Whether every server of the revision is ready."""
         return all(
-            state is not None and state.is_available(self.replicas or state.replicas)
-            for state in self.servers(revision).values()
+            state is not None and state.is_available(self.complete(revision, provider))
+            for provider, state in self.servers(revision).items()
         )
 
     def ready_pools(self, revision: RevisionSeen) -> tuple[bool, ...]:
@@ -281,6 +398,19 @@ class View:
         return self.plan.steps[self.step_index or 0].pause is not None
 
     @property
+    def is_hurried(self) -> bool:
+        """Whether the candidate goes as fast as its servers start, whatever the steps say."""
+        return self.is_rollback or (self.is_promotion_asked_for and not self.needs_a_person)
+
+    @property
+    def moves_on(self) -> bool:
+        """Whether nothing but servers keeps the candidate from more traffic."""
+        if self.is_braked:
+            return False
+        is_let_go = self.is_promotion_asked_for or not self.needs_a_person
+        return self.step_index is None or self.is_hurried or (self.has_passed and is_let_go)
+
+    @property
     def is_baking(self) -> bool:
         return self.ledger.candidate is not None and self.ledger.candidate.baking
 
@@ -379,9 +509,9 @@ def _pool_weights(seen: Observation, now: datetime) -> Mapping[ExecutionProvider
 
 
 def _frozen_until(seen: Observation, accepted: Offer | Refusal, now: datetime) -> datetime | None:
-    """A freeze protects what serves: where nothing does, it holds nothing."""
+    """A freeze protects what serves: where nothing does, it holds nothing, nor does it keep what served before out."""
     status = seen.model.status
-    if isinstance(accepted, Refusal) or status.stable is None or status.candidate is None:
+    if isinstance(accepted, Refusal) or status.stable is None or status.candidate is None or status.candidate.rollback:
         return None
     return frozen_until(accepted.plan.freeze_windows, now)
 

@@ -260,6 +260,27 @@ BAD_MODELS: Final = {
     "a bake of a day": Bad(
         {"spec.rollout.bake": {"duration": "1d"}}, "spec.rollout.bake.duration", "such as 500us, 30s or 1h30m"
     ),
+    "no room for the first server": Bad(
+        {"spec.rollout.maxSurge": 0, "spec.rollout.maxUnavailable": "0%"}, "spec.rollout.maxSurge", "cannot both be 0"
+    ),
+    "a surge below nothing": Bad({"spec.rollout.maxSurge": -1}, "spec.rollout.maxSurge", "such as 25%"),
+    "a surge without a number": Bad({"spec.rollout.maxSurge": "all"}, "spec.rollout.maxSurge", "such as 25%"),
+    "a surge of twice as many": Bad({"spec.rollout.maxSurge": "200%"}, "spec.rollout.maxSurge", "such as 25%"),
+    "a surge of one and a half": Bad({"spec.rollout.maxSurge": 1.5}, "spec.rollout.maxSurge", "integer"),
+    "a step without servers": Bad({STEPS: [{"weight": 10, "replicas": 0}]}, f"{STEPS}[0].replicas", "equal to 1"),
+    "a way back that does not say how far": Bad(
+        {"spec.rollout.rollbackWindow": {"duration": "24h"}}, "spec.rollout.rollbackWindow.revisions", "Required"
+    ),
+    "a way back that is too far": Bad(
+        {"spec.rollout.rollbackWindow": {"revisions": 11}},
+        "spec.rollout.rollbackWindow.revisions",
+        "less than or equal to 10",
+    ),
+    "a way back for a second": Bad(
+        {"spec.rollout.rollbackWindow": {"revisions": 3, "duration": "1s"}},
+        "spec.rollout.rollbackWindow.duration",
+        "at least 1m",
+    ),
     "a freeze at minute 60": Bad(
         {FREEZES: [{"schedule": "60 * * * *", "duration": "1h"}]}, f"{FREEZES}[0].schedule", "five cron fields"
     ),
@@ -460,6 +481,9 @@ BAD_CLASSES: Final = {
     ),
     "a freeze in no month": Bad(
         {FREEZES: [{"schedule": "0 0 1 13 *", "duration": "1h"}]}, f"{FREEZES}[0].schedule", "five cron fields"
+    ),
+    "no room for the first server of any model": Bad(
+        {"spec.rollout.maxSurge": 0}, "spec.rollout.maxSurge", "cannot both be 0"
     ),
     "no replicas at all": Bad({"spec.limits.maxReplicas": 0}, "spec.limits.maxReplicas", "greater than or equal to 1"),
     "a default that is neither true nor false": Bad(

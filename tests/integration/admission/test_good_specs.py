@@ -60,6 +60,13 @@ GOOD_ROLLOUTS: Final = {
             {"weight": 1},
         ]
     },
+    "no server to spare": {"maxSurge": 0, "maxUnavailable": 1},
+    "a quarter more": {"maxSurge": "25%", "maxUnavailable": "0%"},
+    "one more": {"maxSurge": 1},
+    "servers for a step": {"steps": [{"weight": 10, "replicas": 1}]},
+    "a way back": {"rollbackWindow": {"revisions": 3}},
+    "a way back for a day": {"rollbackWindow": {"revisions": 3, "duration": "24h"}},
+    "no way back, whatever the class says": {"rollbackWindow": {"revisions": 0}},
     "a bake": {"bake": {"duration": "1h"}},
     "no bake, whatever the class says": {"bake": {"duration": "0s"}},
     "a frozen weekend": {

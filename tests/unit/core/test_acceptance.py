@@ -36,6 +36,17 @@ def judged(spec: dict[str, Any], **class_spec: Any) -> Offer | Refusal:
         ),
         pytest.param({"serving": {"replicas": 10}}, {}, id="as many replicas as allowed"),
         pytest.param(
+            {"serving": {"replicas": 4}, "rollout": {"maxSurge": 0, "maxUnavailable": 1}}, {}, id="no server to spare"
+        ),
+        pytest.param(
+            {"rollout": {"maxSurge": 0, "maxUnavailable": 1, "steps": [{"weight": 100}]}}, {}, id="one server in all"
+        ),
+        pytest.param(
+            {"serving": {"replicas": 4}, "rollout": {"maxUnavailable": "25%"}},
+            {"rollout": {"maxSurge": "0%", "maxUnavailable": 1}},
+            id="a surge of the class with the model's own of what may be missing",
+        ),
+        pytest.param(
             {"rollout": {"progressDeadline": "30s", "steps": [{"weight": 5, "pause": {}}]}},
             {},
             id="a step with pause under any deadline",
@@ -75,6 +86,49 @@ def test_the_class_lets_this_through(spec: dict[str, Any], class_spec: dict[str,
             "ReplicasAboveLimit",
             "spec.serving.replicas is 11, above the limit of 10",
             id="too many replicas",
+        ),
+        pytest.param(
+            {"serving": {"replicas": 10}, "rollout": {"maxSurge": 0, "maxUnavailable": 1}},
+            {},
+            "StepWithoutRoom",
+            "rollout step 1 takes 12 servers per execution provider, and serving.replicas of 10 with maxSurge and "
+            "maxUnavailable of 0 and 1 allows 10; a maxSurge of 3 is enough for all steps, or take smaller steps",
+            id="a step that is too high for the room there is",
+        ),
+        pytest.param(
+            {"rollout": {"maxSurge": 0, "maxUnavailable": 1}},
+            {},
+            "StepWithoutRoom",
+            "the only step can be one of weight 100, with a maxUnavailable of 1",
+            id="one server in all, shared",
+        ),
+        pytest.param(
+            {"serving": {"replicas": 4}, "rollout": {"steps": [{"weight": 50, "replicas": 1}]}},
+            {},
+            "StepWithoutRoom",
+            "rollout step 0 has replicas: 1, but 50 % of the requests need 2 of 4 servers",
+            id="a step with too few replicas",
+        ),
+        pytest.param(
+            {"serving": {"replicas": 2}, "rollout": {"maxSurge": 0, "maxUnavailable": 1, "bake": {"duration": "1h"}}},
+            {},
+            "StepWithoutRoom",
+            "rollout.bake keeps servers of the revision before, which takes a maxSurge of at least 1",
+            id="a bake with nothing warm",
+        ),
+        pytest.param(
+            {
+                "rollout": {
+                    "maxSurge": 0,
+                    "maxUnavailable": 1,
+                    "steps": [{"weight": 100}],
+                    "analysis": {"metrics": [{"name": "disagreement", "maximum": "0.02"}]},
+                }
+            },
+            {},
+            "StepWithoutRoom",
+            "disagreement has nothing to compare with",
+            id="a comparison with what has no servers",
         ),
         pytest.param(
             {"rollout": {"steps": [{"weight": 5, "duration": "10m"}]}},

@@ -19,11 +19,19 @@ from onnx_operator.core.names import server_name
 from onnx_operator.core.pods import Trouble
 from onnx_operator.core.record import MOST_MOMENTS, MOST_POINTS, read
 from onnx_operator.core.traffic import Track
+from onnx_operator.core.view import side_of
 from unit.core.worlds import CPU, CUDA, World, a_class, a_spec
 
 if TYPE_CHECKING:
+    from collections import Counter
+
+    from onnx_operator.api.common import ExecutionProvider
     from onnx_operator.api.model import CandidateStatus, OnnxModelStatus
+    from onnx_operator.core.servers import ServerState
     from onnx_operator.core.traffic import Backend, Split
+    from onnx_operator.core.view import View
+
+    Servers = dict[tuple[str, ExecutionProvider], ServerState]
 
 WEIGHTS = {10, 50}
 STEPS = st.sampled_from(
@@ -74,7 +82,21 @@ ANALYSES = st.sampled_from(
         {"interval": "10s", "metrics": [ERRORS, {"name": "memory", "maximumValue": "128Mi", "dryRun": True}]},
     ]
 )
-ROLLOUTS = st.fixed_dictionaries({"steps": STEPS, "freezeWindows": FREEZES, "bake": BAKES, "analysis": ANALYSES})
+WINDOWS = st.sampled_from([None, {"revisions": 1}, {"revisions": 3, "duration": "20m"}])
+SURGES = st.sampled_from(
+    [
+        {"maxSurge": "100%", "maxUnavailable": 0},
+        {"maxSurge": 0, "maxUnavailable": 1},
+        {"maxSurge": 1, "maxUnavailable": "50%"},
+    ]
+)
+ROLLOUTS = st.builds(
+    lambda plan, surge: plan | surge,
+    st.fixed_dictionaries(
+        {"steps": STEPS, "freezeWindows": FREEZES, "bake": BAKES, "analysis": ANALYSES, "rollbackWindow": WINDOWS}
+    ),
+    SURGES,
+)
 FOUND = st.sampled_from([0, 0, 500, Outcome.NO_DATA, Outcome.PROVIDER_ERROR])
 TOKENS = st.sampled_from(["", "a", "b"])
 
@@ -102,7 +124,7 @@ class AnyHistory(RuleBasedStateMachine):
         self.edit(threads)
         self.be_well(looks)
 
-    @rule(path=st.sampled_from(["v1", "v2"]), replicas=st.sampled_from([1, 3, 50]), is_there=st.integers(0, 4))
+    @rule(path=st.sampled_from(["v1", "v2"]), replicas=st.sampled_from([1, 2, 3, 50]), is_there=st.integers(0, 4))
     def change_something_else(self, path: str, replicas: int, is_there: int) -> None:
         serving = self.world.spec.serving.model_dump(mode="json") | {"replicas": replicas}
         source = {"persistentVolumeClaim": {"claimName": "checkpoints", "path": path}}
@@ -132,6 +154,19 @@ class AnyHistory(RuleBasedStateMachine):
             self.be_well(1)
             if times % 2 and self.world.condition("Promoted")[1] == "WaitingForPromoteToken":
                 self.world.steer(promoteToken=f"at {self.world.now}")
+
+    @precondition(lambda self: self.world.status.known_good)
+    @rule(data=st.data(), looks=st.integers(1, 5))
+    def go_back(self, data: st.DataObject, looks: int) -> None:
+        """Chance alone hardly ever comes back to a version that was promoted before."""
+        earlier = self.world.revisions.get(data.draw(st.sampled_from(self.world.status.known_good)).revision)
+        if earlier is None:
+            return
+        serving = self.world.spec.serving.model_dump(mode="json") | {"threads": earlier.spec.threads}
+        source = earlier.spec.source.model_dump(mode="json", exclude_none=True)
+        self.world.change(serving=serving, source=source)
+        self.world.steer(rollbackWindow={"revisions": 3}, paused=False)
+        self.be_well(looks)
 
     # ---- the cluster
 
@@ -284,21 +319,29 @@ class AnyHistory(RuleBasedStateMachine):
             assert record.end is not None or is_candidate
 
     def _looked(self, look: Any) -> None:
-        before = self.world.status
-        splits = len(self.world.history)
+        before, servers, in_force = self.world.status, dict(self.world.servers), self.world.in_force
+        asked, splits = self.world.asked_for(), len(self.world.history)
+        self.world.peak.clear()
         decision = look()
-        after = self.world.status
-        if before.candidate and not after.candidate and after.last_failure != before.last_failure:
-            self._may_be_taken_back(before.candidate, after)
+        self._may_scale(decision.view, servers, asked, in_force)
         for split in self.world.history[splits:]:
             self._is_shared_well(split)
-        candidate = before.candidate
+        if before.candidate and not self.world.status.candidate:
+            self._may_be_taken_back(before, self.world.status)
+        self._may_move(decision.view, before)
+
+    def _may_move(self, view: View, before: OnnxModelStatus) -> None:
+        after, candidate = self.world.status, before.candidate
         if before.stable is not None and after.stable is not None and before.stable.revision != after.stable.revision:
             assert candidate is not None
             assert candidate.revision == after.stable.revision
+            if candidate.rollback:
+                assert not self.world.spec.rollout.paused
+                assert before.stable.number > candidate.number, "went back to a later one"
+                return
             assert candidate.baking or not self.world.spec.rollout.bake, "promoted without a bake"
-            if candidate.baking and decision.view.wanted_name != candidate.revision:
-                self._may_begin()  # another spec ends a bake
+            if candidate.baking and view.wanted_name != candidate.revision:
+                self._may_begin(candidate)  # another spec ends a bake
             else:
                 self._may_advance(candidate, is_promotion=True)
         elif candidate and after.candidate and after.candidate.baking:
@@ -308,15 +351,18 @@ class AnyHistory(RuleBasedStateMachine):
             assert candidate.revision == after.candidate.revision
             began = -1 if candidate.step is None else candidate.step
             assert after.candidate.step - began in {0, 1}
-            if after.candidate.step > began >= 0:
+            if after.candidate.step > began:
+                self._has_servers_for(view, after.candidate)
+            if after.candidate.step > began >= 0 and not candidate.rollback:
                 self._may_advance(candidate, is_promotion=False)
             elif after.candidate.step > began:
-                self._may_begin()
+                self._may_begin(candidate)
 
     @staticmethod
-    def _may_be_taken_back(candidate: CandidateStatus, after: OnnxModelStatus) -> None:
+    def _may_be_taken_back(before: OnnxModelStatus, after: OnnxModelStatus) -> None:
         """By a value only when two looks running before this one found it beyond its bound."""
-        if after.last_failure is None or "memory is" not in after.last_failure.message:
+        failure, candidate = after.last_failure, before.candidate
+        if candidate is None or failure is None or failure == before.last_failure or "memory is" not in failure.message:
             return
         memory = next(one for one in candidate.analysis if one.name == "memory")
         assert not memory.dry_run
@@ -338,14 +384,35 @@ class AnyHistory(RuleBasedStateMachine):
                     "no pod is ready, and another pool has some"
                 )
 
-    def _may_begin(self) -> None:
+    def _may_scale(self, view: View, before: Servers, asked: Counter[str], in_force: Split | None) -> None:
+        """Never more than the limit; and nobody gives up what the weight in force needs."""
+        if view.plan is None or view.stable is None:
+            return
+        capacity, stable = view.plan.capacity, view.stable
+        for provider, most in self.world.peak.items():
+            assert most <= max(capacity.limit, asked[provider])
+        for key, state in self.world.servers.items():
+            if key[0] == stable.name and key in before and state.replicas < before[key].replicas and in_force:
+                assert state.replicas >= capacity.need(in_force.percent(side_of(stable).services))
+
+    def _has_servers_for(self, view: View, candidate: CandidateStatus) -> None:
+        assert view.plan is not None
+        assert candidate.step is not None
+        need = max(1, view.plan.capacity.need(view.plan.steps[candidate.step].weight))
+        ready = [state.ready for (name, _), state in self.world.servers.items() if name == candidate.revision]
+        assert ready
+        assert min(ready) >= need
+
+    def _may_begin(self, candidate: CandidateStatus) -> None:
         rollout = self.world.spec.rollout
         assert not rollout.paused
-        assert frozen_until(rollout.freeze_windows, self.world.now) is None, "advanced in a freeze"
+        assert candidate.rollback or frozen_until(rollout.freeze_windows, self.world.now) is None, (
+            "advanced in a freeze"
+        )
 
     def _may_advance(self, candidate: CandidateStatus, *, is_promotion: bool) -> None:
         """Only by a Pass; out of a step with pause only by a person as well; past the steps by a person alone."""
-        self._may_begin()
+        self._may_begin(candidate)
         by_class = self.classes[0].spec
         assert by_class is not None
         steps = self.world.spec.rollout.steps or by_class.rollout.steps
@@ -359,7 +426,8 @@ class AnyHistory(RuleBasedStateMachine):
             is_good = candidate.verdict == "Pass" or (isinstance(found, Counts) and not found.bad)
             owes_nothing = step.weight == 0 and not step.mirror and not candidate.baking
             assert is_good or owes_nothing, "advanced without a Pass"
-        assert is_promotion or not is_asked or is_held, "a person's word was cut short"
+        is_scarce = self.world.spec.rollout.max_surge not in {None, "100%"}
+        assert is_promotion or not is_asked or is_held or is_scarce, "a person's word was cut short"
 
     # ---- the end of every story
 
@@ -372,9 +440,12 @@ class AnyHistory(RuleBasedStateMachine):
         world.classes = self.classes
         world.measure(0, 1000)
         world.mebibytes = 64
+        # Two of which one may be missing can be rolled out in any steps, and only a bake takes a server more.
         resting = [{"name": one.name, "weight": one.weight} for one in world.spec.execution_providers]
-        world.change(serving=world.spec.serving.model_dump(mode="json") | {"replicas": 1}, executionProviders=resting)
-        world.steer(paused=False)
+        world.change(serving=world.spec.serving.model_dump(mode="json") | {"replicas": 2}, executionProviders=resting)
+        world.steer(paused=False, maxUnavailable=1)
+        if world.spec.rollout.max_surge == "0":
+            world.steer(bake=None)
         for look in range(200):
             self.settle()
             if world.condition("Reconciling")[0] == "False":
@@ -392,6 +463,8 @@ class AnyHistory(RuleBasedStateMachine):
         assert (is_ready, is_stalled) in {("True", "False"), ("False", "True")}, world.status.conditions
         assert world.condition("Reconciling")[0] == "False"
         assert world.status.candidate is None
+        world.wait(3600)  # what a window of time kept is history now
+        world.settle()
         before = world.writes
         for _ in range(5):
             world.wait(600)

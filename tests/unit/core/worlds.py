@@ -6,6 +6,7 @@ looks again and again, as the operator does; `crash` lets a look die after some 
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -119,6 +120,8 @@ class World:
     #: Every split that was ever written, newest last.
     history: list[Split] = field(default_factory=list)
     writes: int = 0
+    #: The most servers that were asked for at any moment, by execution provider.
+    peak: Counter[str] = field(default_factory=Counter)
     #: What the gateway really does, and since when it sends nothing to a Service.
     in_force: Split | None = None
     idle_since: dict[str, datetime] = field(default_factory=dict)
@@ -157,6 +160,10 @@ class World:
             Measurement(MetricName.MEMORY, Outcome.MEASURED, self.mebibytes * 2.0**20, 64.0 * 2**20),
             Measurement(MetricName.THROUGHPUT_PER_REPLICA, Outcome.MEASURED, scrapes=Scrapes(scrape, scrape)),
         )
+
+    def asked_for(self) -> Counter[str]:
+        """Servers by execution provider, of all revisions."""
+        return sum((Counter({provider: one.replicas}) for (_, provider), one in self.servers.items()), Counter())
 
     def decide(self) -> Decision:
         return decide(self.observe(), self.now)
@@ -360,6 +367,7 @@ class World:
                     self._wrote()
                     ready = 0 if state is None else min(state.ready, action.replicas)
                     self.servers[key] = ServerState(action.replicas, ready, is_current=ready == action.replicas)
+                    self.peak |= self.asked_for()
             case WantRoutes():
                 for name in action.objects:
                     self._create(name, "", "")
