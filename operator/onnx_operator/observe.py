@@ -22,6 +22,7 @@ from onnx_operator.api.common import ExecutionProvider
 from onnx_operator.api.model import OnnxModelSpec, OnnxModelStatus
 from onnx_operator.api.model_class import DEFAULT_CLASS_ANNOTATION, OnnxModelClassSpec
 from onnx_operator.api.revision import OnnxModelRevisionSpec, OnnxModelRevisionStatus
+from onnx_operator.core.conditions import moment
 from onnx_operator.core.jobs import JOB_NAME_LABEL, has_spoken, is_finished, read_job
 from onnx_operator.core.ladder import needs_prober
 from onnx_operator.core.names import COMPONENT_LABEL, PROVIDER_LABEL, REVISION_LABEL, Component
@@ -37,7 +38,7 @@ from onnx_operator.core.pods import is_ready
 from onnx_operator.core.questions import Party, ServerPod
 from onnx_operator.core.servers import read_servers
 from onnx_operator.core.traffic import GatewayAddress, read_route
-from onnx_operator.core.view import look, moment, side_of
+from onnx_operator.core.view import look, side_of
 from onnx_operator.measure import Instruments, Subject, measure
 from onnx_operator.render.servers import METRICS_PORT
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -13,7 +14,6 @@ from onnx_operator.api.common import Condition
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from datetime import datetime
 
 #: The schema's bounds: a status that the API server refuses would stop the model.
 _MESSAGE_LIMIT: Final = 2048
@@ -79,6 +79,11 @@ def timestamp(moment: datetime) -> str:
 def instant(moment: datetime) -> str:
     """A time that steps and deadlines are counted from: UTC, milliseconds."""
     return f"{moment.strftime('%Y-%m-%dT%H:%M:%S')}.{moment.microsecond // 1000:03d}Z"
+
+
+def moment(text: str) -> datetime:
+    """A time that was written by `timestamp` or `instant`."""
+    return datetime.fromisoformat(text)
 
 
 def clipped(text: str, limit: int = TEXT_LIMIT) -> str:

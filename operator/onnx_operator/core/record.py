@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Final
 from onnx_operator.api.revision import RecordedMetric, RecordedMoment, RolloutEnd, RolloutRecord
 from onnx_operator.core import reasons
 from onnx_operator.core.analysis import Verdict, criteria
-from onnx_operator.core.conditions import ConditionType, timestamp
+from onnx_operator.core.conditions import ConditionType, moment, timestamp
 from onnx_operator.core.counts import Counts
 from onnx_operator.core.ledger import MoveModel, fate
-from onnx_operator.core.view import moment
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,31 +10,27 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from onnx_operator.api.common import parse_duration
-from onnx_operator.api.model import EvidenceStatus, MetricStatus, ServerCountsStatus, SplitStatus
-from onnx_operator.api.rollout import AtDeadline, MetricName
+from onnx_operator.api.rollout import AtDeadline
 from onnx_operator.core.acceptance import Offer, Refusal, accept, duration_of
-from onnx_operator.core.analysis import Verdict, counted, criteria, in_words, judge_all, overall
+from onnx_operator.core.analysis import Verdict, criteria
 from onnx_operator.core.capacity import Goal, Sides, allot
-from onnx_operator.core.conditions import clipped, instant
-from onnx_operator.core.counts import Counts
-from onnx_operator.core.evidence import Evidence
-from onnx_operator.core.followed import followed
+from onnx_operator.core.conditions import moment
 from onnx_operator.core.freezes import frozen_until
+from onnx_operator.core.judged import judged
 from onnx_operator.core.names import server_name
 from onnx_operator.core.pools import DEFAULT_WEIGHT, next_change, parts, weights
 from onnx_operator.core.revisions import name_of, resolve, source_key
-from onnx_operator.core.scrapes import Tallies, Tally
 from onnx_operator.core.traffic import FULL, Side, Split, carries, split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from onnx_operator.api.common import ExecutionProvider
-    from onnx_operator.api.model import KnownGood, OnnxModelStatus, SourceStatus
+    from onnx_operator.api.model import KnownGood, MetricStatus, OnnxModelStatus, SourceStatus
     from onnx_operator.api.model_class import OnnxModelClassSpec
     from onnx_operator.api.revision import OnnxModelRevisionSpec
     from onnx_operator.core.acceptance import Plan
-    from onnx_operator.core.analysis import Criterion, Judgement, Measurement
+    from onnx_operator.core.analysis import Criterion, Judgement
     from onnx_operator.core.observation import Observation, RevisionSeen
     from onnx_operator.core.servers import ServerState
     from onnx_operator.core.traffic import RouteSeen
@@ -499,7 +495,7 @@ def look(seen: Observation, now: datetime) -> View:
         pool_weights=_pool_weights(seen, now),
         frozen_until=_frozen_until(seen, accepted, now),
     )
-    return view if seen.measurements is None else _judged(view, seen.measurements)
+    return view if seen.measurements is None else judged(view, seen.measurements)
 
 
 def _pool_weights(seen: Observation, now: datetime) -> Mapping[ExecutionProvider, int]:
@@ -520,143 +516,7 @@ def side_of(revision: RevisionSeen) -> Side:
     return Side(revision.name, tuple(one.name for one in revision.spec.execution_providers))
 
 
-def moment(text: str) -> datetime:
-    return datetime.fromisoformat(text)
-
-
 def _next_number(seen: Observation) -> int:
     status = seen.model.status
     in_use = [one.number for one in (status.stable, status.candidate) if one is not None]
     return 1 + max([revision.spec.number for revision in seen.revisions] + in_use, default=0)
-
-
-def _judged(view: View, measurements: tuple[Measurement, ...]) -> View:
-    candidate = view.ledger.candidate
-    if candidate is None or view.plan is None:
-        return view
-    wanted = view.criteria
-    tallies = {one.name: _tallies(one) for one in candidate.analysis}
-    judgements = judge_all(
-        wanted,
-        (counted(one, tallies.get(one.metric, Tallies())) for one in measurements),
-        steps=view.plan.stops,
-        promise=float(view.plan.analysis.max_false_rollback),
-        before={one.name: tuple(map(_evidence, one.evidence)) for one in candidate.analysis},
-    )
-    for one in measurements:
-        if one.scrapes is not None:
-            tallies[one.metric] = tallies.get(one.metric, Tallies()).then(one.scrapes)
-    judged = candidate.model_copy(
-        update={
-            "verdict": str(overall(judgements)),
-            "verdict_time": instant(view.now),
-            "analysis": [
-                _metric_status(criterion, judgement, tallies.get(judgement.metric, Tallies()))
-                for criterion, judgement in zip(wanted, judgements, strict=True)
-            ],
-            "measured_split": _split_status(view, judgements),
-        }
-    )
-    return replace(view, ledger=view.ledger.model_copy(update={"candidate": judged}), judgements=judgements)
-
-
-def _split_status(view: View, judgements: tuple[Judgement, ...]) -> SplitStatus | None:
-    by_name = {one.metric: one for one in judgements}
-    requests, golden = by_name.get(MetricName.ERROR_RATIO), by_name.get(MetricName.DISAGREEMENT)
-    candidate = view.ledger.candidate
-    if requests is None or not isinstance(requests.candidate, Counts) or not isinstance(requests.stable, Counts):
-        return None
-    if candidate is None or candidate.step_started_time is None or (golden is not None and golden.candidate is None):
-        return None
-    pairs = None
-    if golden is not None and isinstance(golden.candidate, Counts):
-        pairs = max(0, golden.candidate.total - candidate.golden_requests_before)  # a prober may have begun anew
-    found = followed(
-        requests.candidate.total,
-        requests.stable.total,
-        percent=view.candidate_weight,
-        pairs=pairs,
-        elapsed=view.now - moment(candidate.step_started_time),
-    )
-    if found is None:
-        return None
-    return SplitStatus(
-        percent=found.percent,
-        candidate_requests=found.candidate,
-        requests=found.total,
-        as_wanted=found.is_as_wanted,
-    )
-
-
-def _metric_status(criterion: Criterion, judgement: Judgement, tallies: Tallies) -> MetricStatus:
-    return MetricStatus(
-        name=judgement.metric,
-        verdict=str(judgement.verdict),
-        dry_run=judgement.is_dry_run,
-        bound=criterion.words,
-        candidate=_side(judgement.metric, judgement.candidate),
-        stable=_side(judgement.metric, judgement.stable),
-        candidate_samples=judgement.candidate.total if isinstance(judgement.candidate, Counts) else 0,
-        stable_samples=judgement.stable.total if isinstance(judgement.stable, Counts) else 0,
-        message=clipped(judgement.message),
-        evidence=[_evidence_status(one) for one in judgement.evidence],
-        candidate_counts=_server_counts(tallies.candidate),
-        stable_counts=_server_counts(tallies.stable),
-    )
-
-
-def _side(metric: str, found: Counts | float | None) -> str | None:
-    if isinstance(found, Counts):
-        return f"{found.ratio:.4f}" if found.total else None
-    return None if found is None else in_words(metric, found)
-
-
-def _server_counts(tally: Tally | None) -> ServerCountsStatus | None:
-    if tally is None:
-        return None
-    return ServerCountsStatus(
-        servers=tally.servers,
-        time=instant(tally.time),
-        bad=tally.counts.bad,
-        disputed=tally.counts.disputed,
-        total=tally.counts.total,
-        step_bad=tally.step.bad,
-        step_disputed=tally.step.disputed,
-        step_total=tally.step.total,
-    )
-
-
-def _tallies(told: MetricStatus) -> Tallies:
-    return Tallies(_tally(told.candidate_counts), _tally(told.stable_counts))
-
-
-def _tally(told: ServerCountsStatus | None) -> Tally | None:
-    if told is None:
-        return None
-    return Tally(
-        told.servers,
-        moment(told.time),
-        Counts(told.bad, told.total, told.disputed),
-        Counts(told.step_bad, told.step_total, told.step_disputed),
-    )
-
-
-def _evidence_status(evidence: Evidence) -> EvidenceStatus:
-    return EvidenceStatus(
-        bound=evidence.bound,
-        strength=f"{evidence.strength:.6f}",
-        candidate_bad=evidence.candidate.bad,
-        candidate_total=evidence.candidate.total,
-        stable_bad=evidence.stable.bad if evidence.stable is not None else None,
-        stable_total=evidence.stable.total if evidence.stable is not None else None,
-    )
-
-
-def _evidence(told: EvidenceStatus) -> Evidence:
-    is_compared = told.stable_bad is not None and told.stable_total is not None
-    return Evidence(
-        told.bound,
-        float(told.strength),
-        Counts(told.candidate_bad, told.candidate_total),
-        Counts(told.stable_bad or 0, told.stable_total or 0) if is_compared else None,
-    )

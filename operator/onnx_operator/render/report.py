@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from onnx_operator.api.revision import RecordedMetric, RolloutRecord
 from onnx_operator.core import reasons
+from onnx_operator.core.conditions import moment
 from onnx_operator.core.counts import Counts
 from onnx_operator.core.record import read
-from onnx_operator.core.view import moment
 from onnx_operator.render import charts
 from onnx_operator.render.charts import clock, wilson
 
