@@ -1,4 +1,4 @@
-"""What the graph computes around the encoder: one module per task, with one tensor as answer.
+"""What the graph computes around the model: one module per task.
 
 A sentence embedding is pooled and normalised as the checkpoint's own modules.json says, by the arithmetic of
 sentence-transformers. Refuses module types and pooling modes that are not written out below: an embedding pooled in
@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from typing_extensions import override
 
-from onnx_converter import policy
+from onnx_converter import decoders, policy
+from onnx_converter.graph import TensorSpec
 from onnx_converter.reasons import (
     ARCHITECTURE_UNSUPPORTED,
     CHECKPOINT_INCOMPLETE,
@@ -35,6 +36,7 @@ OUTPUTS: Final[dict[Task, str]] = {
     Task.SENTENCE_EMBEDDING: "sentence_embedding",
     Task.TEXT_CLASSIFICATION: "logits",
     Task.TOKEN_CLASSIFICATION: "logits",
+    Task.TEXT_GENERATION: decoders.LOGITS,
 }
 #: Tasks whose answer has one vector for each token, meaningless where the token is padding.
 PER_TOKEN: Final = frozenset({Task.FEATURE_EXTRACTION, Task.TOKEN_CLASSIFICATION})
@@ -124,8 +126,30 @@ class Normalize(nn.Module):
         return nn.functional.normalize(vector, p=2.0, dim=-1)
 
 
-def wrap(checkpoint: Checkpoint, folder: Path) -> Wrapper:
+def outputs_of(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Names of the graph's outputs, the answer of the task first."""
+    return (OUTPUTS[checkpoint.task], *decoders.names_of(decoders.PRESENT, checkpoint.cache))
+
+
+def signature_of(checkpoint: Checkpoint) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    """What inputs must look like, and how the shapes of outputs must begin."""
+    ids = [name for name in checkpoint.inputs if not name.startswith(decoders.PAST)]
+    cache = [(-1, heads, -1, width) for heads, width in checkpoint.cache]
+    return (
+        [TensorSpec(name, "INT64", (-1, -1)) for name in ids]
+        + [TensorSpec(name, "FP32", shape) for name, shape in zip(checkpoint.inputs[len(ids) :], cache, strict=True)],
+        [TensorSpec(OUTPUTS[checkpoint.task], "FP32", (-1, -1) if cache else (-1,))]
+        + [
+            TensorSpec(name, "FP32", shape)
+            for name, shape in zip(decoders.names_of(decoders.PRESENT, checkpoint.cache), cache, strict=True)
+        ],
+    )
+
+
+def wrap(checkpoint: Checkpoint, folder: Path) -> Wrapper | decoders.Wrapper:
     """The whole computation of the task, ready to be run or exported."""
+    if checkpoint.task is Task.TEXT_GENERATION:
+        return decoders.wrap(checkpoint.model, checkpoint.max_sequence_length)
     after = sentence_modules(folder, checkpoint) if checkpoint.task is Task.SENTENCE_EMBEDDING else []
     wrapper = Wrapper(checkpoint.model, checkpoint.inputs, nn.ModuleList(after))
     wrapper.eval()
