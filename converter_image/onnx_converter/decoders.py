@@ -83,6 +83,10 @@ class Wrapper(nn.Module):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         ids, mask, *past = tensors
         counted = (mask.cumsum(-1) - 1).clamp(min=0)[:, mask.shape[1] - ids.shape[1] :]
+        # A mask of another length than past and tokens together would be cut, and move the positions without a word:
+        # with this they are too high as well.
+        surplus = mask.shape[1] - past[0].shape[2] - ids.shape[1]
+        counted = counted + surplus * surplus * self.positions.shape[0]
         answer = self.model(
             input_ids=ids,
             attention_mask=mask,

@@ -226,6 +226,16 @@ def test_axes_are_named_as_everybody_names_them(bench: Bench) -> None:
     assert axes["present.1.value"] == ["batch", 2, "past_sequence + sequence", 8]
 
 
+@pytest.mark.parametrize("length", [1, 2, 4, 6, 9])
+def test_a_mask_that_does_not_cover_past_and_tokens_is_an_error_and_no_other_answer(length: int, bench: Bench) -> None:
+    session = onnxruntime.InferenceSession(bench.good, providers=[CPU])
+    past = {item.name: np.ones((1, 2, 3, 8), np.float32) for item in session.get_inputs()[2:]}
+    ids = np.array([[5, 6]])
+    assert session.run(["logits"], {"input_ids": ids, "attention_mask": np.ones((1, 5), np.int64), **past})
+    with pytest.raises(Exception, match="Non-zero status code"):
+        session.run(["logits"], {"input_ids": ids, "attention_mask": np.ones((1, length), np.int64), **past})
+
+
 # The checkpoint ---------------------------------------------------------------------------------------------------
 
 OLDER: dict[str, dict[str, Any]] = {
