@@ -27,6 +27,7 @@ from onnx_converter.reasons import (
 from onnx_converter.spec import Task
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from onnx_converter.load import Checkpoint
@@ -133,16 +134,17 @@ def outputs_of(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 def signature_of(checkpoint: Checkpoint) -> tuple[list[TensorSpec], list[TensorSpec]]:
     """What inputs must look like, and how the shapes of outputs must begin."""
-    ids = [name for name in checkpoint.inputs if not name.startswith(decoders.PAST)]
-    cache = [(-1, heads, -1, width) for heads, width in checkpoint.cache]
+    answer, *present = outputs_of(checkpoint)
+    split = len(checkpoint.inputs) - len(present)
+    ids, past = checkpoint.inputs[:split], checkpoint.inputs[split:]
+
+    def cached(names: Sequence[str]) -> list[TensorSpec]:
+        sizes = zip(names, checkpoint.cache, strict=True)
+        return [TensorSpec(name, "FP32", (-1, heads, -1, width)) for name, (heads, width) in sizes]
+
     return (
-        [TensorSpec(name, "INT64", (-1, -1)) for name in ids]
-        + [TensorSpec(name, "FP32", shape) for name, shape in zip(checkpoint.inputs[len(ids) :], cache, strict=True)],
-        [TensorSpec(OUTPUTS[checkpoint.task], "FP32", (-1, -1) if cache else (-1,))]
-        + [
-            TensorSpec(name, "FP32", shape)
-            for name, shape in zip(decoders.names_of(decoders.PRESENT, checkpoint.cache), cache, strict=True)
-        ],
+        [*(TensorSpec(name, "INT64", (-1, -1)) for name in ids), *cached(past)],
+        [TensorSpec(answer, "FP32", (-1, -1) if present else (-1,)), *cached(present)],
     )
 
 

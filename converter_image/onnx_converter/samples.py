@@ -180,7 +180,7 @@ def golden_requests(checkpoint: Checkpoint) -> list[Sample]:
     if checkpoint.cache:
         return [
             Sample(f"text-{number:02}", is_text=True, tensors=encode(checkpoint, (text,), GOLDEN_TOKENS, "right"))
-            for number, text in enumerate(texts.ALL[-GOLDEN_PROMPTS:])
+            for number, text in enumerate(texts.MEDIUM[:GOLDEN_PROMPTS])
         ]
     longest = min(checkpoint.max_sequence_length, GOLDEN_LENGTH)
     return [
