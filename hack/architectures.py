@@ -24,8 +24,8 @@ TARGET = Path(__file__).resolve().parents[1] / "docs" / "reference" / "architect
 HEAD = """# Architectures
 
 What this version converts, measured by `make architectures` on small checkpoints with random weights, by the gate
-itself and on the CPU. Random weights are harder to quantise than trained ones; your own checkpoint is measured before
-it is served, and its revision says what came out.
+itself and on the CPU. Trained weights may quantise better or worse: your own checkpoint is measured before it is
+served, and its revision says what came out.
 
 | architecture | task | scheme | verdict | largest difference | smallest cosine | equal labels or tokens |
 |---|---|---|---|---|---|---|
