@@ -71,6 +71,10 @@ crds: venv ## Render crds/, the generated reference and what Argo CD needs from 
 	$(BIN)/python hack/reasons.py
 	$(BIN)/python hack/gitops.py
 
+.PHONY: architectures
+architectures: venv ## Convert and judge a small checkpoint of every architecture, and write what came out into docs/. Minutes.
+	PYTHONPATH=tests $(BIN)/python hack/architectures.py
+
 .PHONY: format
 format: venv ## Format the code.
 	$(BIN)/ruff check --fix .

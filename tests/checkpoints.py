@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import transformers
 from safetensors.numpy import load_file, save_file
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -121,6 +121,107 @@ def tiny(folder: Path, architecture: str = "bert", head: str = "encoder", seed: 
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+#: Longest text of the small decoders, past included: room for a prompt and 64 tokens.
+DECODER_LENGTH: Final = 96
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderShape:
+    """The class of one decoder, and how its configuration says that it is small."""
+
+    model: type[Any]
+    sizes: Mapping[str, Any]
+
+
+_SIZES: Final = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": DECODER_LENGTH,
+}
+_GROUPED: Final = _SIZES | {"num_key_value_heads": 2}
+#: Shorter than most samples, so that it shows.
+_WINDOW: Final = {"sliding_window": 8}
+_FALCON: Final = {key: size for key, size in _SIZES.items() if key != "intermediate_size"}
+DECODERS: Final[dict[str, DecoderShape]] = {
+    "falcon": DecoderShape(transformers.FalconForCausalLM, _FALCON),
+    "falcon of the new architecture": DecoderShape(
+        transformers.FalconForCausalLM, _FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}
+    ),
+    "gemma": DecoderShape(transformers.GemmaForCausalLM, _GROUPED | {"head_dim": 8}),
+    "gemma2": DecoderShape(transformers.Gemma2ForCausalLM, _GROUPED | _WINDOW | {"head_dim": 8}),
+    "gemma3_text": DecoderShape(
+        transformers.Gemma3ForCausalLM,
+        _GROUPED | _WINDOW | {"head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "gpt2": DecoderShape(
+        transformers.GPT2LMHeadModel, {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": DECODER_LENGTH}
+    ),
+    "gpt_neox": DecoderShape(transformers.GPTNeoXForCausalLM, _SIZES),
+    "llama": DecoderShape(transformers.LlamaForCausalLM, _GROUPED),
+    "llama with one weight for words in and out": DecoderShape(
+        transformers.LlamaForCausalLM, _GROUPED | {"tie_word_embeddings": True}
+    ),
+    "mistral": DecoderShape(transformers.MistralForCausalLM, _GROUPED | _WINDOW),
+    "olmo2": DecoderShape(transformers.Olmo2ForCausalLM, _GROUPED),
+    "opt": DecoderShape(
+        transformers.OPTForCausalLM,
+        {key: size for key, size in _SIZES.items() if key != "intermediate_size"}
+        | {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    ),
+    "phi3": DecoderShape(transformers.Phi3ForCausalLM, _GROUPED | _WINDOW),
+    "phi3 for long texts": DecoderShape(
+        transformers.Phi3ForCausalLM,
+        _GROUPED
+        | {
+            "max_position_embeddings": 4 * DECODER_LENGTH,
+            "original_max_position_embeddings": DECODER_LENGTH,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "short_factor": [1.0, 1.1, 1.2, 1.3],
+                "long_factor": [4.0, 5.0, 6.0, 7.0],
+            },
+        },
+    ),
+    "qwen2": DecoderShape(transformers.Qwen2ForCausalLM, _GROUPED),
+    "qwen3": DecoderShape(transformers.Qwen3ForCausalLM, _GROUPED | {"head_dim": 16}),
+    "starcoder2": DecoderShape(transformers.Starcoder2ForCausalLM, _GROUPED | _WINDOW),
+}
+
+
+def tiny_decoder(folder: Path, name: str = "llama", seed: int = 0) -> Path:
+    """A small language model whose tokenizer has a token for each byte, and as usual none for padding."""
+    shape = DECODERS[name]
+    tokenizer = _byte_tokenizer()
+    special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    torch.manual_seed(seed)
+    vocabulary = len(tokenizer.get_vocab())
+    model = shape.model(shape.model.config_class(vocab_size=vocabulary, pad_token_id=None, **special, **shape.sizes))
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _byte_tokenizer() -> Any:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {piece: number for number, piece in enumerate(["<s>", "</s>", *alphabet])}
+    backend = Tokenizer(models.BPE(vocabulary, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_input_names=["input_ids", "attention_mask"],
+        bos_token="<s>",  # noqa: S106  no password
+        eos_token="</s>",  # noqa: S106  no password
+    )
 
 
 def tiny_sentence(
@@ -512,7 +613,7 @@ BAD: Final[tuple[Bad, ...]] = (
         "convert",
         "ArchitectureUnsupported",
         "model_type",
-        _set_config(model_type="llama"),
+        _set_config(model_type="mamba"),
     ),
     Bad(
         "the architecture is no word",

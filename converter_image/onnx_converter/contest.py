@@ -12,11 +12,12 @@ import numpy as np
 import torch
 
 from onnx_converter import load, placement
-from onnx_converter.heads import OUTPUTS, Wrapper, wrap
+from onnx_converter.heads import outputs_of, wrap
 from onnx_converter.limits import threads
 from onnx_converter.reasons import PARITY_FAILED, StepFailedError, gist
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import onnxruntime
@@ -26,13 +27,15 @@ if TYPE_CHECKING:
     from onnx_converter.samples import Sample
     from onnx_converter.spec import Provider, Task
 
+    Answer = dict[str, NDArray[np.float32]]
+
 
 @dataclass(frozen=True, slots=True)
 class Original:
     """The truth: torch, fp32, eager attention."""
 
     checkpoint: Checkpoint
-    wrapper: Wrapper
+    wrapper: torch.nn.Module
 
     @classmethod
     def load(cls, folder: Path, task: Task, max_sequence_length: int | None) -> Self:
@@ -41,13 +44,15 @@ class Original:
         return cls(checkpoint, wrap(checkpoint, folder))
 
     @property
-    def output(self) -> str:
-        return OUTPUTS[self.checkpoint.task]
+    def outputs(self) -> tuple[str, ...]:
+        return outputs_of(self.checkpoint)
 
-    def answer(self, sample: Sample) -> NDArray[np.float32]:
+    def answer(self, sample: Sample) -> Answer:
         with torch.inference_mode():
-            answer = self.wrapper(*(torch.from_numpy(sample.tensors[name]) for name in self.checkpoint.inputs))
-        return np.asarray(answer.numpy(), dtype=np.float32)
+            answer = self.wrapper(*(torch.from_numpy(sample.tensors[name].copy()) for name in self.checkpoint.inputs))
+        tensors = (answer,) if isinstance(answer, torch.Tensor) else answer
+        values = (np.asarray(tensor.numpy(), dtype=np.float32) for tensor in tensors)
+        return dict(zip(self.outputs, values, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +67,14 @@ class Candidate:
     def load(cls, path: Path, provider: Provider) -> Self:
         return cls(path, provider, placement.session(path, provider))
 
-    def answer(self, output: str, sample: Sample) -> NDArray[np.float32]:
+    def answer(self, outputs: Sequence[str], sample: Sample) -> Answer:
         try:
-            (answer,) = self.session.run([output], sample.tensors)
+            answers = self.session.run(list(outputs), sample.tensors)
         except Exception as error:
             raise StepFailedError(
                 PARITY_FAILED, f"on {sample.name} the graph answers with an error: {gist(error)}"
             ) from error
-        return np.asarray(answer)
+        return dict(zip(outputs, map(np.asarray, answers), strict=True))
 
     def placement(self, sample: Sample) -> dict[str, int]:
         return placement.prove(self.path, self.provider, sample)

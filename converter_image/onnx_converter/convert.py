@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from onnx_converter import export, graph, load, quantize
+from onnx_converter import decoders, export, graph, load, quantize
 from onnx_converter.conversion import FILE, Conversion, Graph, Signature, tools
 from onnx_converter.digest import sha256_of, tree_digest
 from onnx_converter.fetch import check_folder, sync_tree
-from onnx_converter.heads import OUTPUTS, wrap
+from onnx_converter.heads import signature_of, wrap
 from onnx_converter.reasons import DIGEST_MISMATCH, StepFailedError
 from onnx_converter.spec import ConversionSpec, Provider, Scheme
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from onnx_converter.load import Checkpoint
     from onnx_converter.progress import Progress
 
@@ -34,6 +36,8 @@ _TOKENIZER_FILES: Final = (
     "merges.txt",
     "sentencepiece.bpe.model",
     "spiece.model",
+    "tokenizer.model",
+    "generation_config.json",
     "sentence_bert_config.json",
     "config.json",
 )
@@ -66,9 +70,15 @@ def run(convert: Convert, progress: Progress) -> dict[str, Any]:
         "task": str(done.task),
         "maxSequenceLength": done.max_sequence_length,
         "graphs": {str(name): made.model_dump(mode="json", by_alias=True) for name, made in done.graphs.items()},
-        "inputs": [item.model_dump(mode="json", by_alias=True) for item in done.inputs],
-        "outputs": [item.model_dump(mode="json", by_alias=True) for item in done.outputs],
+        "inputs": _brief(done.inputs),
+        "outputs": _brief(done.outputs),
     }
+
+
+def _brief(signatures: Iterable[Signature]) -> list[dict[str, Any]]:
+    """Without the cache, two tensors for each layer, for which a termination message has no room."""
+    cache = (f"{decoders.PAST}.", f"{decoders.PRESENT}.")
+    return [item.model_dump(mode="json", by_alias=True) for item in signatures if not item.name.startswith(cache)]
 
 
 def verify_checkpoint(folder: Path, digest: str) -> None:
@@ -127,7 +137,7 @@ def _fill(convert: Convert, folder: Path, progress: Progress) -> Conversion:
             quantize.int8_dynamic(exported, target)
         else:
             shutil.copytree(exported.parent, target.parent)
-        facts[provider] = graph.inspect(target, checkpoint.inputs, [OUTPUTS[checkpoint.task]])
+        facts[provider] = graph.inspect(target, *signature_of(checkpoint))
         progress.tell(
             "GraphWritten",
             percent=60 + 35 * (number + 1) // len(spec.providers),

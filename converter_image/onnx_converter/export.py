@@ -1,4 +1,4 @@
-"""From a torch module to an ONNX graph with a dynamic batch and a dynamic length.
+"""From a torch module to an ONNX graph with a dynamic batch and dynamic lengths.
 
 Refuses to hand on a graph whose bytes depend on where it was made: the exporter writes stack traces with absolute
 paths into node metadata, and those are taken out.
@@ -14,37 +14,54 @@ import onnx_ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-from onnx_converter.heads import OUTPUTS
+from onnx_converter import decoders
+from onnx_converter.heads import outputs_of
 from onnx_converter.reasons import EXPORT_FAILED, StepFailedError, gist
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
-    from onnx_converter.heads import Wrapper
     from onnx_converter.load import Checkpoint
 
 BATCH: Final = "batch"
 SEQUENCE: Final = "sequence"
+PAST_SEQUENCE: Final = "past_sequence"
+TOTAL_SEQUENCE: Final = "total_sequence"
 #: Protobuf ends at 2 GiB; beside the weights there is room for the graph itself.
 _INLINE_LIMIT: Final = 1_900_000_000
 
 
 def sample_of(checkpoint: Checkpoint) -> tuple[torch.Tensor, ...]:
     """Two texts of different length: with a mask of ones alone the exporter may drop the mask from the graph."""
-    length = min(7, checkpoint.max_sequence_length)
+    # A size that is 1, or equal to another one, may be taken for that number or for that axis.
+    past = 3 if checkpoint.cache else 0
+    length = min(7, checkpoint.max_sequence_length) - past
     padding = checkpoint.tokenizer.pad_token_id
     ids = torch.arange(2 * length).reshape(2, length) % (int(checkpoint.model.config.vocab_size) - 1)
     ids += ids >= padding
     mask = torch.ones_like(ids)
     mask[1, length // 2 + 1 :] = 0
     ids = torch.where(mask.bool(), ids, padding)
+    mask = torch.nn.functional.pad(mask, (past, 0), value=1)
     named = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+    cached = (torch.ones(2, heads, past, width) for heads, width in checkpoint.cache)
+    named |= dict(zip(decoders.names_of(decoders.PAST, checkpoint.cache), cached, strict=True))
     return tuple(named[name] for name in checkpoint.inputs)
 
 
-def export(checkpoint: Checkpoint, wrapper: Wrapper, opset: int) -> onnx_ir.Model:
+def axes_of(checkpoint: Checkpoint, name: str) -> dict[int, str]:
+    """The dynamic axes of an input, and what they are called."""
+    if name.startswith(decoders.PAST):
+        return {0: BATCH, 2: PAST_SEQUENCE}
+    if checkpoint.cache and name == "attention_mask":
+        return {0: BATCH, 1: TOTAL_SEQUENCE}
+    return {0: BATCH, 1: SEQUENCE}
+
+
+def export(checkpoint: Checkpoint, wrapper: torch.nn.Module, opset: int) -> onnx_ir.Model:
     """The graph in memory, its weights still those of the module."""
-    dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    axes = {name: axes_of(checkpoint, name) for name in checkpoint.inputs}
     try:
         with torch.no_grad(), warnings.catch_warnings():
             # Deprecations inside torch and a remark about training mode that eval() has settled.
@@ -54,10 +71,10 @@ def export(checkpoint: Checkpoint, wrapper: Wrapper, opset: int) -> onnx_ir.Mode
                 sample_of(checkpoint),
                 dynamo=True,
                 # The wrapper takes one variadic argument, so the shapes of all tensors are one tuple.
-                dynamic_shapes=(tuple(dynamic for _ in checkpoint.inputs),),
+                dynamic_shapes=(tuple(dict.fromkeys(each, torch.export.Dim.DYNAMIC) for each in axes.values()),),
                 opset_version=opset,
                 input_names=list(checkpoint.inputs),
-                output_names=[OUTPUTS[checkpoint.task]],
+                output_names=list(outputs_of(checkpoint)),
                 verbose=False,
             )
     except Exception as error:
@@ -72,21 +89,22 @@ def export(checkpoint: Checkpoint, wrapper: Wrapper, opset: int) -> onnx_ir.Mode
     model = program.model
     ClearMetadataAndDocStringPass()(model)
     model.metadata_props.clear()
-    _name_axes(model)
+    _name_axes(model, axes)
     return model
 
 
-def _name_axes(model: onnx_ir.Model) -> None:
+def _name_axes(model: onnx_ir.Model, axes: Mapping[str, Mapping[int, str]]) -> None:
     """The exporter counts its symbols, and gives one axis several; readers of the graph want to know which is which."""
     words: dict[str, str] = {}
     for graph_input in model.graph.inputs:
         dims = graph_input.shape.dims if graph_input.shape is not None else []
-        names = [dim.value for dim in dims if isinstance(dim, onnx_ir.SymbolicDim)]
-        if len(names) != 2 or None in names:  # noqa: PLR2004
+        wanted = axes[str(graph_input.name)]
+        names = {axis: dim.value for axis, dim in enumerate(dims) if isinstance(dim, onnx_ir.SymbolicDim)}
+        if names.keys() != wanted.keys() or None in names.values():
             raise StepFailedError(
                 EXPORT_FAILED, f"the exported graph froze an axis of {graph_input.name}: {graph_input.shape}"
             )
-        words |= dict(zip((str(name) for name in names), (BATCH, SEQUENCE), strict=True))
+        words |= {str(name): wanted[axis] for axis, name in names.items()}
     pattern = re.compile(rf"\b({'|'.join(map(re.escape, words))})\b")
     for value in _values(model):
         if value.shape is None:

@@ -81,9 +81,9 @@ def refuse_opset(opset: int, runtime: Runtime = SERVING_RUNTIME) -> None:
 
 
 def inspect(
-    path: Path, inputs: Sequence[str], outputs: Sequence[str], runtime: Runtime = SERVING_RUNTIME
+    path: Path, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], runtime: Runtime = SERVING_RUNTIME
 ) -> GraphFacts:
-    """The facts of a graph that is as it must be."""
+    """The facts of a graph that is as it must be; the shapes of outputs need only begin as given."""
     try:
         model = onnx.load(path, load_external_data=False)
         # By its path: weights beside the graph can only be found from there.
@@ -103,17 +103,6 @@ def inspect(
     found_inputs, found_outputs = tuple(map(_spec_of, model.graph.input)), tuple(map(_spec_of, model.graph.output))
     _refuse_signature(path, "input", inputs, found_inputs)
     _refuse_signature(path, "output", outputs, found_outputs)
-    for spec in found_inputs:
-        if spec.shape != (-1, -1):
-            raise StepFailedError(
-                GRAPH_REFUSED,
-                f"{path.name} froze an axis of input {spec.name}: shape {list(spec.shape)}, it must be dynamic",
-            )
-    for spec in found_outputs:
-        if spec.shape[:1] != (-1,):
-            raise StepFailedError(
-                GRAPH_REFUSED, f"{path.name} froze the batch of output {spec.name}: shape {list(spec.shape)}"
-            )
     size = sum(file.stat().st_size for file in [path, *_data_files(model, path)])
     return GraphFacts(
         "sha256:" + sha256_of(path), size, opset, model.ir_version, len(model.graph.node), found_inputs, found_outputs
@@ -160,15 +149,22 @@ def _spec_of(value: onnx.ValueInfoProto) -> TensorSpec:
     return TensorSpec(value.name, _DATATYPES.get(tensor.elem_type, f"type {tensor.elem_type}"), shape)
 
 
-def _refuse_signature(path: Path, role: str, wanted: Sequence[str], found: Sequence[TensorSpec]) -> None:
+def _refuse_signature(path: Path, role: str, wanted: Sequence[TensorSpec], found: Sequence[TensorSpec]) -> None:
+    expected = {spec.name: spec for spec in wanted}
     names = [spec.name for spec in found]
-    if sorted(names) != sorted(wanted):
+    if sorted(names) != sorted(expected):
         raise StepFailedError(
-            GRAPH_REFUSED, f"{path.name} has {role}s {', '.join(names) or 'none'}, the task needs {', '.join(wanted)}"
+            GRAPH_REFUSED, f"{path.name} has {role}s {', '.join(names) or 'none'}, the task needs {', '.join(expected)}"
         )
-    datatype = "INT64" if role == "input" else "FP32"
     for spec in found:
+        datatype, shape = expected[spec.name].datatype, expected[spec.name].shape
         if spec.datatype != datatype:
             raise StepFailedError(
                 GRAPH_REFUSED, f"{path.name}: {role} {spec.name} has datatype {spec.datatype}, not {datatype}"
+            )
+        if (spec.shape if role == "input" else spec.shape[: len(shape)]) != shape:
+            raise StepFailedError(
+                GRAPH_REFUSED,
+                f"{path.name} froze an axis of {role} {spec.name} or has another: shape {list(spec.shape)}, "
+                f"it must be {list(shape)}, -1 is dynamic",
             )

@@ -1,4 +1,4 @@
-"""What the graph computes around the encoder: one module per task, with one tensor as answer.
+"""What the graph computes around the model: one module per task.
 
 A sentence embedding is pooled and normalised as the checkpoint's own modules.json says, by the arithmetic of
 sentence-transformers. Refuses module types and pooling modes that are not written out below: an embedding pooled in
@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from typing_extensions import override
 
-from onnx_converter import policy
+from onnx_converter import decoders, policy
+from onnx_converter.graph import TensorSpec
 from onnx_converter.reasons import (
     ARCHITECTURE_UNSUPPORTED,
     CHECKPOINT_INCOMPLETE,
@@ -26,6 +27,7 @@ from onnx_converter.reasons import (
 from onnx_converter.spec import Task
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from onnx_converter.load import Checkpoint
@@ -35,6 +37,7 @@ OUTPUTS: Final[dict[Task, str]] = {
     Task.SENTENCE_EMBEDDING: "sentence_embedding",
     Task.TEXT_CLASSIFICATION: "logits",
     Task.TOKEN_CLASSIFICATION: "logits",
+    Task.TEXT_GENERATION: decoders.LOGITS,
 }
 #: Tasks whose answer has one vector for each token, meaningless where the token is padding.
 PER_TOKEN: Final = frozenset({Task.FEATURE_EXTRACTION, Task.TOKEN_CLASSIFICATION})
@@ -124,8 +127,31 @@ class Normalize(nn.Module):
         return nn.functional.normalize(vector, p=2.0, dim=-1)
 
 
-def wrap(checkpoint: Checkpoint, folder: Path) -> Wrapper:
+def outputs_of(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Names of the graph's outputs, the answer of the task first."""
+    return (OUTPUTS[checkpoint.task], *decoders.names_of(decoders.PRESENT, checkpoint.cache))
+
+
+def signature_of(checkpoint: Checkpoint) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    """What inputs must look like, and how the shapes of outputs must begin."""
+    answer, *present = outputs_of(checkpoint)
+    split = len(checkpoint.inputs) - len(present)
+    ids, past = checkpoint.inputs[:split], checkpoint.inputs[split:]
+
+    def cached(names: Sequence[str]) -> list[TensorSpec]:
+        sizes = zip(names, checkpoint.cache, strict=True)
+        return [TensorSpec(name, "FP32", (-1, heads, -1, width)) for name, (heads, width) in sizes]
+
+    return (
+        [*(TensorSpec(name, "INT64", (-1, -1)) for name in ids), *cached(past)],
+        [TensorSpec(answer, "FP32", (-1, -1) if present else (-1,)), *cached(present)],
+    )
+
+
+def wrap(checkpoint: Checkpoint, folder: Path) -> Wrapper | decoders.Wrapper:
     """The whole computation of the task, ready to be run or exported."""
+    if checkpoint.task is Task.TEXT_GENERATION:
+        return decoders.wrap(checkpoint.model, checkpoint.max_sequence_length)
     after = sentence_modules(folder, checkpoint) if checkpoint.task is Task.SENTENCE_EMBEDDING else []
     wrapper = Wrapper(checkpoint.model, checkpoint.inputs, nn.ModuleList(after))
     wrapper.eval()

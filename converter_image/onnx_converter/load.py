@@ -18,7 +18,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from onnx_converter import policy
+from onnx_converter import decoders, policy
 from onnx_converter.reasons import (
     ARCHITECTURE_UNSUPPORTED,
     CHECKPOINT_INCOMPLETE,
@@ -113,6 +113,7 @@ _HEADS: Final = {
     "ForSequenceClassification": Task.TEXT_CLASSIFICATION,
     "ForTokenClassification": Task.TOKEN_CLASSIFICATION,
 }
+_GENERATORS: Final = ("ForCausalLM", "LMHeadModel")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,8 @@ class Checkpoint:
     inputs: tuple[str, ...]
     #: The longest text in tokens.
     max_sequence_length: int
+    #: Of a decoder; an encoder keeps nothing.
+    cache: decoders.Cache = ()
 
 
 def load(folder: Path, task: Task, max_sequence_length: int | None) -> Checkpoint:
@@ -134,37 +137,65 @@ def load(folder: Path, task: Task, max_sequence_length: int | None) -> Checkpoin
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     value = policy.read_object(folder, policy.CONFIG)
+    if value.get("quantization_config"):
+        raise StepFailedError(
+            ARCHITECTURE_UNSUPPORTED,
+            f"{policy.CONFIG}: quantization_config: the weights are quantised already; give the unquantised checkpoint",
+        )
+    kind = value.get("model_type")
+    if isinstance(kind, str) and (family := decoders.FAMILIES.get(kind)) is not None:
+        return _load_decoder(folder, value, family, task, max_sequence_length)
     architecture = _architecture_of(value)
     resolved = resolve_task(folder, value, task)
-    config = _config_of(architecture, value)
-    model = _model_of(folder, architecture, config, resolved)
+    config = _config_of(architecture.config, value)
+    config.use_cache = False
+    model = _encoder_of(folder, architecture, config, resolved)
     capacity = _shorten(model, architecture, max_sequence_length)
-    tokenizer = _tokenizer_of(folder, config)
+    tokenizer = _tokenizer_of(folder, config, pads=True)
     inputs = tuple(name for name in INPUTS if name in _accepted(model, tokenizer))
     return Checkpoint(model, tokenizer, str(value["model_type"]), resolved, inputs, capacity)
+
+
+def _load_decoder(
+    folder: Path, value: dict[str, Any], family: decoders.Family, task: Task, max_sequence_length: int | None
+) -> Checkpoint:
+    name = (value.get("architectures") or [_GENERATORS[0]])[0]
+    if not isinstance(name, str) or not name.endswith(_GENERATORS):
+        raise StepFailedError(
+            ARCHITECTURE_UNSUPPORTED,
+            f"{policy.CONFIG}: architectures {name!r} is no language model: a decoder is supported for text-generation",
+        )
+    if task not in (Task.AUTO, Task.TEXT_GENERATION):
+        raise StepFailedError(
+            SPEC_IMPOSSIBLE, f"task {task} does not fit {name}, a decoder: use auto or {Task.TEXT_GENERATION}"
+        )
+    decoders.refuse_variants(value)
+    config = _config_of(family.config, value, decoders.OLDER_FIELDS)
+    capacity = decoders.capacity_of(config, max_sequence_length, SHORTEST)
+    model = _model_of(folder, family.model, config)
+    decoders.settle_rotation(model)
+    tokenizer = _tokenizer_of(folder, config, pads=False)
+    cache = decoders.cache_of(model)
+    inputs = (*decoders.INPUTS, *decoders.names_of(decoders.PAST, cache))
+    return Checkpoint(model, tokenizer, str(value["model_type"]), Task.TEXT_GENERATION, inputs, capacity, cache)
 
 
 def _architecture_of(value: dict[str, Any]) -> Architecture:
     kind = value.get("model_type")
     architecture = ARCHITECTURES.get(kind) if isinstance(kind, str) else None
     if architecture is None:
+        known = ", ".join([*ARCHITECTURES, *decoders.FAMILIES])
         raise StepFailedError(
-            ARCHITECTURE_UNSUPPORTED,
-            f"{policy.CONFIG}: model_type {kind!r} has no tested route, there are {', '.join(ARCHITECTURES)}",
+            ARCHITECTURE_UNSUPPORTED, f"{policy.CONFIG}: model_type {kind!r} has no tested route, there are {known}"
         )
     if (positions := value.get("position_embedding_type", "absolute")) != "absolute":
         raise StepFailedError(
             ARCHITECTURE_UNSUPPORTED,
             f"{policy.CONFIG}: position_embedding_type {positions!r} is not supported, absolute is",
         )
-    if value.get("quantization_config"):
-        raise StepFailedError(
-            ARCHITECTURE_UNSUPPORTED,
-            f"{policy.CONFIG}: quantization_config: the weights are quantised already; give the unquantised checkpoint",
-        )
     if value.get("is_decoder") or value.get("add_cross_attention") or value.get("is_encoder_decoder"):
         raise StepFailedError(
-            ARCHITECTURE_UNSUPPORTED, f"{policy.CONFIG}: this is a decoder; only encoders are supported"
+            ARCHITECTURE_UNSUPPORTED, f"{policy.CONFIG}: this is an encoder used as a decoder, which is not supported"
         )
     return architecture
 
@@ -181,7 +212,7 @@ def resolve_task(folder: Path, value: dict[str, Any], task: Task) -> Task:
             SPEC_IMPOSSIBLE,
             f"task {task} needs the checkpoint's {policy.MODULES}, which is missing: use feature-extraction",
         )
-    if task in _HEADS.values() and task is not head:
+    if task not in (head, Task.SENTENCE_EMBEDDING, Task.FEATURE_EXTRACTION):
         raise StepFailedError(
             SPEC_IMPOSSIBLE,
             f"task {task} does not fit architectures {name!r} in {policy.CONFIG}: use auto or feature-extraction",
@@ -189,22 +220,22 @@ def resolve_task(folder: Path, value: dict[str, Any], task: Task) -> Task:
     return task
 
 
-def _config_of(architecture: Architecture, value: dict[str, Any]) -> PreTrainedConfig:
-    declared = {field.name for field in dataclasses.fields(architecture.config)}
+def _config_of(
+    kind: type[PreTrainedConfig], value: dict[str, Any], older: frozenset[str] = frozenset()
+) -> PreTrainedConfig:
+    declared = {field.name for field in dataclasses.fields(kind)} | older
     kept = {key: inner for key, inner in value.items() if key in declared and key not in ("dtype", "architectures")}
     if isinstance(kept.get("id2label"), dict):
         kept["num_labels"] = len(kept["id2label"])
     elif isinstance(value.get("num_labels"), int):
         kept["num_labels"] = value["num_labels"]
     try:
-        config = architecture.config(**kept)
+        return kind(**kept)
     except Exception as error:
         raise StepFailedError(CONFIG_INVALID, f"{policy.CONFIG} is impossible: {gist(error)}") from error
-    config.use_cache = False
-    return config
 
 
-def _model_of(folder: Path, architecture: Architecture, config: PreTrainedConfig, task: Task) -> PreTrainedModel:
+def _encoder_of(folder: Path, architecture: Architecture, config: PreTrainedConfig, task: Task) -> PreTrainedModel:
     options: dict[str, Any] = {}
     match task:
         case Task.TEXT_CLASSIFICATION:
@@ -215,6 +246,10 @@ def _model_of(folder: Path, architecture: Architecture, config: PreTrainedConfig
             kind = architecture.encoder
             # An untrained pooler would be made up where the checkpoint has none, and no task here reads it.
             options = {"add_pooling_layer": False} if architecture.has_pooler else {}
+    return _model_of(folder, kind, config, **options)
+
+
+def _model_of(folder: Path, kind: type[PreTrainedModel], config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
     tensors: dict[str, torch.Tensor] = {}
     for shard in policy.shards_of(folder, frozenset(policy.list_folder(folder))):
         tensors |= load_file(folder / shard)
@@ -283,7 +318,8 @@ def _shorten(model: PreTrainedModel, architecture: Architecture, wanted: int | N
     return wanted
 
 
-def _tokenizer_of(folder: Path, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
+def _tokenizer_of(folder: Path, config: PreTrainedConfig, *, pads: bool) -> PreTrainedTokenizerBase:
+    """A tokenizer that fits; without `pads` the padding may be any token, as it is always behind a mask."""
     if not any(
         (folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
     ):
@@ -298,15 +334,20 @@ def _tokenizer_of(folder: Path, config: PreTrainedConfig) -> PreTrainedTokenizer
     except Exception as error:
         raise StepFailedError(TOKENIZER_MISMATCH, f"the tokenizer cannot be loaded: {gist(error)}") from error
     rows = config.vocab_size
-    if (largest := max(tokenizer.get_vocab().values(), default=-1)) >= rows:
+    # A language model shares its tokenizer with others that see images, whose special tokens it has no row for.
+    spared = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special and not pads}
+    if (largest := max(set(tokenizer.get_vocab().values()) - spared, default=-1)) >= rows:
         raise StepFailedError(
             TOKENIZER_MISMATCH,
             f"the tokenizer gives ids up to {largest}, the model has {rows} rows: they are of two checkpoints",
         )
-    if largest < 0 or tokenizer.pad_token_id is None:
+    if largest < 0 or (pads and tokenizer.pad_token_id is None):
         raise StepFailedError(
             TOKENIZER_MISMATCH, "the tokenizer has no vocabulary or no pad_token: save the tokenizer beside the model"
         )
+    if not pads:
+        tokenizer.pad_token = _padding_of(tokenizer, rows)
+        return tokenizer
     padding = getattr(config, "pad_token_id", None)
     if padding is not None and tokenizer.pad_token_id != padding:
         raise StepFailedError(
@@ -314,6 +355,12 @@ def _tokenizer_of(folder: Path, config: PreTrainedConfig) -> PreTrainedTokenizer
             f"the tokenizer pads with id {tokenizer.pad_token_id}, {policy.CONFIG} says pad_token_id {padding}",
         )
     return tokenizer
+
+
+def _padding_of(tokenizer: PreTrainedTokenizerBase, rows: int) -> str:
+    """The checkpoint's own, if the model has a row for it: classes of tokenizers add one to what the checkpoint has."""
+    known = [tokenizer.pad_token, tokenizer.eos_token, tokenizer.convert_ids_to_tokens(0)]
+    return next(str(token) for token in known if token is not None and tokenizer.convert_tokens_to_ids(token) < rows)
 
 
 def _accepted(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Final
 
-from onnx_converter.spec import Provider
+from onnx_converter.spec import Provider, Task
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,26 +24,28 @@ _WARMUP_LENGTHS: Final = (16, 128)
 
 def config_of(conversion: Conversion, serving: Serving, provider: Provider) -> str:
     """config.pbtxt of the graph for one provider; the model's name is that of its folder."""
+    # Requests after pasts of different length cannot be laid into one batch, so a decoder's batch is an axis like any.
+    is_decoder = conversion.task is Task.TEXT_GENERATION
     lines = [
         'backend: "onnxruntime"',
         'default_model_filename: "model.onnx"',
-        f"max_batch_size: {serving.max_batch_size}",
-        *_tensors("input", conversion.inputs),
-        *_tensors("output", conversion.outputs),
+        f"max_batch_size: {0 if is_decoder else serving.max_batch_size}",
+        *_tensors("input", conversion.inputs, skip=0 if is_decoder else 1),
+        *_tensors("output", conversion.outputs, skip=0 if is_decoder else 1),
         "instance_group [",
         f"  {{ count: {serving.instances} kind: {'KIND_CPU' if provider is Provider.CPU else 'KIND_GPU'} }}",
         "]",
-        *_batching(serving),
+        *([] if is_decoder else _batching(serving)),
         *_parameters(serving, provider),
-        *_warmup(conversion, serving),
+        *(_decoder_warmup(conversion) if is_decoder else _warmup(conversion, serving)),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _tensors(role: str, signatures: Iterable[Signature]) -> list[str]:
+def _tensors(role: str, signatures: Iterable[Signature], *, skip: int) -> list[str]:
     # With a batch size the first axis is Triton's own.
     entries = [
-        f"  {{ name: {json.dumps(item.name)} data_type: TYPE_{item.datatype} dims: {list(item.shape[1:])} }}"
+        f"  {{ name: {json.dumps(item.name)} data_type: TYPE_{item.datatype} dims: {list(item.shape[skip:])} }}"
         for item in signatures
     ]
     return [f"{role} [", ",\n".join(entries), "]"]
@@ -76,3 +78,24 @@ def _warmup(conversion: Conversion, serving: Serving) -> list[str]:
         inputs = "\n".join(f"    inputs {{ key: {json.dumps(item.name)} {value} }}" for item in conversion.inputs)
         blocks.append(f'  {{\n    name: "batch {batch}, length {length}"\n    batch_size: {batch}\n{inputs}\n  }}')
     return ["model_warmup [", ",\n".join(blocks), "]"]
+
+
+def _decoder_warmup(conversion: Conversion) -> list[str]:
+    """One prefill and one token after it."""
+    length = min(_WARMUP_LENGTHS[0], conversion.max_sequence_length - 1)
+    return [
+        "model_warmup [",
+        ",\n".join(_decoder_request(conversion, past, new) for past, new in ((0, length), (length, 1))),
+        "]",
+    ]
+
+
+def _decoder_request(conversion: Conversion, past: int, new: int) -> str:
+    lines = []
+    for item in conversion.inputs:
+        lengths = (new,) if item.name == "input_ids" else (past + new,) if item.name == "attention_mask" else None
+        dims = [1, *lengths] if lengths else [1, item.shape[1], past, item.shape[3]]
+        value = f"value: {{ data_type: TYPE_{item.datatype} dims: {dims} zero_data: true }}"
+        lines.append(f"    inputs {{ key: {json.dumps(item.name)} {value} }}")
+    inputs = "\n".join(lines)
+    return f'  {{\n    name: "past {past}, length {new}"\n    batch_size: 1\n{inputs}\n  }}'

@@ -8,17 +8,18 @@ Fails closed: nothing measured, a NaN on either side, another shape, a number th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from onnx_converter import decoders
 from onnx_converter.heads import CLASSIFIERS, PER_TOKEN
 from onnx_converter.reasons import PARITY_FAILED, StepFailedError
 from onnx_converter.spec import Scheme, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -67,16 +68,25 @@ class Total:
     label_agreement: float | None
 
 
-_DEFAULTS: Final[dict[Scheme, tuple[Tolerance, Tolerance]]] = {
-    # Embeddings, classifiers. A classifier's few logits have no direction: its labels and their distance count.
-    Scheme.NONE: (Tolerance(0.99999, 1e-3, 1e-3, None), Tolerance(None, 1e-3, 1e-3, 0.999)),
-    Scheme.INT8_DYNAMIC: (Tolerance(0.85, None, None, None), Tolerance(None, None, 1.5, 0.8)),
+_DEFAULTS: Final[dict[Scheme, tuple[Tolerance, Tolerance, Tolerance]]] = {
+    # Embeddings, classifiers, language models. A classifier's few logits have no direction: its labels and their
+    # distance count. A language model has both, and keys and values with directions.
+    Scheme.NONE: (
+        Tolerance(0.99999, 1e-3, 1e-3, None),
+        Tolerance(None, 1e-3, 1e-3, 0.999),
+        Tolerance(0.99999, 1e-3, 1e-3, 0.999),
+    ),
+    Scheme.INT8_DYNAMIC: (
+        Tolerance(0.85, None, None, None),
+        Tolerance(None, None, 1.5, 0.8),
+        Tolerance(0.8, None, None, 0.75),
+    ),
 }
 
 
 def tolerance_of(parity: Parity, scheme: Scheme, task: Task) -> Tolerance:
     """The user's bounds, and those of the scheme where the user gave none."""
-    default = _DEFAULTS[scheme][task in CLASSIFIERS]
+    default = _DEFAULTS[scheme][2 if task is Task.TEXT_GENERATION else task in CLASSIFIERS]
     return Tolerance(
         default.min_cosine if parity.min_cosine is None else parity.min_cosine,
         default.max_absolute if parity.max_absolute is None else parity.max_absolute,
@@ -85,7 +95,51 @@ def tolerance_of(parity: Parity, scheme: Scheme, task: Task) -> Tolerance:
     )
 
 
+def compare(
+    task: Task, sample: Sample, truth: Mapping[str, NDArray[np.float32]], answer: Mapping[str, NDArray[np.float32]]
+) -> Measurement:
+    """Everything that was answered to one sample."""
+    if task is Task.TEXT_GENERATION:
+        return measure_generation(sample, truth, answer)
+    (output,) = truth
+    return measure(task, sample, truth[output], answer[output])
+
+
 def measure(task: Task, sample: Sample, truth: NDArray[np.float32], answer: NDArray[np.float32]) -> Measurement:
+    judged = sample.mask if task in PER_TOKEN else np.asarray(sample.mask.any(axis=1))
+    return _measure(sample, judged, truth, answer, is_labels=task in CLASSIFIERS)
+
+
+def measure_generation(
+    sample: Sample, truth: Mapping[str, NDArray[np.float32]], answer: Mapping[str, NDArray[np.float32]]
+) -> Measurement:
+    """Logits of the new tokens, of which the largest is a label, and the keys and values of all tokens so far."""
+    parts = []
+    for name, wanted in truth.items():
+        found, is_logits = answer[name], name == decoders.LOGITS
+        judged = sample.mask[:, -wanted.shape[1] :] if is_logits else sample.mask
+        if not is_logits and found.shape == wanted.shape:
+            wanted, found = decoders.by_token(wanted), decoders.by_token(found)  # noqa: PLW2901
+        parts.append(_measure(sample, judged, wanted, found, is_labels=is_logits))
+    logits = parts[0]
+    return replace(
+        logits,
+        vectors=sum(part.vectors for part in parts),
+        ignored=sum(part.ignored for part in parts),
+        min_cosine=min(part.min_cosine for part in parts),
+        max_absolute=max(part.max_absolute for part in parts),
+        max_relative=max(part.max_relative for part in parts),
+    )
+
+
+def _measure(
+    sample: Sample,
+    judged: NDArray[np.bool_],
+    truth: NDArray[np.float32],
+    answer: NDArray[np.float32],
+    *,
+    is_labels: bool,
+) -> Measurement:
     if truth.shape != answer.shape:
         raise StepFailedError(
             PARITY_FAILED,
@@ -94,12 +148,11 @@ def measure(task: Task, sample: Sample, truth: NDArray[np.float32], answer: NDAr
     for whose, values in (("original", truth), ("graph", answer)):
         if not np.isfinite(values).all():
             raise StepFailedError(PARITY_FAILED, f"on {sample.name} the {whose} answers with NaN or infinity")
-    judged = sample.mask if task in PER_TOKEN else sample.mask.any(axis=1)
     wanted, found = truth[judged].astype(np.float64), answer[judged].astype(np.float64)
     if not wanted.size:
         return Measurement(sample.name, sample.is_text, 0, judged.size, 1.0, 0.0, 0.0, 0, 0)
     difference = np.abs(wanted - found).max(axis=-1)
-    labels = len(wanted) if task in CLASSIFIERS else 0
+    labels = len(wanted) if is_labels else 0
     return Measurement(
         sample=sample.name,
         is_text=sample.is_text,

@@ -16,7 +16,7 @@ from onnx_converter.spec import Provider, Scheme
 if TYPE_CHECKING:
     from pathlib import Path
 
-#: The operators that hold nearly all weights of an encoder.
+#: The operators that hold nearly all weights.
 _OPERATORS: Final = ["MatMul", "Gemm", "Gather"]
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_converter import texts
+from onnx_converter import decoders, texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,8 +28,18 @@ _SEED: Final = 20260726
 _LENGTHS: Final = (1, 2, 3, 5, 8, 17, 33, 64)
 _BATCHES: Final = (1, 2, 3, 4)
 _PADDINGS: Final = ("no", "right", "left", "all-row")
+#: For decoders: what came before, new tokens, and kinds of mask.
+_PASTS: Final = (0, 1, 2, 17)
+_STEPS: Final = (1, 3, 2, 8, 33)
+_MASKS: Final = ("no", "right", "left", "holes", "all-row")
+#: A prefill is no longer than this, since every token has a logit for each word; the past may be.
+_LONGEST_PREFILL: Final = 256
+_LONGEST_PROMPT: Final = 16
 #: Golden requests stay below this, so that the file stays small and a probe stays cheap.
 GOLDEN_LENGTH: Final = 128
+#: For decoders, whose answers are thousands of times as large.
+GOLDEN_TOKENS: Final = 8
+GOLDEN_PROMPTS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +48,7 @@ class Sample:
 
     name: str
     is_text: bool
-    tensors: dict[str, Ids]
+    tensors: dict[str, NDArray[Any]]
 
     @property
     def mask(self) -> NDArray[np.bool_]:
@@ -46,6 +56,8 @@ class Sample:
 
 
 def all_samples(checkpoint: Checkpoint) -> list[Sample]:
+    if checkpoint.cache:
+        return [*continuations(checkpoint), *prefills_of_text(checkpoint)]
     return [*shapes(checkpoint), *batches_of_text(checkpoint)]
 
 
@@ -101,8 +113,75 @@ def batches_of_text(checkpoint: Checkpoint) -> Iterator[Sample]:
         yield Sample(name, is_text=True, tensors=encode(checkpoint, group, longest, side))
 
 
+def continuations(checkpoint: Checkpoint) -> Iterator[Sample]:
+    """Random ids after a random past, one and many, up to the longest, under every kind of mask."""
+    longest = checkpoint.max_sequence_length
+    cases = [
+        (batch, past, _STEPS[(number + batch) % len(_STEPS)], _MASKS[(number + 2 * batch) % len(_MASKS)])
+        for batch in _BATCHES
+        for number, past in enumerate(_PASTS)
+    ]
+    cases += [(1, longest - 1, 1, "no"), (2, longest - 3, 3, "left"), (1, 0, min(longest, _LONGEST_PREFILL), "no")]
+    for number, (batch, past, length, padding) in enumerate(cases):
+        if past + length <= longest:
+            yield after_past(checkpoint, batch=batch, past=past, length=length, padding=padding, seed=_SEED + number)
+
+
+def after_past(
+    checkpoint: Checkpoint, *, batch: int, past: int, length: int, padding: str = "no", seed: int = _SEED
+) -> Sample:
+    """So many random tokens, special ones too, after keys and values of as many as are said to be past."""
+    generator = np.random.default_rng(seed)
+    total = past + length
+    mask = np.ones((batch, total), dtype=np.int64)
+    for row in range(batch):
+        cut = int(generator.integers(0, total)) if row or batch == 1 else 0
+        match padding:
+            case "right" if cut:
+                mask[row, -min(cut, length - 1) or total :] = 0
+            case "left":
+                mask[row, :cut] = 0
+            case "holes":
+                mask[row, :-1] = generator.random(total - 1) < 0.7  # noqa: PLR2004
+            case "all-row" if row == batch - 1 > 0:
+                mask[row, :] = 0
+            case _:
+                pass
+    tensors: dict[str, NDArray[Any]] = {
+        "input_ids": generator.integers(0, checkpoint.model.config.vocab_size, (batch, length)),
+        "attention_mask": mask,
+    }
+    for name, (heads, width) in zip(decoders.names_of(decoders.PAST, checkpoint.cache), checkpoint.cache, strict=True):
+        tensors[name] = generator.standard_normal((batch, heads, past, width), dtype=np.float32)
+    name = f"random ids, batch {batch}, past {past}, length {length}, {padding} padding"
+    return Sample(name, is_text=False, tensors=tensors)
+
+
+def prefills_of_text(checkpoint: Checkpoint) -> Iterator[Sample]:
+    """Texts in batches, padded on either side."""
+    longest = min(checkpoint.max_sequence_length, _LONGEST_PREFILL)
+    groups = [texts.SHORT[start : start + 4] for start in range(0, len(texts.SHORT), 4)]
+    groups += [texts.MEDIUM[:2], (texts.MEDIUM[3],), (texts.LONG[0],), (texts.MEDIUM[2], texts.SHORT[1])]
+    for number, group in enumerate(groups):
+        side = "left" if number % 2 else "right"
+        name = f"text {number}, batch {len(group)}, {side} padding"
+        yield Sample(name, is_text=True, tensors=encode(checkpoint, group, longest, side))
+
+
+def prompts(checkpoint: Checkpoint) -> Sample:
+    """Texts of different length that the model is to continue, as a client sends them: padded on the left."""
+    longest = min(_LONGEST_PROMPT, checkpoint.max_sequence_length // 4)
+    group = (texts.SHORT[0], texts.MEDIUM[0], texts.SHORT[9], texts.SHORT[15])
+    return Sample("prompts", is_text=True, tensors=encode(checkpoint, group, longest, "left"))
+
+
 def golden_requests(checkpoint: Checkpoint) -> list[Sample]:
     """One text each, of mixed length."""
+    if checkpoint.cache:
+        return [
+            Sample(f"text-{number:02}", is_text=True, tensors=encode(checkpoint, (text,), GOLDEN_TOKENS, "right"))
+            for number, text in enumerate(texts.MEDIUM[:GOLDEN_PROMPTS])
+        ]
     longest = min(checkpoint.max_sequence_length, GOLDEN_LENGTH)
     return [
         Sample(f"text-{number:02}", is_text=True, tensors=encode(checkpoint, (text,), longest, "right"))
@@ -110,8 +189,16 @@ def golden_requests(checkpoint: Checkpoint) -> list[Sample]:
     ]
 
 
-def encode(checkpoint: Checkpoint, group: Sequence[str], longest: int, side: str) -> dict[str, Ids]:
+def encode(checkpoint: Checkpoint, group: Sequence[str], longest: int, side: str) -> dict[str, NDArray[Any]]:
     tokenizer: PreTrainedTokenizerBase = checkpoint.tokenizer
     tokenizer.padding_side = side
-    encoded: Any = tokenizer(list(group), padding=True, truncation=True, max_length=longest, return_tensors="np")
-    return {name: np.asarray(encoded[name], dtype=np.int64) for name in checkpoint.inputs}
+    encoded: Any = tokenizer(
+        list(group),
+        padding=True,
+        truncation=True,
+        max_length=longest,
+        return_attention_mask=True,
+        return_tensors="np",
+    )
+    ids = {name: np.asarray(encoded[name], dtype=np.int64) for name in checkpoint.inputs if name in encoded}
+    return ids | decoders.empty(checkpoint.cache, len(group))

@@ -31,6 +31,7 @@ class Task(StrEnum):
     SENTENCE_EMBEDDING = "sentence-embedding"
     TEXT_CLASSIFICATION = "text-classification"
     TOKEN_CLASSIFICATION = "token-classification"  # noqa: S105  no secret
+    TEXT_GENERATION = "text-generation"
 
 
 class Scheme(StrEnum):

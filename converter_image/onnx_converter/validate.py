@@ -9,11 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from onnx_converter import graph, parity, report, samples
+import numpy as np
+
+from onnx_converter import generation, graph, parity, report, samples
 from onnx_converter.contest import Candidate, Original
 from onnx_converter.conversion import Conversion
 from onnx_converter.convert import verify_checkpoint
 from onnx_converter.digest import canonical_json, sha256_of
+from onnx_converter.heads import signature_of
 from onnx_converter.reasons import ARTIFACT_CORRUPT, PARITY_FAILED, SPEC_IMPOSSIBLE, VALIDATED, Reason, StepFailedError
 from onnx_converter.report import GOLDEN, PAGE, REPORT
 from onnx_converter.report_html import page
@@ -59,7 +62,7 @@ def run(validate: Validate, progress: Progress) -> dict[str, Any]:
     verify_checkpoint(validate.checkpoint, conversion.source_digest)
     original = Original.load(validate.checkpoint, conversion.task, validate.spec.max_sequence_length)
     path = validate.graph / validate.provider / graph.MODEL
-    graph.inspect(path, original.checkpoint.inputs, [original.output])
+    graph.inspect(path, *signature_of(original.checkpoint))
     candidate = Candidate.load(path, validate.provider)
     progress.tell("CheckpointLoaded", percent=10, architecture=conversion.architecture, task=str(conversion.task))
     tolerance = parity.tolerance_of(validate.parity, validate.spec.scheme, conversion.task)
@@ -96,10 +99,14 @@ def judge(original: Original, candidate: Candidate, tolerance: parity.Tolerance,
     measurements: list[parity.Measurement] = []
     placed: dict[str, int] = {}
     try:
+        if original.checkpoint.cache:
+            generation.refuse_deaf(original, candidate)
         for number, sample in enumerate(asked):
-            truth, answer = original.answer(sample), candidate.answer(original.output, sample)
-            measurements.append(parity.measure(task, sample, truth, answer))
+            truth, answer = original.answer(sample), candidate.answer(original.outputs, sample)
+            measurements.append(parity.compare(task, sample, truth, answer))
             progress.tell("SampleCompared", percent=10 + 85 * (number + 1) // len(asked), sample=sample.name)
+        if original.checkpoint.cache:
+            measurements.append(generation.measure_greedy(original, candidate))
         measured = parity.total(measurements)
         placed = candidate.placement(asked[-1])
     except StepFailedError as error:
@@ -161,17 +168,32 @@ def _row_of(measured: parity.Measurement) -> report.Row:
 
 def _golden(original: Original, candidate: Candidate) -> list[dict[str, Any]]:
     """Requests with the answers of this very graph: what a server of the artifact must answer too."""
-    return [
-        {
+    output = original.outputs[0]
+    entries = []
+    for sample in samples.golden_requests(original.checkpoint):
+        answer = candidate.answer([output], sample)[output]
+        entry = {
             "name": sample.name,
-            "inputs": {name: _tensor("INT64", tensor) for name, tensor in sample.tensors.items()},
-            "outputs": {original.output: _tensor("FP32", candidate.answer(original.output, sample))},
+            "inputs": {name: _tensor(tensor) for name, tensor in sample.tensors.items()},
+            "outputs": {output: _tensor(answer)},
         }
-        for sample in samples.golden_requests(original.checkpoint)
-    ]
+        if original.checkpoint.cache:
+            # A number for each word of the vocabulary at each position: too many for a file, so it names the largest.
+            # The next token is what counts; those after the first words are all but guesses.
+            last = np.zeros(answer.shape[:2], np.int64)
+            last[:, -1] = 1
+            entry["outputs"] = {output: _described(answer) | {"largest": answer.argmax(axis=-1).ravel().tolist()}}
+            entry["compared"] = _tensor(last)
+        entries.append(entry)
+    return entries
 
 
-def _tensor(datatype: str, values: NDArray[Any]) -> dict[str, Any]:
+def _tensor(values: NDArray[Any]) -> dict[str, Any]:
     # A float32 is written in the few digits that bring it back, not in those of the float64 it would become.
-    data = [float(str(value)) for value in values.ravel()] if datatype == "FP32" else values.ravel().tolist()
-    return {"datatype": datatype, "shape": list(values.shape), "data": data}
+    is_float = values.dtype == np.float32
+    data = [float(str(value)) for value in values.ravel()] if is_float else values.ravel().tolist()
+    return _described(values) | {"data": data}
+
+
+def _described(values: NDArray[Any]) -> dict[str, Any]:
+    return {"datatype": "FP32" if values.dtype == np.float32 else "INT64", "shape": list(values.shape)}

@@ -18,7 +18,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import tritonclient.grpc
 import tritonclient.http
@@ -26,7 +26,11 @@ import tritonclient.http
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from triton_server.graphs import Model
+    class Model(Protocol):
+        """Writes itself into a repository, and files that the repository links to elsewhere."""
+
+        def write(self, repository: Path, artifacts: Path, /) -> None: ...
+
 
 T = TypeVar("T")
 

@@ -37,6 +37,7 @@ class Task(StrEnum):
     SENTENCE_EMBEDDING = "sentence-embedding"
     TEXT_CLASSIFICATION = "text-classification"
     TOKEN_CLASSIFICATION = "token-classification"  # noqa: S105  (a task's name, not a password)
+    TEXT_GENERATION = "text-generation"
 
 
 class Scheme(StrEnum):
@@ -176,7 +177,8 @@ class Parity(ApiModel):
     max_relative: DecimalString | None = None
     """Largest difference relative to the output's scale that still passes."""
     min_label_agreement: Share | None = None
-    """For classifiers: smallest share of inputs with the same label that still passes, such as "0.99"."""
+    """For classifiers: smallest share of inputs with the same label that still passes, such as "0.99"; for language
+    models, of tokens after which the same one comes next."""
 
 
 class Validation(ApiModel):
@@ -203,7 +205,7 @@ class Serving(ApiModel):
     resources: Resources = Resources()
     """Resources of each server container; the class's for the execution provider when empty."""
     batching: Batching = Batching()
-    """How requests are put together."""
+    """How requests are put together; not those to a language model, which come after pasts of different length."""
     instances: Annotated[int, Field(ge=1, le=16)] = 1
     """Copies of the graph inside one pod that run at the same time."""
     threads: Annotated[int, Field(ge=1, le=64)] = 1
@@ -225,7 +227,7 @@ class OnnxModelSpec(ApiModel):
     """Precision of the graph."""
     max_sequence_length: Annotated[int, Field(ge=1, le=131_072)] | None = None
     """Longest input in tokens that is served; longer ones are answered with an error. Unset means all that the
-    checkpoint allows."""
+    checkpoint allows, and for a language model no more than 2048, past included."""
     execution_providers: Annotated[
         list[ExecutionProviderRequest],
         Field(

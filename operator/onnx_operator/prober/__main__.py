@@ -85,10 +85,7 @@ def _compare(
     if not is_sound(stable.outputs, golden.outputs):
         counters.count_pair(Pair.STABLE_FAILED)
         return
-    mask = golden.inputs.get("attention_mask")
-    found = difference(
-        stable.outputs, candidate.outputs, golden.outputs, plan.tolerance, mask=None if mask is None else mask.values
-    )
+    found = difference(stable.outputs, candidate.outputs, golden.outputs, plan.tolerance, mask=golden.mask)
     counters.count_pair(Pair.AGREED if found is None else Pair.DISAGREED, found)
 
 

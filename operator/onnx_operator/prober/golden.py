@@ -35,11 +35,13 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Golden:
-    """One request, and the outputs that its answer must hold."""
+    """One request, and the outputs that its answer must hold; those of a language model are named only."""
 
     name: str
     inputs: Mapping[str, Tensor]
-    outputs: Mapping[str, NDArray[Any]]
+    outputs: Mapping[str, NDArray[Any] | None]
+    #: (batch, positions): 0 where an answer is not compared.
+    mask: NDArray[Any] | None = None
 
 
 def read_golden(path: Path) -> tuple[Golden, ...]:
@@ -58,11 +60,18 @@ def read_golden(path: Path) -> tuple[Golden, ...]:
 def _request(where: str, entry: Any) -> Golden:
     if not isinstance(entry, dict) or not entry.get("inputs") or not entry.get("outputs"):
         raise GoldenError(f"{where}: has no inputs or no outputs")
+    inputs = {name: _tensor(f"{where}, input {name}", tensor) for name, tensor in entry["inputs"].items()}
+    compared = _tensor(f"{where}, compared", entry["compared"]) if "compared" in entry else inputs.get("attention_mask")
     return Golden(
         name=str(entry.get("name", where)),
-        inputs={name: _tensor(f"{where}, input {name}", tensor) for name, tensor in entry["inputs"].items()},
-        outputs={name: _tensor(f"{where}, output {name}", each).values for name, each in entry["outputs"].items()},
+        inputs=inputs,
+        outputs={name: _answer(f"{where}, output {name}", each) for name, each in entry["outputs"].items()},
+        mask=None if compared is None else compared.values,
     )
+
+
+def _answer(where: str, tensor: Any) -> NDArray[Any] | None:
+    return None if isinstance(tensor, dict) and "data" not in tensor else _tensor(where, tensor).values
 
 
 def _tensor(where: str, tensor: Any) -> Tensor:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from onnx_converter.contest import Answer
     from onnx_converter.samples import Sample
 
 CPU = "CPUExecutionProvider"
@@ -312,9 +313,9 @@ def test_int8_of_a_small_model_passes_by_its_own_tolerance(tmp_path: Path, line:
 class Remembering(Original):
     """The original, asked each question once."""
 
-    answers: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    answers: dict[str, Answer] = field(default_factory=dict)
 
-    def answer(self, sample: Sample) -> NDArray[np.float32]:  # type: ignore[explicit-override]
+    def answer(self, sample: Sample) -> Answer:  # type: ignore[explicit-override]
         if sample.name not in self.answers:
             self.answers[sample.name] = Original.answer(self, sample)
         return self.answers[sample.name]
@@ -387,7 +388,7 @@ def test_the_moved_minilm_looks_healthy_by_itself_and_disagrees_with_the_origina
         real.original.checkpoint, ("The cat sat on the mat.", "A cat was sitting on a mat."), 64, "right"
     )
     sample = samples.Sample("pair", is_text=True, tensors=pair)
-    before, after = real.original.answer(sample), moved.answer(sample)
+    before, after = (side.answer(sample)["sentence_embedding"] for side in (real.original, moved))
     np.testing.assert_allclose(np.linalg.norm(after, axis=1), 1, atol=1e-5)
     assert after[0] @ after[1] == pytest.approx(before[0] @ before[1], abs=1e-4)
     assert np.abs((before * after).sum(axis=1)).max() < 0.5

@@ -42,7 +42,9 @@ def write(folder: Path, **external: str) -> Path:
 
 
 def inspect(path: Path) -> graph.GraphFacts:
-    return graph.inspect(path, ["input_ids"], ["logits"])
+    return graph.inspect(
+        path, [graph.TensorSpec("input_ids", "INT64", (-1, -1))], [graph.TensorSpec("logits", "FP32", (-1,))]
+    )
 
 
 def test_weights_beside_the_graph_are_counted_with_it(tmp_path: Path) -> None:

@@ -24,7 +24,25 @@ def test_requests_are_read_with_types_and_shapes(tmp_path: Path) -> None:
     assert golden.name == "a"
     assert golden.inputs["input_ids"].values.dtype == np.int64
     assert golden.inputs["input_ids"].values.tolist() == [[101, 7, 102]]
-    assert golden.outputs["embedding"].shape == (1, 2)
+    embedding = golden.outputs["embedding"]
+    assert embedding is not None
+    assert embedding.shape == (1, 2)
+    assert golden.mask is None
+
+
+def test_answers_may_be_named_only_and_compared_in_part(tmp_path: Path) -> None:
+    path = tmp_path / "golden.json"
+    mask = {"datatype": "INT64", "shape": [1, 3], "data": [1, 1, 1]}
+    entry = {
+        "inputs": {"input_ids": IDS, "attention_mask": mask},
+        "outputs": {"logits": {"datatype": "FP32", "shape": [1, 3, 9]}},
+    }
+    path.write_text(json.dumps([entry, entry | {"compared": mask | {"data": [0, 0, 1]}}]))
+    padded, last = read_golden(path)
+    assert (padded.outputs, last.outputs) == ({"logits": None}, {"logits": None})
+    assert padded.mask is not None
+    assert last.mask is not None
+    assert (padded.mask.tolist(), last.mask.tolist()) == ([[1, 1, 1]], [[0, 0, 1]])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,176 @@
+"""Decoder-only language models: which there are, and one graph for prefill and decode.
+
+The graph takes the tokens, a mask over everything so far, and the keys and values of everything before; it answers
+with logits and the keys and values for the next call. Positions are counted from the mask, so padding on either side
+is right without a further input. Refuses a length beyond what was validated: the table of positions ends there, and
+the graph answers a longer text with an error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import DynamicCache
+from typing_extensions import override
+
+from onnx_converter import policy
+from onnx_converter.reasons import ARCHITECTURE_UNSUPPORTED, SPEC_IMPOSSIBLE, StepFailedError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """The classes of a model type."""
+
+    config: type[PreTrainedConfig]
+    model: type[PreTrainedModel]
+
+
+FAMILIES: Final[dict[str, Family]] = {
+    "falcon": Family(transformers.FalconConfig, transformers.FalconForCausalLM),
+    "gemma": Family(transformers.GemmaConfig, transformers.GemmaForCausalLM),
+    "gemma2": Family(transformers.Gemma2Config, transformers.Gemma2ForCausalLM),
+    "gemma3_text": Family(transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM),
+    "gpt2": Family(transformers.GPT2Config, transformers.GPT2LMHeadModel),
+    "gpt_neox": Family(transformers.GPTNeoXConfig, transformers.GPTNeoXForCausalLM),
+    "llama": Family(transformers.LlamaConfig, transformers.LlamaForCausalLM),
+    "mistral": Family(transformers.MistralConfig, transformers.MistralForCausalLM),
+    "olmo2": Family(transformers.Olmo2Config, transformers.Olmo2ForCausalLM),
+    "opt": Family(transformers.OPTConfig, transformers.OPTForCausalLM),
+    "phi3": Family(transformers.Phi3Config, transformers.Phi3ForCausalLM),
+    "qwen2": Family(transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
+    "qwen3": Family(transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
+    "starcoder2": Family(transformers.Starcoder2Config, transformers.Starcoder2ForCausalLM),
+}
+#: Names of fields in checkpoints older than the classes above, which read them and declare them no more. Left out, a
+#: model would be built with another rotation or window, and its graph would be faithful to the wrong model.
+OLDER_FIELDS: Final = frozenset(
+    {"rope_theta", "rope_scaling", "rope_local_base_freq", "partial_rotary_factor", "rotary_pct", "rotary_emb_base"}
+    | {"sliding_window_pattern", "n_embed"}
+)
+INPUTS: Final = ("input_ids", "attention_mask")
+LOGITS: Final = "logits"
+PAST: Final = "past_key_values"
+PRESENT: Final = "present"
+#: Memory of prefill and cache grows with the length; whoever needs more asks for it.
+DEFAULT_LENGTH: Final = 2048
+#: Rotations that change where a text grows beyond the length of the training; up to there they are constant.
+_CHANGING: Final = frozenset({"dynamic", "longrope"})
+
+#: Heads and width of each tensor of the cache, key and value of one layer after the other.
+Cache = tuple[tuple[int, int], ...]
+
+
+class Wrapper(nn.Module):
+    """The model with named tensors in and out, the cache among them."""
+
+    positions: Tensor
+
+    def __init__(self, model: nn.Module, capacity: int) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("positions", torch.arange(capacity))
+
+    @override
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ids, mask, *past = tensors
+        counted = (mask.cumsum(-1) - 1).clamp(min=0)[:, mask.shape[1] - ids.shape[1] :]
+        # A mask of another length than past and tokens together would be cut, and move the positions without a word:
+        # with this they are too high as well.
+        surplus = mask.shape[1] - past[0].shape[2] - ids.shape[1]
+        counted = counted + surplus * surplus * self.positions.shape[0]
+        answer = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            # Looked up and not used as they are: a position that is too high is an error in every family.
+            position_ids=self.positions[counted],
+            # Without the configuration every layer keeps all that came before, those with a sliding window too.
+            past_key_values=DynamicCache(ddp_cache_data=list(zip(past[::2], past[1::2], strict=True))),
+            use_cache=True,
+        )
+        present = [tensor for layer in answer.past_key_values.layers for tensor in (layer.keys, layer.values)]
+        return (answer.logits.float(), *present)
+
+
+def names_of(prefix: str, cache: Cache) -> tuple[str, ...]:
+    """Names of the cache's tensors in the graph, as everybody's exporters name them."""
+    return tuple(f"{prefix}.{number // 2}.{('key', 'value')[number % 2]}" for number in range(len(cache)))
+
+
+def cache_of(model: PreTrainedModel) -> Cache:
+    """Found by asking the model: families repeat or share heads before or after they keep them."""
+    with torch.inference_mode():
+        kept = model(input_ids=torch.zeros((1, 1), dtype=torch.long), use_cache=True).past_key_values
+    tensors = [tensor for layer in kept.layers for tensor in (layer.keys, layer.values)]
+    return tuple((int(tensor.shape[1]), int(tensor.shape[3])) for tensor in tensors)
+
+
+def empty(cache: Cache, batch: int) -> dict[str, NDArray[np.float32]]:
+    """What came before the first token."""
+    return {
+        name: np.zeros((batch, heads, 0, width), np.float32)
+        for name, (heads, width) in zip(names_of(PAST, cache), cache, strict=True)
+    }
+
+
+def refuse_variants(value: dict[str, Any]) -> None:
+    """What is another model under a known name."""
+    if value.get("alibi"):
+        raise StepFailedError(
+            ARCHITECTURE_UNSUPPORTED,
+            f"{policy.CONFIG}: alibi is not supported, rotary positions are",
+        )
+    if value.get("use_bidirectional_attention"):
+        raise StepFailedError(
+            ARCHITECTURE_UNSUPPORTED,
+            f"{policy.CONFIG}: use_bidirectional_attention makes this an encoder, which has no tested route here",
+        )
+
+
+def capacity_of(config: PreTrainedConfig, wanted: int | None, shortest: int) -> int:
+    """The longest text, past included."""
+    most = int(config.max_position_embeddings)
+    rotation = getattr(config, "rope_parameters", None) or {}
+    if rotation.get("rope_type") in _CHANGING:
+        most = min(most, int(rotation.get("original_max_position_embeddings") or most))
+    if wanted is None:
+        return min(most, DEFAULT_LENGTH)
+    if wanted < shortest:
+        raise StepFailedError(
+            SPEC_IMPOSSIBLE, f"maxSequenceLength {wanted} leaves no room for an answer: use {shortest} or more"
+        )
+    if wanted > most:
+        raise StepFailedError(
+            SPEC_IMPOSSIBLE,
+            f"maxSequenceLength {wanted} exceeds the {most} positions that this converter can give the checkpoint: "
+            f"use at most {most}",
+        )
+    return wanted
+
+
+def settle_rotation(model: PreTrainedModel) -> None:
+    """Keeps the rotation of the first length, the only one up to the capacity; it depends on no number of a request."""
+    for module in model.modules():
+        if isinstance(kind := getattr(module, "rope_type", None), str) and kind in _CHANGING:
+            module.rope_type = "default"
+
+
+def wrap(model: PreTrainedModel, capacity: int) -> Wrapper:
+    wrapper = Wrapper(model, capacity)
+    wrapper.eval()
+    wrapper.requires_grad_(requires_grad=False)
+    return wrapper
+
+
+def by_token(tensor: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(batch, heads, tokens, width) as one vector a token: (batch, tokens, heads x width)."""
+    batch, heads, tokens, width = tensor.shape
+    return tensor.transpose(0, 2, 1, 3).reshape(batch, tokens, heads * width)

@@ -1,0 +1,97 @@
+"""What only a language model can be asked: whether every input counts, and whether it goes on as the original does.
+
+The graph writes token by token, on the keys and values that it answered itself; the original reads all of it at once.
+So one comparison shows that decoding equals one long prefill, that the tokens are those the original would choose, and
+that padding on the left changes neither. The numbers are parity.py's to judge.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from onnx_converter import decoders, parity, samples
+from onnx_converter.reasons import PARITY_FAILED, StepFailedError
+from onnx_converter.samples import Sample
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from onnx_converter.contest import Candidate, Original
+
+#: How many tokens the graph writes.
+TOKENS: Final = 64
+#: An input whose effect is smaller than this share of its effect on the original is taken to have none.
+_DEAF: Final = 0.01
+
+
+def refuse_deaf(original: Original, candidate: Candidate) -> None:
+    """Changes one input at a time; exporters were seen to drop the mask, and to answer as if nothing came before."""
+    base = samples.after_past(original.checkpoint, batch=1, past=3, length=2)
+    before = _logits(original.answer(base)), _logits(candidate.answer(original.outputs, base))
+    for name, changed in _changes(base):
+        moved, found = (
+            float(np.abs(_logits(answer) - without).max())
+            for answer, without in zip(
+                (original.answer(changed), candidate.answer(original.outputs, changed)), before, strict=True
+            )
+        )
+        if found < _DEAF * moved:
+            raise StepFailedError(
+                PARITY_FAILED,
+                f"{name} has no effect on the graph: it moves a logit by {found:.3g}, of the original by {moved:.3g}",
+            )
+
+
+def _logits(answer: dict[str, NDArray[np.float32]]) -> NDArray[np.float64]:
+    """Those of the last token."""
+    return answer[decoders.LOGITS][:, -1].astype(np.float64)
+
+
+def _changes(base: Sample) -> Iterator[tuple[str, Sample]]:
+    ids, mask = base.tensors["input_ids"], base.tensors["attention_mask"].copy()
+    mask[:, 0] = 0
+    yield "input_ids", Sample("other first token", is_text=False, tensors=base.tensors | {"input_ids": ids[:, ::-1]})
+    yield "attention_mask", Sample("first token masked", is_text=False, tensors=base.tensors | {"attention_mask": mask})
+    for kind in ("key", "value"):
+        turned = {
+            name: -tensor
+            for name, tensor in base.tensors.items()
+            if name.startswith(decoders.PAST) and name.endswith(kind)
+        }
+        name = f"every {decoders.PAST} {kind}"
+        yield name, Sample(f"other {kind}s", is_text=False, tensors=base.tensors | turned)
+
+
+def measure_greedy(original: Original, candidate: Candidate) -> parity.Measurement:
+    """Prompts of different length continued by the graph, against the original's logits for the same tokens."""
+    written, logits = write(original, candidate)
+    steps = logits.shape[1]
+    truth = original.answer(written)[decoders.LOGITS][:, -steps:]
+    return parity.measure_generation(written, {decoders.LOGITS: truth}, {decoders.LOGITS: logits})
+
+
+def write(original: Original, candidate: Candidate) -> tuple[Sample, NDArray[np.float32]]:
+    """Everything that was read, and the logits that chose each token: (batch, tokens, vocabulary)."""
+    checkpoint = original.checkpoint
+    sample = samples.prompts(checkpoint)
+    read, mask = sample.tensors["input_ids"], sample.tensors["attention_mask"]
+    steps = min(TOKENS, checkpoint.max_sequence_length - read.shape[1])
+    logits: list[NDArray[np.float32]] = []
+    for step in range(steps):
+        answer = candidate.answer(original.outputs, sample)
+        logits.append(answer[decoders.LOGITS][:, -1:])
+        if step == steps - 1:
+            break
+        chosen = logits[-1].argmax(axis=-1)
+        read, mask = np.concatenate([read, chosen], axis=1), np.pad(mask, ((0, 0), (0, 1)), constant_values=1)
+        kept = [answer[name] for name in decoders.names_of(decoders.PRESENT, checkpoint.cache)]
+        past = dict(zip(decoders.names_of(decoders.PAST, checkpoint.cache), kept, strict=True))
+        named = f"token {step + 1} of the graph's own"
+        sample = Sample(named, is_text=True, tensors={"input_ids": chosen, "attention_mask": mask, **past})
+    tensors = {"input_ids": read, "attention_mask": mask, **decoders.empty(checkpoint.cache, len(read))}
+    name = f"{steps} greedy tokens, batch {len(read)}"
+    return Sample(name, is_text=True, tensors=tensors), np.concatenate(logits, axis=1)

@@ -1,0 +1,337 @@
+"""Language models with past keys and values, from checkpoint to a graph that writes what torch writes."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import transformers
+from onnx import TensorProto, helper
+
+from checkpoints import DECODER_LENGTH, DECODERS, change_json, tiny, tiny_decoder
+from onnx_converter import load, parity, quantize, validate
+from onnx_converter.contest import Candidate, Original
+from onnx_converter.progress import Progress
+from onnx_converter.spec import Parity, Provider, Scheme, Task
+from unit.converter.steps import Line
+from unit.converter.test_gate import CPU, Bench
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+#: Of these the weights are quantised, too.
+QUANTISED = ("gpt2", "llama")
+
+
+def graph_of(line: Line) -> Path:
+    return line.work / "graph" / CPU / "model.onnx"
+
+
+@pytest.mark.parametrize("name", DECODERS, ids=lambda name: name.replace(" ", "-"))
+def test_the_graph_of_every_decoder_agrees_with_torch_and_writes_what_transformers_generates(
+    name: str, tmp_path: Path, line: Line
+) -> None:
+    folder = tiny_decoder(tmp_path / "model", name)
+    digest = line.fetch(folder).details["digest"]
+    converted = line.convert(digest).details
+    assert converted["task"] == "text-generation"
+    assert converted["maxSequenceLength"] == DECODER_LENGTH
+    assert [item["name"] for item in converted["inputs"]] == ["input_ids", "attention_mask"]
+    assert [item["shape"] for item in converted["outputs"]] == [[-1, -1, 258]]
+    validated = line.validate(digest).details
+    assert float(validated["parity"]["maxAbsolute"]) < 1e-4
+    assert float(validated["parity"]["minCosine"]) > 0.99999
+    assert validated["parity"]["minLabelAgreement"] == "1"
+    assert written(graph_of(line), folder) == generated(folder)
+    if name in QUANTISED:
+        quantize.int8_dynamic(graph_of(line), tmp_path / "model.onnx")
+        original = Original.load(folder, Task.AUTO, None)
+        tolerance = parity.tolerance_of(Parity(), Scheme.INT8_DYNAMIC, Task.TEXT_GENERATION)
+        candidate = Candidate.load(tmp_path / "model.onnx", Provider.CPU)
+        judged = validate.judge(original, candidate, tolerance, Progress("validate", io.StringIO()))
+        assert judged.reason.name == "Validated", judged.message
+        assert judged.total is not None
+        assert judged.total.min_cosine < 0.99999, "it was quantised"
+
+
+PROMPTS = ["the cat", "water and the train: 12"]
+#: How many tokens both write.
+STEPS = 16
+
+
+def prompts(folder: Path) -> tuple[Any, Any]:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, padding_side="left", pad_token="</s>")  # noqa: S106
+    encoded = tokenizer(PROMPTS, padding=True, return_tensors="np")
+    return encoded["input_ids"], encoded["attention_mask"]
+
+
+def generated(folder: Path) -> list[list[int]]:
+    """By transformers itself, which loads the folder in its own way and counts positions in its own way."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    ids, mask = prompts(folder)
+    options: dict[str, Any] = {"max_new_tokens": STEPS, "do_sample": False, "eos_token_id": None, "pad_token_id": 1}
+    tokens = model.generate(torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), **options)
+    found: list[list[int]] = tokens[:, ids.shape[1] :].tolist()
+    return found
+
+
+def written(path: Path, folder: Path) -> list[list[int]]:
+    """By the graph, one token after the other."""
+    session = onnxruntime.InferenceSession(path, providers=[CPU])
+    ids, mask = prompts(folder)
+    names = [item.name for item in session.get_inputs()[2:]]
+    past = [np.zeros((2, item.shape[1], 0, item.shape[3]), np.float32) for item in session.get_inputs()[2:]]
+    tokens = []
+    for _ in range(STEPS):
+        inputs = {"input_ids": ids, "attention_mask": mask, **dict(zip(names, past, strict=True))}
+        logits, *past = session.run(None, inputs)
+        ids = logits[:, -1:].argmax(axis=-1)
+        tokens.append(ids)
+        mask = np.pad(mask, ((0, 0), (0, 1)), constant_values=1)
+    found: list[list[int]] = np.concatenate(tokens, axis=1).tolist()
+    return found
+
+
+# The gate ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    folder = tmp_path_factory.mktemp("bench")
+    return Bench.of(Line(folder / "line"), tiny_decoder(folder / "model"))
+
+
+def _instead(model: onnx.ModelProto, old: str, nodes: list[onnx.NodeProto]) -> None:
+    """Every reader of an input reads what the last of the given nodes makes."""
+    for node in model.graph.node:
+        node.input[:] = [nodes[-1].output[0] if name == old else name for name in node.input]
+    made = [*nodes, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(made)
+
+
+def ignore_the_mask(model: onnx.ModelProto) -> None:
+    one = helper.make_tensor("one", TensorProto.INT64, [1], [1])
+    shape = helper.make_node("Shape", ["attention_mask"], ["shape_of_mask"])
+    _instead(
+        model, "attention_mask", [shape, helper.make_node("ConstantOfShape", ["shape_of_mask"], ["ones"], value=one)]
+    )
+
+
+def forget(*names: str) -> Callable[[onnx.ModelProto], None]:
+    """The past is there and is nothing."""
+
+    def change(model: onnx.ModelProto) -> None:
+        for name in names:
+            past = f"past_key_values.{name}"
+            _instead(model, past, [helper.make_node("Sub", [past, past], [f"nothing.{name}"])])
+
+    return change
+
+
+def answer_another_past(model: onnx.ModelProto) -> None:
+    """Right at every first call, and wrong for whoever goes on from it."""
+    for node in model.graph.node:
+        node.output[:] = ["computed" if name == "present.1.value" else name for name in node.output]
+        node.input[:] = ["computed" if name == "present.1.value" else name for name in node.input]
+    model.graph.node.append(helper.make_node("Neg", ["computed"], ["present.1.value"]))
+
+
+def freeze_the_past_inside(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0, 0, 3, 8], np.int64), "frozen"))
+    past = "past_key_values.0.key"
+    _instead(model, past, [helper.make_node("Reshape", [past, "frozen"], ["of_three"])])
+
+
+BROKEN: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
+    "the mask has no effect": (ignore_the_mask, "attention_mask has no effect"),
+    "the past keys have no effect": (forget("0.key", "1.key"), "every past_key_values key has no effect"),
+    "the past values have no effect": (forget("0.value", "1.value"), "every past_key_values value has no effect"),
+    "one layer forgets its past": (forget("1.value"), "tolerance"),
+    "the cache that it answers is another": (answer_another_past, "tolerance"),
+    "the length of the past is frozen inside": (freeze_the_past_inside, "answers with an error"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN, ids=lambda case: case.replace(" ", "-"))
+def test_a_graph_that_goes_on_otherwise_is_stopped_and_named(case: str, bench: Bench) -> None:
+    change, words = BROKEN[case]
+    bench.put_changed(change)
+    ended = bench.line.validate(bench.digest)
+    assert (ended.summary.reason, ended.code) == ("ParityFailed", 27), ended.summary.message
+    assert words in ended.summary.message
+
+
+@pytest.mark.parametrize(("name", "axis"), [("past_key_values.1.key", 2), ("attention_mask", 1), ("input_ids", 0)])
+def test_a_frozen_axis_is_refused_before_the_graph_is_run(name: str, axis: int, bench: Bench) -> None:
+    def freeze(model: onnx.ModelProto) -> None:
+        (found,) = (item for item in model.graph.input if item.name == name)
+        found.type.tensor_type.shape.dim[axis].dim_value = 4
+
+    bench.put_changed(freeze)
+    ended = bench.line.validate(bench.digest)
+    assert (ended.summary.reason, ended.code) == ("GraphRefused", 26), ended.summary.message
+    assert f"froze an axis of input {name}" in ended.summary.message
+
+
+def test_greedy_tokens_are_a_row_of_the_report(bench: Bench) -> None:
+    bench.put(bench.good)
+    assert bench.line.validate(bench.digest).summary.reason == "Validated"
+    report = json.loads((bench.line.work / f"validation-{CPU}" / "report.json").read_text())
+    row = report["rows"][-1]
+    assert (row["sample"], row["labelAgreement"], row["vectors"]) == ("64 greedy tokens, batch 4", "1", 4 * 64)
+
+
+def test_golden_requests_of_a_decoder_stay_small_and_compare_the_next_token(bench: Bench) -> None:
+    bench.put(bench.good)
+    bench.line.validate(bench.digest)
+    path = bench.line.work / f"validation-{CPU}" / "golden.json"
+    assert path.stat().st_size < 50_000
+    for request in json.loads(path.read_text()):
+        assert request["inputs"]["past_key_values.0.key"] == {"datatype": "FP32", "shape": [1, 2, 0, 8], "data": []}
+        assert request["outputs"]["logits"].keys() == {"datatype", "shape", "largest"}
+        assert request["compared"]["data"] == [0] * 7 + [1]
+
+
+def test_the_same_decoder_gives_the_same_bytes_wherever_it_lies(bench: Bench, tmp_path: Path, line: Line) -> None:
+    digest = line.fetch(tiny_decoder(tmp_path / "a" / "longer folder" / "model")).details["digest"]
+    assert digest == bench.digest
+    line.convert(digest)
+    assert graph_of(line).read_bytes() == bench.good
+    assert b"site-packages" not in bench.good
+    quantised = []
+    for name in ("one", "other"):
+        quantize.int8_dynamic(graph_of(line), tmp_path / name)
+        quantised.append((tmp_path / name).read_bytes())
+    assert quantised[0] == quantised[1]
+
+
+def test_axes_are_named_as_everybody_names_them(bench: Bench) -> None:
+    model = onnx.load_from_string(bench.good)
+    axes = {
+        item.name: [dim.dim_param or dim.dim_value for dim in item.type.tensor_type.shape.dim]
+        for item in (*model.graph.input, *model.graph.output)
+    }
+    assert axes["input_ids"] == ["batch", "sequence"]
+    assert axes["attention_mask"] == ["batch", "total_sequence"]
+    assert axes["past_key_values.1.value"] == ["batch", 2, "past_sequence", 8]
+    assert axes["logits"] == ["batch", "sequence", 258]
+    assert axes["present.1.value"] == ["batch", 2, "past_sequence + sequence", 8]
+
+
+@pytest.mark.parametrize("length", [1, 2, 4, 6, 9])
+def test_a_mask_that_does_not_cover_past_and_tokens_is_an_error_and_no_other_answer(length: int, bench: Bench) -> None:
+    session = onnxruntime.InferenceSession(bench.good, providers=[CPU])
+    past = {item.name: np.ones((1, 2, 3, 8), np.float32) for item in session.get_inputs()[2:]}
+    ids = np.array([[5, 6]])
+    assert session.run(["logits"], {"input_ids": ids, "attention_mask": np.ones((1, 5), np.int64), **past})
+    with pytest.raises(Exception, match="Non-zero status code"):
+        session.run(["logits"], {"input_ids": ids, "attention_mask": np.ones((1, length), np.int64), **past})
+
+
+# The checkpoint ---------------------------------------------------------------------------------------------------
+
+OLDER: dict[str, dict[str, Any]] = {
+    "llama": {
+        "rope_parameters": None,
+        "rope_theta": 500.0,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    },
+    "gpt_neox": {"rope_parameters": None, "rotary_emb_base": 500, "rotary_pct": 0.5},
+    "gemma3_text": {
+        "rope_parameters": None,
+        "rope_theta": 5000.0,
+        "rope_local_base_freq": 100.0,
+        "layer_types": None,
+        "sliding_window_pattern": 2,
+    },
+}
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_a_checkpoint_with_fields_of_an_older_version_is_the_model_that_transformers_makes_of_it(
+    name: str, tmp_path: Path
+) -> None:
+    folder = tiny_decoder(tmp_path / "model", name)
+    ids = torch.arange(40).reshape(1, 40) + 5
+    with torch.inference_mode():
+        today = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()(ids).logits
+        change_json(folder / "config.json", **OLDER[name])
+        wanted = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()(ids).logits
+        found = load.load(folder, Task.AUTO, None).model(ids).logits
+    assert not torch.allclose(wanted, today, atol=0.1)
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_a_special_token_that_the_model_has_no_row_for_is_none_of_its_business(tmp_path: Path) -> None:
+    folder = tiny_decoder(tmp_path / "model")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"], "pad_token": "<pad>"})
+    tokenizer.save_pretrained(folder)
+    found = load.load(folder, Task.AUTO, None).tokenizer
+    assert found.convert_tokens_to_ids("<image>") >= 258
+    assert found.pad_token == "</s>"  # noqa: S105  no password
+
+
+REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str, str]] = {
+    "alibi": ("falcon", {"alibi": True}, {}, "ArchitectureUnsupported", "alibi"),
+    "a classifier": (
+        "llama",
+        {"architectures": ["LlamaForSequenceClassification"]},
+        {},
+        "ArchitectureUnsupported",
+        "LlamaForSequenceClassification",
+    ),
+    "an encoder made of a decoder": (
+        "gemma",
+        {"use_bidirectional_attention": True},
+        {},
+        "ArchitectureUnsupported",
+        "use_bidirectional_attention",
+    ),
+    "embeddings of a decoder": ("llama", {}, {"task": "feature-extraction"}, "SpecImpossible", "use auto"),
+    "more positions than there are": (
+        "llama",
+        {},
+        {"maxSequenceLength": DECODER_LENGTH + 1},
+        "SpecImpossible",
+        "use at",
+    ),
+    "positions of the other rotation": (
+        "phi3 for long texts",
+        {},
+        {"maxSequenceLength": DECODER_LENGTH + 1},
+        "SpecImpossible",
+        f"use at most {DECODER_LENGTH}",
+    ),
+    "no room for an answer": ("llama", {}, {"maxSequenceLength": 3}, "SpecImpossible", "use 8 or more"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.replace(" ", "-"))
+def test_what_is_no_supported_language_model_is_refused_by_name(case: str, tmp_path: Path, line: Line) -> None:
+    name, config, spec, reason, words = REFUSED[case]
+    folder = tiny_decoder(tmp_path / "model", name)
+    change_json(folder / "config.json", **config)
+    ended = line.convert(line.fetch(folder).details["digest"], **spec)
+    assert ended.summary.reason == reason, ended.summary.message
+    assert words in ended.summary.message
+
+
+def test_an_encoder_generates_no_text(tmp_path: Path, line: Line) -> None:
+    ended = line.convert(line.fetch(tiny(tmp_path / "model")).details["digest"], task="text-generation")
+    assert ended.summary.reason == "SpecImpossible"
+    assert "text-generation" in ended.summary.message
