@@ -50,7 +50,9 @@ def parse(status: int, body: bytes, *, model: str, version: int) -> Counts | Out
             for sample in family.samples if family.name in found else ():
                 labels = sample.labels
                 if (labels["model"], labels["version"]) == (model, str(version)):
-                    found[family.name][labels.get("reason", "")] = int(sample.value)
+                    # Triton has a series for each GPU of the pod.
+                    reason = labels.get("reason", "")
+                    found[family.name][reason] = found[family.name].get(reason, 0) + int(sample.value)
     except (ValueError, KeyError, OverflowError):
         return Outage(f"the server answered with something else than metrics: {body[:200]!r}")
     if not found[_SUCCESS]:

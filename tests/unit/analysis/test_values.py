@@ -233,6 +233,15 @@ onnxruntime_request_failure{model="minilm",reason="REQUEST",version="2"} 20
         pytest.param(
             METRICS.replace('version="2"} 90', 'version="2"} 0'), Counts(14, 36, 22), id="errors before their answers"
         ),
+        pytest.param(
+            METRICS.replace(
+                'nv_inference_request_success{model="minilm",version="2"} 90',
+                'nv_inference_request_success{gpu_uuid="GPU-a",model="minilm",version="2"} 50\n'
+                'nv_inference_request_success{gpu_uuid="GPU-b",model="minilm",version="2"} 40',
+            ),
+            Counts(14, 96, 22),
+            id="two GPUs",
+        ),
     ],
 )
 def test_whose_fault_the_answers_of_a_server_are(body: str, counts: Counts) -> None:
