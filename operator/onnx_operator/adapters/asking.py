@@ -35,23 +35,27 @@ class Answer:
 class Asking:
     """A client of one kind of service; `whom` is its name in messages."""
 
-    def __init__(self, whom: str, *, timeout_seconds: float) -> None:
+    def __init__(self, whom: str, *, timeout_seconds: float, most_bytes: int = _MOST_BYTES) -> None:
         self._whom = whom
+        self._most_bytes = most_bytes
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
         self._session: aiohttp.ClientSession | None = None
 
-    async def ask(self, method: str, url: str, *, form: Mapping[str, Any] | None = None) -> Answer | Outage:
-        """Send one request and read its answer to the end."""
+    async def ask(
+        self, method: str, url: str, *, form: Mapping[str, Any] | None = None, most_bytes: int | None = None
+    ) -> Answer | Outage:
+        """Send one request and read its answer to the end, or as far as it may go."""
+        most = self._most_bytes if most_bytes is None else most_bytes
         try:
             async with self._opened().request(method, url, data=form, allow_redirects=False) as response:
-                body = await _read(response)
+                body = await _read(response, most)
                 status = response.status
         except TimeoutError:
             return Outage(f"{self._whom} did not answer within {self._timeout.total:g} s")
         except (aiohttp.ClientError, OSError) as error:
             return Outage(f"{self._whom} could not be asked: {error}")
         if body is None:
-            return Outage(f"the answer of {self._whom} is larger than {_MOST_BYTES} bytes")
+            return Outage(f"the answer of {self._whom} is larger than {most} bytes")
         return Answer(status, body)
 
     async def close(self) -> None:
@@ -66,10 +70,10 @@ class Asking:
         return self._session
 
 
-async def _read(response: aiohttp.ClientResponse) -> bytes | None:
+async def _read(response: aiohttp.ClientResponse, most: int) -> bytes | None:
     body = bytearray()
     async for chunk in response.content.iter_any():
         body += chunk
-        if len(body) > _MOST_BYTES:
+        if len(body) > most:
             return None
     return bytes(body)

@@ -21,13 +21,17 @@ from onnx_operator.core.counts import Counts
 _SUCCESS: Final = "nv_inference_request_success"
 _FAILURE: Final = "nv_inference_request_failure"
 _ERROR: Final = "onnxruntime_request_failure"
+_MOST_BYTES: Final = 128 * 1024
+"""A server of one model tells some ten kilobytes. Reading a megabyte would stop the operator for seconds."""
+_MOST_ANSWERS: Final = 2**43
+"""More than anything answers; a side of hundreds of servers fits into status."""
 
 
 class TritonReader:
     """A client of the servers' counters."""
 
     def __init__(self, *, timeout_seconds: float = 5.0) -> None:
-        self._asking = Asking("the server", timeout_seconds=timeout_seconds)
+        self._asking = Asking("the server", timeout_seconds=timeout_seconds, most_bytes=_MOST_BYTES)
 
     async def read(self, address: str, *, model: str, version: int) -> Counts | Outage:
         """What the server at `address`, such as http://10.244.0.7:8002, has answered since it started."""
@@ -62,5 +66,7 @@ def parse(status: int, body: bytes, *, model: str, version: int) -> Counts | Out
     bad = sum(failed.values()) - cancelled + erred.get("GRAPH", 0)
     disputed = cancelled + erred.get("REQUEST", 0)
     total = sum(found[_SUCCESS].values()) + sum(failed.values())
+    if min(bad, total, disputed) < 0 or max(total, bad + disputed) > _MOST_ANSWERS:
+        return Outage(f"the server counts {total} answers, which cannot be")
     # An error is counted before its answer, and a scrape may come in between.
     return Counts(bad, max(total, bad + disputed), disputed)

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Final
 
 from onnx_operator.api.common import parse_duration, parse_quantity
 from onnx_operator.api.rollout import MetricName, Proof, Provider
+from onnx_operator.core.conditions import clipped
 from onnx_operator.core.counts import Counts
 from onnx_operator.core.evidence import Claim, Evidence, beginning, samples_to_see, weigh
 
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 _EVERYTHING: Final = 100
 _OF_THE_GATEWAY: Final = frozenset({MetricName.ERROR_RATIO, MetricName.SLOW_RATIO, MetricName.LATENCY_QUANTILE})
 """What the gateway counts, which tells mirrored requests from others."""
+_MOST_WORDS: Final = 128
+"""Of the bounds of a metric, in status."""
 _LOOKS_TO_FAIL: Final = 3
 """One look may fall into a reload or a large batch; three running, an interval apart, are how the servers are."""
 
@@ -132,7 +135,8 @@ class Criterion:
         parts += [] if self.maximum_of_stable is None else [f"at most {self.maximum_of_stable} times stable's"]
         parts += [] if self.minimum_of_stable is None else [f"at least {self.minimum_of_stable} times stable's"]
         slow = "" if self.slower_than is None else f"; slow is over {_milliseconds(self.slower_than)}"
-        return (", ".join(parts) or "no bound in this step") + slow
+        # A bound such as 1e-99 is a long story.
+        return clipped((", ".join(parts) or "no bound in this step") + slow, _MOST_WORDS)
 
 
 def criteria(analysis: Analysis, *, weight: int, mirror: int = 0) -> tuple[Criterion, ...]:
@@ -371,10 +375,14 @@ def _looked(words: str, before: tuple[Evidence, ...], *, is_beyond: bool) -> Evi
     return replace(known, candidate=Counts(running, known.candidate.total + 1))
 
 
+_MOST_MEMORY: Final = 2.0**63
+"""Bytes that no pod has, but a bound may name."""
+
+
 def in_words(metric: str, value: float) -> str:
     """A value with its unit."""
     match metric:
-        case MetricName.MEMORY:
+        case MetricName.MEMORY if value < _MOST_MEMORY:
             return f"{value / 2**20:.1f}Mi"
         case MetricName.THROUGHPUT_PER_REPLICA:
             return f"{value:.4g}/s"

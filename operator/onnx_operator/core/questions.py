@@ -26,6 +26,10 @@ _MEMORY_WINDOW: Final = "2m"
 """Kubelets are scraped every 10 to 60 s; what is older than this is not said of now."""
 
 
+_MOST_ANSWERS: Final = 2.0**50
+"""More than anything answers, and less than status can hold."""
+
+
 @dataclass(frozen=True, slots=True)
 class ServerPod:
     """A ready pod of a side, where its metrics are, and what tells its containers from those before a restart."""
@@ -74,7 +78,7 @@ def one_number(series: Iterable[Series]) -> float | Silence:
 
 def two_counts(bad: float, total: float) -> Counts | Silence:
     """What increase() makes of counters, as counts: it extrapolates, so they are rounded."""
-    if min(bad, total) < 0 or bad > 1.1 * total + 1:
+    if min(bad, total) < 0 or bad > 1.1 * total + 1 or total > _MOST_ANSWERS:
         return Silence(f"the queries gave {bad:g} bad of {total:g} answers, which cannot be")
     return Counts(round(bad), max(round(bad), round(total)))
 

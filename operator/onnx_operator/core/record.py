@@ -112,7 +112,8 @@ def _with_judgements(known: RolloutRecord, view: View, analysis: Analysis) -> Ro
 
 
 def _number(bound: Decimal | None) -> str | None:
-    return None if bound is None else str(bound)
+    """In at most 24 characters, whatever was multiplied."""
+    return None if bound is None else f"{bound:.17g}"
 
 
 def _columns(known: Sequence[RecordedMetric], declared: Sequence[RecordedMetric]) -> list[RecordedMetric]:

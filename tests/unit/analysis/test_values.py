@@ -256,6 +256,8 @@ def test_whose_fault_the_answers_of_a_server_are(body: str, counts: Counts) -> N
         pytest.param(200, "", "nothing of version 2", id="nothing"),
         pytest.param(200, "<html>{</html>", "something else", id="a page"),
         pytest.param(200, METRICS.replace(" 90", " NaN"), "something else", id="no number"),
+        pytest.param(200, METRICS.replace(" 90", " 1e30"), "cannot be", id="more than status can hold"),
+        pytest.param(200, METRICS.replace(" 90", " -90"), "cannot be", id="less than nothing"),
         pytest.param(200, METRICS.replace('{model="minilm",version="1"}', ""), "something else", id="no labels"),
     ],
 )
@@ -311,6 +313,7 @@ def test_a_query_gives_one_number_or_silence(series: list[Series], found: float 
         pytest.param(0.0, 0.0, Counts(0, 0), id="none of none"),
         pytest.param(30.0, 10.0, None, id="more bad answers than answers"),
         pytest.param(-1.0, 10.0, None, id="a rate that was subtracted"),
+        pytest.param(0.0, 1e300, None, id="more than status can hold"),
     ],
 )
 def test_two_numbers_are_counts_or_silence(bad: float, total: float, counts: Counts | None) -> None:

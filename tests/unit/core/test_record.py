@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -340,3 +340,23 @@ def test_a_point_is_read_as_it_was_written(line: str, point: Point) -> None:
 def test_what_nobody_wrote_is_not_read(line: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
         read(line)
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        {"name": "errorRatio", "maximum": "1e-99", "tolerance": "1e-99"},
+        {"name": "memory", "maximumValue": "0.123456789012345678Gi"},
+        {"name": "memory", "maximumValue": "1e99"},
+    ],
+)
+def test_a_bound_of_many_digits_does_not_keep_harm_from_being_judged(canary: World, metric: dict[str, Any]) -> None:
+    canary.steer(analysis={"interval": "10s", "metrics": [metric, {"name": "disagreement", "maximum": "0.02"}]})
+    canary.goes_on_for(10)
+    bad = Measurement(MetricName.DISAGREEMENT, Outcome.MEASURED, Counts(500, 1000))
+    canary.measured = (*canary.measured, bad)
+    canary.goes_on_for(10)
+    bad = Measurement(MetricName.DISAGREEMENT, Outcome.MEASURED, Counts(1500, 2000))
+    canary.measured = (canary.measured[0], bad)
+    canary.goes_on_for(10)
+    assert canary.condition("Promoted") == ("False", "AnalysisFailed")
