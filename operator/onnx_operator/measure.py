@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from onnx_operator.core.queries import Series
     from onnx_operator.core.questions import Party
 
+_MOST_OF_ONE_NUMBER: Final = 1024 * 1024
+"""Bytes of an answer to a query of the user's own. One number has a hundred; all series of Prometheus, asked for by
+each metric of each model, would not fit into the operator."""
 _PROBER_SILENCE_SECONDS: Final = 30.0
 """A prober that compared nothing for so long has nothing to say about now, whatever it counted before."""
 
@@ -167,7 +170,7 @@ class _Asked:
     async def _number(self, expression: str, party: Party) -> float | Silence | Outage:
         where = {"namespace": self.subject.namespace, "model": self.subject.model}
         text = filled_in(expression, party, **where, since=self.since, now=self.now)
-        series = await self.prometheus.query(text, at=self.now)
+        series = await self.prometheus.query(text, at=self.now, most_bytes=_MOST_OF_ONE_NUMBER)
         return series if isinstance(series, Outage) else one_number(series)
 
 

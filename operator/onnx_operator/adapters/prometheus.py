@@ -23,10 +23,12 @@ class Prometheus:
         self._url = url.rstrip("/") + "/api/v1/query"
         self._asking = Asking("Prometheus", timeout_seconds=timeout_seconds)
 
-    async def query(self, expression: str, *, at: datetime) -> tuple[Series, ...] | Outage:
+    async def query(
+        self, expression: str, *, at: datetime, most_bytes: int | None = None
+    ) -> tuple[Series, ...] | Outage:
         """Evaluate an expression as of a moment."""
         form = {"query": expression, "time": f"{at.timestamp():.3f}"}
-        answer = await self._asking.ask("POST", self._url, form=form)
+        answer = await self._asking.ask("POST", self._url, form=form, most_bytes=most_bytes)
         return answer if isinstance(answer, Outage) else parse(answer.status, answer.body)
 
     async def close(self) -> None:

@@ -206,6 +206,23 @@ async def test_an_endless_answer_of_a_prober_is_not_read_to_its_end_either() -> 
     assert "larger than" in outage.why
 
 
+async def lengthy(_: web.Request) -> web.StreamResponse:
+    return web.Response(body=b" " * 2 * 1024 * 1024)
+
+
+async def test_what_others_may_make_long_is_not_read_to_its_end() -> None:
+    """Whoever may write a model or a pod must not be able to keep the operator busy with it."""
+    by_triton = Criterion(MetricName.ERROR_RATIO, 50, maximum=Decimal("0.05"), provider=Provider.TRITON)
+    async with answering(lengthy) as url, instruments(url) as chosen:
+        party = replace(PARTIES[0], pods=(ServerPod("a", url, "uid", 0),))
+        subject = replace(SUBJECT, candidate=party)
+        found = await measure((OWN, by_triton), subject, chosen, since=NOW - timedelta(minutes=1), now=NOW)
+        await chosen.triton.close()
+    for each, most in zip(found, ("1048576", "131072"), strict=True):
+        assert each.outcome is Outcome.PROVIDER_ERROR
+        assert f"is larger than {most} bytes" in each.message
+
+
 async def test_prometheus_is_asked_as_of_the_moment_of_the_look() -> None:
     asked: list[dict[str, Any]] = []
 
