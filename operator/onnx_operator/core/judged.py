@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from onnx_operator.api.model import EvidenceStatus, MetricStatus, ServerCountsStatus, SplitStatus
-from onnx_operator.api.rollout import MetricName
+from onnx_operator.api.rollout import MetricName, Provider
 from onnx_operator.core.analysis import counted, in_words, judge_all, overall
 from onnx_operator.core.conditions import clipped, instant, moment
 from onnx_operator.core.counts import Counts
@@ -44,10 +44,15 @@ def judged(view: View, measurements: tuple[Measurement, ...]) -> View:
                 _metric_status(criterion, judgement, tallies.get(judgement.metric, Tallies()))
                 for criterion, judgement in zip(wanted, judgements, strict=True)
             ],
-            "measured_split": _split_status(view, judgements),
+            "measured_split": _split_status(view, judgements) if _gateway_counts(wanted) else None,
         }
     )
     return replace(view, ledger=view.ledger.model_copy(update={"candidate": judged}), judgements=judgements)
+
+
+def _gateway_counts(wanted: tuple[Criterion, ...]) -> bool:
+    """Servers count from the second look on and not while they come and go: another time on each side."""
+    return any(one.metric == MetricName.ERROR_RATIO and one.provider is Provider.PROMETHEUS for one in wanted)
 
 
 def _split_status(view: View, judgements: tuple[Judgement, ...]) -> SplitStatus | None:

@@ -11,6 +11,7 @@ from onnx_operator.api.rollout import MetricName
 from onnx_operator.core.analysis import Measurement, Outcome
 from onnx_operator.core.counts import Counts
 from onnx_operator.core.followed import PAIRS_PER_SECOND, followed
+from onnx_operator.core.scrapes import Scrape, Scrapes
 from onnx_operator.prober.__main__ import parse_options
 from unit.core.worlds import World, a_class
 
@@ -129,3 +130,23 @@ def test_where_the_prober_is_silent_no_split_is_told(canary: World) -> None:
     canary.settle()
     assert canary.status.candidate is not None
     assert canary.status.candidate.measured_split is None
+
+
+def test_what_servers_have_counted_tells_no_split(canary: World) -> None:
+    """They count from the second look on, and a side whose pods come or go misses a look that the other has."""
+    by_servers = {"name": "errorRatio", "provider": "triton", "maximum": "0.05"}
+    canary.steer(analysis={"interval": "10s", "metrics": [by_servers, {"name": "disagreement", "maximum": "0.02"}]})
+    for look in range(5):
+        scrapes = Scrapes(
+            Scrape(f"pods {look // 2}", 1, canary.now, Counts(0, 100 * look)),
+            Scrape("pods", 1, canary.now, Counts(0, 900 * look)),
+        )
+        canary.measured = (
+            Measurement(MetricName.ERROR_RATIO, Outcome.MEASURED, scrapes=scrapes),
+            Measurement(MetricName.DISAGREEMENT, Outcome.MEASURED, Counts(0, 50 * look)),
+        )
+        canary.wait(10)
+        canary.settle()
+    assert canary.status.candidate is not None
+    assert canary.status.candidate.measured_split is None
+    assert canary.condition("TrafficProgrammed") == ("True", "TrafficProgrammed")
