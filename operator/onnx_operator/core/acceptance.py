@@ -131,6 +131,11 @@ def duration_of(step: Step) -> timedelta:
     return timedelta() if step.pause is not None else parse_duration(step.duration or DEFAULT_STEP_DURATION)
 
 
+def reach_of(step: Step) -> int:
+    """Percent of the requests that come to the candidate in the step, be it as copies."""
+    return step.mirror or step.weight
+
+
 def _source_is_not_allowed(offer: Offer) -> Refusal | None:
     source = offer.spec.source
     kind = SourceKind.PERSISTENT_VOLUME_CLAIM if source.persistent_volume_claim else SourceKind.HUGGING_FACE
@@ -209,7 +214,7 @@ def _pool_schedule_is_unreadable(offer: Offer) -> Refusal | None:
 
 def _a_step_has_no_room(offer: Offer) -> Refusal | None:
     plan, capacity = offer.plan, offer.plan.capacity
-    short = shortage(capacity, [step.weight for step in plan.steps])
+    short = shortage(capacity, [(step.weight, reach_of(step)) for step in plan.steps])
     if short is None:
         return None
     where = f"rollout step {short.step}" if short.step is not None else "the end of the last rollout step"
@@ -225,11 +230,11 @@ def _a_step_has_no_room(offer: Offer) -> Refusal | None:
 
 def _a_step_has_too_few_replicas(offer: Offer) -> Refusal | None:
     for index, step in enumerate(offer.plan.steps):
-        need = offer.plan.capacity.need(step.weight)
+        need = offer.plan.capacity.need(reach_of(step))
         if step.replicas is not None and step.replicas < need:
             message = (
-                f"rollout step {index} has replicas: {step.replicas}, but {step.weight} % of the requests need {need} "
-                f"of {offer.spec.serving.replicas} servers"
+                f"rollout step {index} has replicas: {step.replicas}, but {reach_of(step)} % of the requests need "
+                f"{need} of {offer.spec.serving.replicas} servers"
             )
             return Refusal(reasons.STEP_WITHOUT_ROOM, message)
     return None

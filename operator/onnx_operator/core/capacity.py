@@ -2,6 +2,7 @@
 
     limit   replicas + maxSurge: what all sides may have together
     need    what a weight stands for, less maxUnavailable: what a side with that weight is never scaled below
+    reach   percent of the requests that come to the candidate: its weight, or the copies that it gets in a shadow
 
 A side gives up at once and gets no more than the others are seen to have given up, so the limit holds at every moment.
 Knows numbers only, neither traffic nor time.
@@ -43,13 +44,13 @@ class Capacity:
         least = 1 if weight and self.unavailable < self.replicas else 0
         return max(least, self.share(weight) - self.unavailable)
 
-    def to_move(self, before: int, after: int) -> int:
-        """The servers there must be at the moment at which the candidate's weight changes."""
-        return self.need(FULL - before) + max(1, self.need(after))
+    def to_move(self, weight: int, reach: int) -> int:
+        """The servers there must be when a candidate with this weight begins to get what reaches it next."""
+        return self.need(FULL - weight) + max(1, self.need(reach))
 
-    def to_stay(self, weight: int) -> int:
+    def to_stay(self, weight: int, reach: int) -> int:
         """The servers there must be while the candidate has the weight: whoever answers anything has one."""
-        return (max(1, self.need(FULL - weight)) if weight < FULL else 0) + max(1, self.need(weight))
+        return (max(1, self.need(FULL - weight)) if weight < FULL else 0) + max(1, self.need(reach))
 
 
 def amount(text: str, replicas: int, *, rounds_up: bool) -> int:
@@ -71,13 +72,16 @@ class Shortage:
     most: int
 
 
-def shortage(capacity: Capacity, weights: Sequence[int]) -> Shortage | None:
-    """The first step of these weights that the limit leaves no room for."""
-    stops: Final = (0, *weights, FULL)
-    taken = [max(capacity.to_move(before, after), capacity.to_stay(after)) for before, after in pairwise(stops)]
+def shortage(capacity: Capacity, steps: Sequence[tuple[int, int]]) -> Shortage | None:
+    """The first of these steps, each a weight and a reach, that the limit leaves no room for."""
+    stops: Final = ((0, 0), *steps, (FULL, FULL))
+    taken = [
+        max(capacity.to_move(before, reach), capacity.to_stay(weight, reach))
+        for (before, _), (weight, reach) in pairwise(stops)
+    ]
     for step, servers in enumerate(taken):
         if servers > capacity.limit:
-            return Shortage(step if step < len(weights) else None, servers, max(taken))
+            return Shortage(step if step < len(steps) else None, servers, max(taken))
     return None
 
 
@@ -95,7 +99,7 @@ class Goal:
 
     #: Index of the step, or their number for what comes after the last; below 0 while not even the first may begin.
     step: int
-    weight: int
+    reach: int
     #: What stable makes room for; the candidate takes more where there is.
     servers: int
     most: int

@@ -606,7 +606,7 @@ def _go_on(view: View, said: str) -> Rung:
         revision = _wanted(view)
         wanted = sum(view.wanted_replicas(revision, one) for one in view.servers(revision))
         message = f"{said}; {view.ready_replicas(revision.name)} servers are ready, {wanted} are asked for by now"
-        return _hold(reasons.SCALING, f"{message}, for a weight of {goal.weight} %", look_at=view.deadline)
+        return _hold(reasons.SCALING, f"{message}, for {goal.reach} % of the requests", look_at=view.deadline)
     if goal.step < len(plan.steps):
         return _hold(reasons.STEP_STARTING, said, move=enter_step(view, goal.step))
     return _arrive(view, said)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from onnx_operator.api.common import parse_duration
 from onnx_operator.api.rollout import AtDeadline
-from onnx_operator.core.acceptance import Offer, Refusal, accept, duration_of
+from onnx_operator.core.acceptance import Offer, Refusal, accept, duration_of, reach_of
 from onnx_operator.core.analysis import Verdict, criteria
 from onnx_operator.core.capacity import Goal, Sides, allot
 from onnx_operator.core.conditions import moment
@@ -143,7 +143,8 @@ class View:
         most = min(declared.replicas or replicas, replicas)
         if index < 0:  # nothing begins now: it may have what nobody has to give up
             return Goal(index, 0, 0, most)
-        return Goal(index, declared.weight, declared.replicas or max(1, plan.capacity.share(declared.weight)), most)
+        reach = reach_of(declared)
+        return Goal(index, reach, declared.replicas or max(1, plan.capacity.share(reach)), most)
 
     def wanted_replicas(self, revision: RevisionSeen, provider: ExecutionProvider) -> int:
         """How many servers the revision is to have now."""
@@ -204,7 +205,7 @@ class View:
         candidate, goal = self.candidate, self.goal
         if candidate is None or goal is None or self.plan is None or not self.is_available(candidate):
             return False
-        least = max(1, self.plan.capacity.need(goal.weight))
+        least = max(1, self.plan.capacity.need(goal.reach))
         if any(self._asked_for(candidate, provider) < least for provider in self.servers(candidate)):
             return False
         return all(
@@ -218,7 +219,7 @@ class View:
         """Whether the candidate has servers enough for the step it is in."""
         if self.plan is None or self.step_index is None or revision != self.candidate:
             return False
-        need = max(1, self.plan.capacity.need(self.candidate_weight))
+        need = max(1, self.plan.capacity.need(self.candidate_mirror or self.candidate_weight))
         return all(state is not None and state.ready >= need for state in self.servers(revision).values())
 
     def servers(self, revision: RevisionSeen) -> dict[ExecutionProvider, ServerState | None]:

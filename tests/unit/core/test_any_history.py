@@ -398,7 +398,8 @@ class AnyHistory(RuleBasedStateMachine):
     def _has_servers_for(self, view: View, candidate: CandidateStatus) -> None:
         assert view.plan is not None
         assert candidate.step is not None
-        need = max(1, view.plan.capacity.need(view.plan.steps[candidate.step].weight))
+        step = view.plan.steps[candidate.step]
+        need = max(1, view.plan.capacity.need(step.mirror or step.weight))
         ready = [state.ready for (name, _), state in self.world.servers.items() if name == candidate.revision]
         assert ready
         assert min(ready) >= need

@@ -44,10 +44,11 @@ def test_a_surge_is_rounded_up_and_what_may_be_missing_down(text: str, replicas:
     ],
 )
 def test_what_no_room_can_be_found_for(capacity: Capacity, weights: list[int], expected: Shortage | None) -> None:
-    assert shortage(capacity, weights) == expected
+    steps = [(weight, weight) for weight in weights]
+    assert shortage(capacity, steps) == expected
     if expected is not None:
         enough = Capacity(capacity.replicas, expected.most - capacity.replicas, capacity.unavailable)
-        assert shortage(enough, weights) is None
+        assert shortage(enough, steps) is None
 
 
 @given(st.data())
@@ -184,7 +185,7 @@ def test_what_the_next_step_waits_for_is_told_and_given_up_in_the_end() -> None:
     world.up_to_step(0)
     world.goes_on_for(60)
     assert world.condition("Promoted") == ("Unknown", "Scaling")
-    assert "1 servers are ready, 2 are asked for by now, for a weight of 50 %" in world.message("Promoted")
+    assert "1 servers are ready, 2 are asked for by now, for 50 % of the requests" in world.message("Promoted")
     assert world.condition("CandidateAvailable") == ("True", "Available")
     assert sides(world) == (2, 2)
     world.goes_on_for(600)
@@ -254,3 +255,22 @@ def test_replicas_that_change_in_mid_rollout_are_followed_on_both_sides() -> Non
     world.finish(looks=120)
     assert world.stable_number == 2
     assert sides(world) == (8, 0)
+
+
+def test_a_shadow_has_servers_for_the_copies_that_it_gets() -> None:
+    world = rolling(4, maxSurge=2, steps=[{"weight": 0, "mirror": 50, "duration": "1m"}, *QUARTERS])
+    world.up_to_step(0)
+    assert sides(world) == (4, 2)
+
+
+def test_a_shadow_without_servers_for_its_copies_is_refused() -> None:
+    world = rolling(4, **NO_SURGE)
+    world.steer(steps=[{"weight": 0, "mirror": 100, "duration": "1m"}, *QUARTERS])
+    world.settle()
+    assert world.condition("Accepted") == ("False", "StepWithoutRoom")
+    assert "rollout step 0 takes 6 servers" in world.message("Accepted")
+    world.steer(maxSurge=2)
+    world.up_to_step(0)
+    stable, candidate = sides(world)
+    assert stable >= 3
+    assert candidate >= 3
