@@ -413,6 +413,8 @@ class CandidateStatus(RevisionInUse):
     a freeze window."""
     held_time: Time | None = None
     """Since when a step with pause has passed its analysis and waits for promoteToken; unset anywhere else."""
+    scaling_time: Time | None = None
+    """Since when the step has passed and only the servers of the next one are missing; unset anywhere else."""
     promotion_asked_time: Time | None = None
     """When promoteToken changed for this candidate, as long as that could not act yet; unset once it has."""
     verdict: Annotated[str, Field(pattern=r"^(Pass|Fail|NoData|ProviderError|Inconclusive)$")] | None = None

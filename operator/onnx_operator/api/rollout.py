@@ -345,8 +345,8 @@ class Step(ApiModel):
     """How long the step lasts at least; it ends only when the analysis passes. 1m when neither duration nor pause
     is given."""
     replicas: Annotated[int, Field(ge=1, le=100)] | None = None
-    """Servers of the candidate per execution provider in this step, at least what its weight needs and at most
-    serving.replicas; all that maxSurge leaves room for when unset."""
+    """Servers of the candidate per execution provider in this step, at least what its weight or mirror needs and at
+    most serving.replicas; all that maxSurge leaves room for when unset."""
     pause: Pause | None = None
     """Holds the step, once its analysis has passed, until promoteToken changes; written as pause: {}. No progress
     deadline counts while a person is waited for; analysis and rollback go on."""
@@ -435,8 +435,8 @@ class RolloutDefaults(ApiModel):
     analysis: Analysis = Analysis()
     """What must hold at every step."""
     progress_deadline: ProgressDeadline = "15m"
-    """The longest that a candidate may take to become available or to pass one step. It does not count while a
-    step with pause waits for a person, nor in a freeze window."""
+    """The longest that a candidate may take to become available, to pass one step, or to get the servers of the next.
+    It does not count while a step with pause waits for a person, nor in a freeze window."""
     max_surge: Servers = DEFAULT_MAX_SURGE
     """How many servers there may be above serving.replicas, per execution provider, while two revisions serve."""
     max_unavailable: Servers = DEFAULT_MAX_UNAVAILABLE
@@ -460,8 +460,8 @@ class Rollout(ApiModel):
     analysis: Analysis | None = None
     """What must hold at every step; the class's when unset."""
     progress_deadline: ProgressDeadline | None = None
-    """The longest that a candidate may take to become available or to pass one step; the class's when unset. It does
-    not count while a step with pause waits for a person, nor in a freeze window."""
+    """The longest that a candidate may take to become available, to pass one step, or to get the servers of the next;
+    the class's when unset. It does not count while a step with pause waits for a person, nor in a freeze window."""
     max_surge: Servers | None = None
     """How many servers there may be above serving.replicas, per execution provider, while two revisions serve: a
     number, or a percentage of replicas, rounded up. Below 100% stable gives up servers as its weight falls, each only

@@ -606,10 +606,23 @@ def _go_on(view: View, said: str) -> Rung:
         revision = _wanted(view)
         wanted = sum(view.wanted_replicas(revision, one) for one in view.servers(revision))
         message = f"{said}; {view.ready_replicas(revision.name)} servers are ready, {wanted} are asked for by now"
-        return _hold(reasons.SCALING, f"{message}, for {goal.reach} % of the requests", look_at=view.deadline)
+        return _hold(
+            reasons.SCALING,
+            f"{message}, for {goal.reach} % of the requests",
+            move=_begin_to_scale(view),
+            look_at=view.deadline,
+        )
     if goal.step < len(plan.steps):
         return _hold(reasons.STEP_STARTING, said, move=enter_step(view, goal.step))
     return _arrive(view, said)
+
+
+def _begin_to_scale(view: View) -> Move | None:
+    """A step that has passed is progress, so servers have as long as at the beginning to come."""
+    candidate = view.ledger.candidate
+    if candidate is None or candidate.step is None or candidate.scaling_time is not None:
+        return None
+    return change_candidate(view, scaling_time=instant(view.now), progress_time=instant(view.now))
 
 
 def _arrive(view: View, said: str) -> Rung:

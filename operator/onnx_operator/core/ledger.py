@@ -94,6 +94,7 @@ def enter_step(view: View, step: int | None) -> MoveModel:
     """
     candidate = view.ledger.candidate
     updates: dict[str, Any] = {"step": step, "step_started_time": None, "held_time": None, "baking": False}
+    updates["scaling_time"] = None
     going_on = _counted_through_all_steps(view)
     updates |= {"verdict": None, "verdict_time": None, "analysis": going_on}
     updates |= {"measured_split": None, "golden_requests_before": sum(one.candidate_samples for one in going_on)}

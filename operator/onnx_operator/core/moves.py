@@ -252,7 +252,9 @@ def _give_up_the_late(view: View) -> MoveRevision | None:
         return None
     verdict = Verdict(candidate.verdict) if candidate.verdict is not None else None
     is_available = view.is_available(revision)
-    if (verdict is Verdict.PASS or view.may_proceed_in_doubt) and is_available and view.is_programmed:
+    # Servers of the next step are waited for only from the look on that finds this one over.
+    can_go_on = is_available or (candidate.scaling_time is None and view.bears_its_weight(revision))
+    if (verdict is Verdict.PASS or view.may_proceed_in_doubt) and can_go_on and view.is_programmed:
         return None  # what is left of the step is a matter of time, not of proof
     stage = Stage.AVAILABLE if candidate.step is None and not is_available else Stage.ROLLOUT
     late = f"no progress within {plan.progress_deadline}"

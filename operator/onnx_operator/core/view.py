@@ -457,11 +457,15 @@ class View:
 
     @property
     def may_proceed_in_doubt(self) -> bool:
-        """Whether the step's deadline has passed and the spec takes what is inconclusive then as passed."""
-        if self.ledger.candidate is None or self.plan is None or self.deadline is None or self.now < self.deadline:
+        """Whether the step's deadline has passed and the spec takes what is inconclusive then as passed; still, while
+        the servers of the next step are waited for.
+        """
+        candidate, deadline = self.ledger.candidate, self.deadline
+        if candidate is None or self.plan is None or deadline is None:
             return False
-        is_in_doubt = self.ledger.candidate.verdict == Verdict.INCONCLUSIVE
-        return is_in_doubt and self.plan.analysis.on_inconclusive is AtDeadline.PROCEED
+        is_over = self.now >= deadline or candidate.scaling_time is not None
+        is_in_doubt = candidate.verdict == Verdict.INCONCLUSIVE
+        return is_over and is_in_doubt and self.plan.analysis.on_inconclusive is AtDeadline.PROCEED
 
     def metric_with(self, verdict: str | None) -> MetricStatus | None:
         """The metric that the last verdict comes from; one that is only told is never it."""

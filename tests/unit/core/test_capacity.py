@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onnx_operator.core.analysis import Outcome
 from onnx_operator.core.capacity import Capacity, Goal, Shortage, Sides, allot, amount, shortage
 from unit.core.worlds import CPU, World, a_class
 
@@ -274,3 +275,28 @@ def test_a_shadow_without_servers_for_its_copies_is_refused() -> None:
     stable, candidate = sides(world)
     assert stable >= 3
     assert candidate >= 3
+
+
+@pytest.mark.parametrize("bad", [0, 53], ids=["passed late", "in doubt at the deadline"])
+def test_servers_for_the_next_step_have_a_deadline_of_their_own(bad: int) -> None:
+    world = rolling(4, **NO_SURGE, analysis=METRICS | {"onInconclusive": "proceed"})
+    world.up_to_step(0)
+    world.measure_nothing(Outcome.NO_DATA)
+    world.goes_on_for(580)
+    world.measure(bad, 1000)
+    world.goes_on_for(40)
+    assert world.condition("Promoted") == ("Unknown", "Scaling")
+    world.goes_on_for(300)
+    world.make_ready()
+    world.goes_on_for(10)
+    assert world.step == 1
+
+
+def test_what_is_in_doubt_does_not_wait_for_servers_for_ever() -> None:
+    world = rolling(4, **NO_SURGE, analysis=METRICS | {"onInconclusive": "proceed"})
+    world.up_to_step(0)
+    world.measure(53, 1000)
+    world.goes_on_for(610)
+    assert world.condition("Promoted") == ("Unknown", "Scaling")
+    world.goes_on_for(610)
+    assert world.condition("Stalled") == ("True", "RolledBack")
