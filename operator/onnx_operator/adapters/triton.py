@@ -22,7 +22,7 @@ _SUCCESS: Final = "nv_inference_request_success"
 _FAILURE: Final = "nv_inference_request_failure"
 _ERROR: Final = "onnxruntime_request_failure"
 _MOST_BYTES: Final = 128 * 1024
-"""A server of one model tells some ten kilobytes. Reading a megabyte would stop the operator for seconds."""
+"""A server of one model tells some ten kilobytes; the event loop stands still for as long as a text is taken apart."""
 _MOST_ANSWERS: Final = 2**43
 """More than anything answers; a side of hundreds of servers fits into status."""
 
@@ -49,8 +49,10 @@ def parse(status: int, body: bytes, *, model: str, version: int) -> Counts | Out
         return Outage(f"the server answered {status} to /metrics")
     found: dict[str, dict[str, int]] = {name: {} for name in (_SUCCESS, _FAILURE, _ERROR)}
     try:
+        # A side may have hundreds of servers, and most of what each tells is something else.
+        text = "\n".join(line for line in body.decode().splitlines() if any(name in line for name in found))
         # By family, since the parser puts _total behind the names of its samples.
-        for family in text_string_to_metric_families(body.decode()):
+        for family in text_string_to_metric_families(text):
             for sample in family.samples if family.name in found else ():
                 labels = sample.labels
                 if (labels["model"], labels["version"]) == (model, str(version)):

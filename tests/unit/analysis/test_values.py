@@ -254,7 +254,7 @@ def test_whose_fault_the_answers_of_a_server_are(body: str, counts: Counts) -> N
         pytest.param(503, METRICS, "answered 503", id="an error"),
         pytest.param(200, METRICS.replace('version="2"', 'version="3"'), "nothing of version 2", id="another version"),
         pytest.param(200, "", "nothing of version 2", id="nothing"),
-        pytest.param(200, "<html>{</html>", "something else", id="a page"),
+        pytest.param(200, "<html>{</html>", "nothing of version 2", id="a page"),
         pytest.param(200, METRICS.replace(" 90", " NaN"), "something else", id="no number"),
         pytest.param(200, METRICS.replace(" 90", " 1e30"), "cannot be", id="more than status can hold"),
         pytest.param(200, METRICS.replace(" 90", " -90"), "cannot be", id="less than nothing"),
