@@ -46,9 +46,11 @@ class Followed:
 def followed(candidate: int, stable: int, *, percent: int, pairs: int | None, elapsed: timedelta) -> Followed | None:
     """What was counted for each side against the wanted percentage; None where there is nothing to say.
 
-    `pairs` is how many golden requests each side got since the step began; None where nobody sends any.
+    `pairs` is how many golden requests each side got since the last look before the step; None where nobody sends any.
     """
     most = min(candidate, stable)
+    if pairs is not None:  # a step that a person begins may begin long after that look
+        pairs = min(pairs, round(PAIRS_PER_SECOND * elapsed.total_seconds()))
     golden = min(pairs or 0, most)
     total = candidate + stable - 2 * golden
     if percent == 0 or total <= 0:  # a preview is reached by its header alone
@@ -56,7 +58,7 @@ def followed(candidate: int, stable: int, *, percent: int, pairs: int | None, el
     wanted, at_least, at_most = percent / 100, 0.0, 0.0
     if pairs is not None:
         at_least = min(max(0.0, pairs - PAIRS_PER_SECOND * _LAG_SECONDS), most)
-        at_most = min(max(pairs, PAIRS_PER_SECOND * elapsed.total_seconds()), most)
+        at_most = min(PAIRS_PER_SECOND * elapsed.total_seconds(), most)
     # In doubt there were as many golden requests as bring the rest closest to what is wanted.
     excuse = (candidate - wanted * (candidate + stable)) / (1 - 2 * wanted) if wanted != 1 / 2 else at_least
     excuse = min(max(excuse, at_least), at_most)

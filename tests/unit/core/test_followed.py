@@ -45,6 +45,7 @@ GOLDEN = {
         pytest.param((1500, 3500), 20, 1500, 300, (0, False), id="nothing but golden requests"),
         pytest.param((300, 700), 20, 300, 60, (0, True), id="so few that the golden ones may be some of them"),
         pytest.param((300, 300), 20, 300, 60, None, id="golden requests alone"),
+        pytest.param((900, 2700), 20, 1500, 60, (20, True), id="some golden ones are from before the step"),
         pytest.param((0, 0), 20, None, 60, None, id="no requests"),
         pytest.param((100, 0), 0, None, 60, None, id="a preview"),
     ],
