@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 
 _EVERYTHING: Final = 100
-_OF_THE_GATEWAY: Final = frozenset({MetricName.ERROR_RATIO, MetricName.SLOW_RATIO, MetricName.LATENCY_QUANTILE})
-"""What the gateway counts, which tells mirrored requests from others."""
+_OF_TRAFFIC: Final = frozenset({MetricName.ERROR_RATIO, MetricName.SLOW_RATIO, MetricName.LATENCY_QUANTILE})
+"""What is counted of requests that may be mirrored."""
 _MOST_WORDS: Final = 128
 """Of the bounds of a metric, in status."""
 _LOOKS_TO_FAIL: Final = 3
@@ -169,7 +169,7 @@ def _criterion(metric: Metric, analysis: Analysis, mirror: int) -> Criterion:
         minimum_value=None if metric.minimum_value is None else parse_quantity(metric.minimum_value),
         maximum_of_stable=_decimal(metric.maximum_of_stable),
         minimum_of_stable=_decimal(metric.minimum_of_stable),
-        mirror=mirror if provider is Provider.PROMETHEUS and metric.name in _OF_THE_GATEWAY else 0,
+        mirror=mirror if metric.name in _OF_TRAFFIC else 0,
     )
 
 
@@ -447,6 +447,8 @@ def _is_stuck(candidate: Counts, stable: Counts | None, before: tuple[Evidence, 
 
 def _mirrored(wanted: Criterion, seen: Measurement) -> str:
     """What the mirror really brought: a gateway may take its percentage otherwise than it was meant."""
+    if seen.scrapes is not None:  # servers cannot tell requests apart
+        return ""
     if not wanted.mirror or not seen.mirrored or not isinstance(seen.stable, Counts) or not seen.stable.total:
         return ""
     share = seen.mirrored / seen.stable.total

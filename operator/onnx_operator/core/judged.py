@@ -15,6 +15,7 @@ from onnx_operator.core.followed import followed
 from onnx_operator.core.scrapes import Tallies, Tally
 
 if TYPE_CHECKING:
+    from onnx_operator.api.model import CandidateStatus
     from onnx_operator.core.analysis import Criterion, Judgement, Measurement
     from onnx_operator.core.view import View
 
@@ -26,9 +27,11 @@ def judged(view: View, measurements: tuple[Measurement, ...]) -> View:
         return view
     wanted = view.criteria
     tallies = {one.name: _tallies(one) for one in candidate.analysis}
+    found = [counted(one, tallies.get(one.metric, Tallies())) for one in measurements]
+    pairs = _pairs(candidate, next((one.candidate for one in found if one.metric == MetricName.DISAGREEMENT), None))
     judgements = judge_all(
         wanted,
-        (counted(one, tallies.get(one.metric, Tallies())) for one in measurements),
+        (_without_golden(one, pairs or 0) for one in found),
         steps=view.plan.stops,
         promise=float(view.plan.analysis.max_false_rollback),
         before={one.name: tuple(map(_evidence, one.evidence)) for one in candidate.analysis},
@@ -55,6 +58,19 @@ def _gateway_counts(wanted: tuple[Criterion, ...]) -> bool:
     return any(one.metric == MetricName.ERROR_RATIO and one.provider is Provider.PROMETHEUS for one in wanted)
 
 
+def _pairs(candidate: CandidateStatus, golden: Counts | float | None) -> int | None:
+    """How many golden requests each side got since the last look before the step; None where that is not known."""
+    # A prober may have begun anew.
+    return max(0, golden.total - candidate.golden_requests_before) if isinstance(golden, Counts) else None
+
+
+def _without_golden(found: Measurement, pairs: int) -> Measurement:
+    """Of what servers counted in a shadow, golden requests are no mirrored ones."""
+    if found.scrapes is None or not isinstance(found.candidate, Counts):
+        return found
+    return replace(found, mirrored=max(0, found.candidate.total - pairs))
+
+
 def _split_status(view: View, judgements: tuple[Judgement, ...]) -> SplitStatus | None:
     by_name = {one.metric: one for one in judgements}
     requests, golden = by_name.get(MetricName.ERROR_RATIO), by_name.get(MetricName.DISAGREEMENT)
@@ -63,14 +79,11 @@ def _split_status(view: View, judgements: tuple[Judgement, ...]) -> SplitStatus 
         return None
     if candidate is None or candidate.step_started_time is None or (golden is not None and golden.candidate is None):
         return None
-    pairs = None
-    if golden is not None and isinstance(golden.candidate, Counts):
-        pairs = max(0, golden.candidate.total - candidate.golden_requests_before)  # a prober may have begun anew
     found = followed(
         requests.candidate.total,
         requests.stable.total,
         percent=view.candidate_weight,
-        pairs=pairs,
+        pairs=_pairs(candidate, golden.candidate) if golden is not None else None,
         elapsed=view.now - moment(candidate.step_started_time),
     )
     if found is None:

@@ -6,10 +6,13 @@ from fractions import Fraction
 
 import pytest
 
+from onnx_operator.api.rollout import MetricName
 from onnx_operator.core.actions import WantRoutes
-from onnx_operator.core.analysis import Outcome
+from onnx_operator.core.analysis import Measurement, Outcome
+from onnx_operator.core.counts import Counts
 from onnx_operator.core.decide import obstacle_finding
 from onnx_operator.core.pods import Trouble
+from onnx_operator.core.scrapes import Scrape, Scrapes
 from unit.core.worlds import World
 
 STEPS = [{"weight": 0, "mirror": 25, "duration": "1m"}, {"weight": 50, "duration": "1m"}]
@@ -139,3 +142,22 @@ def test_a_gateway_api_that_knows_no_mirrors_is_told_with_the_way_out_until_the_
     assert world.condition("Promoted") == ("False", "ProgressDeadlineExceeded")
     assert finding.message in world.message("Promoted")
     assert mirrored(world) == {}
+
+
+@pytest.mark.parametrize(("copies", "passes"), [(0, False), (10, True)])
+def test_golden_requests_alone_pass_no_shadow_that_the_servers_tell_of(copies: int, passes: bool) -> None:  # noqa: FBT001
+    by_servers = {"name": "errorRatio", "provider": "triton", "maximum": "0.05"}
+    world = with_steps(STEPS)
+    world.steer(analysis={"interval": "10s", "metrics": [by_servers, {"name": "disagreement", "maximum": "0.02"}]})
+    world.up_to_step(0)
+    for look in range(1, 12):
+        answered = Counts(0, (50 + copies) * look)
+        scrape = Scrape("pods", 1, world.now, answered)
+        world.measured = (
+            Measurement(MetricName.ERROR_RATIO, Outcome.MEASURED, scrapes=Scrapes(scrape, scrape)),
+            Measurement(MetricName.DISAGREEMENT, Outcome.MEASURED, Counts(0, 50 * look)),
+        )
+        world.goes_on_for(10)
+    assert (world.step == 1) is passes
+    if not passes:
+        assert "0 of 50 mirrored samples" in world.message("Promoted")
