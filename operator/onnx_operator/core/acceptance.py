@@ -221,7 +221,8 @@ def _a_step_has_no_room(offer: Offer) -> Refusal | None:
     message = (
         f"{where} takes {short.servers} servers per execution provider, and serving.replicas of {capacity.replicas} "
         f"with maxSurge and maxUnavailable of {capacity.surge} and {capacity.unavailable} allows {capacity.limit}; "
-        f"a maxSurge of {short.most - capacity.replicas} is enough for all steps, or take smaller steps"
+        f"a maxSurge of {short.most - capacity.replicas} is enough for all steps, or take smaller steps "
+        f"(what the model leaves unset comes from OnnxModelClass {offer.class_name})"
     )
     if capacity.limit == 1:
         message += "; with a single server the only step can be one of weight 100, with a maxUnavailable of 1"

@@ -92,7 +92,8 @@ def test_the_class_lets_this_through(spec: dict[str, Any], class_spec: dict[str,
             {},
             "StepWithoutRoom",
             "rollout step 1 takes 12 servers per execution provider, and serving.replicas of 10 with maxSurge and "
-            "maxUnavailable of 0 and 1 allows 10; a maxSurge of 3 is enough for all steps, or take smaller steps",
+            "maxUnavailable of 0 and 1 allows 10; a maxSurge of 3 is enough for all steps, or take smaller steps "
+            "(what the model leaves unset comes from OnnxModelClass standard)",
             id="a step that is too high for the room there is",
         ),
         pytest.param(
