@@ -87,6 +87,7 @@ _ORDER = (
     "test_disturbances",
     "test_bad_checkpoints",
     "test_providers",
+    "test_language_model",
     "test_deletion",
 )
 

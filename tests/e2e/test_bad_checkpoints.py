@@ -13,7 +13,7 @@ from demo import checkpoints as claims
 from demo import installation
 from demo.model import Model
 from demo.waiting import until
-from e2e.rollouts import OURS, declare, finish, settle, stable_version
+from e2e.rollouts import OURS, assert_nothing_lost, declare, finish, settle, stable_version
 from e2e.rollouts import declared as example
 
 if TYPE_CHECKING:
@@ -111,8 +111,7 @@ def test_nothing_bad_is_tried_twice(refused: dict[str, Model], models: Kubectl) 
 def test_what_serves_goes_on_serving_beside_them(refused: dict[str, Model], serving: Stage) -> None:
     del refused
     assert serving.model().holds("Ready")
-    traffic = serving.counters()
-    assert traffic.failed == traffic.errors == 0, traffic.failures
+    assert_nothing_lost(serving)
 
 
 def test_a_bad_checkpoint_as_the_next_version_leaves_the_present_one_in_place_until_it_is_mended(

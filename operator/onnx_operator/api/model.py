@@ -373,7 +373,7 @@ class KnownGood(ApiModel):
     """Name of the OnnxModelRevision."""
     number: Annotated[int, Field(ge=1)]
     """Its number."""
-    until: Time
+    until_time: Time
     """When the later one became stable."""
 
 
@@ -470,7 +470,7 @@ class EndpointStatus(ApiModel):
 
 
 class PoolStatus(ApiModel):
-    """The pods of one execution provider, over all revisions in use."""
+    """The pods of one execution provider, of stable and candidate together."""
 
     provider: ExecutionProvider
     """The execution provider."""

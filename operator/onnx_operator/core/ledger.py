@@ -157,7 +157,7 @@ def _known_good(view: View, promoted: CandidateStatus) -> list[KnownGood]:
     before = [one for one in view.ledger.known_good if one.revision not in in_question]
     if leaving is None or leaving.number > promoted.number:
         return before
-    left = KnownGood(revision=leaving.revision, number=leaving.number, until=timestamp(view.now))
+    left = KnownGood(revision=leaving.revision, number=leaving.number, until_time=timestamp(view.now))
     return [left, *before][:_KNOWN_GOOD]
 
 

@@ -60,13 +60,15 @@ def _mirrored(view: View, candidate: CandidateStatus) -> CandidateStatus:
 
 def _pools(view: View, ledger: OnnxModelStatus) -> Iterable[PoolStatus]:
     before = {one.provider: one.percent for one in ledger.pools}
-    sides = [view.revision(one.revision) for one in (ledger.stable, ledger.candidate) if one is not None]
-    for provider in sorted({one.name for side in sides if side is not None for one in side.spec.execution_providers}):
+    named = [view.revision(one.revision) for one in (ledger.stable, ledger.candidate) if one is not None]
+    servers = [view.servers(side) for side in named if side is not None]
+    for provider in sorted({provider for side in servers for provider in side}):
         yield PoolStatus(
             provider=provider,
             weight=view.pool_weights.get(provider, DEFAULT_WEIGHT),
             percent=view.accepted_percent_of_pool(provider, before.get(provider, 0)),
-            ready_replicas=sum(state.ready for (_, one), state in view.seen.servers.items() if one is provider),
+            # Without those on their way out, of which nobody knows the last moment.
+            ready_replicas=sum(state.ready for side in servers if (state := side.get(provider)) is not None),
         )
 
 

@@ -105,7 +105,7 @@ class View:
         if window.duration is None:
             return tuple(recent)
         oldest = self.now - parse_duration(window.duration)
-        return tuple(one for one in recent if moment(one.until) >= oldest)
+        return tuple(one for one in recent if moment(one.until_time) >= oldest)
 
     @property
     def goes_back(self) -> bool:

@@ -150,7 +150,7 @@ class Stage:
         self.line = Line(plane.admin, plans, kill=self._kill).start()
         everywhere = World(plane, "", self._folder)
         pending = "?fieldSelector=status.phase%3DPending"
-        everywhere.hands = Hands(plane.admin, "", everywhere.fate, pods=pending, every=0.2)
+        everywhere.hands = Hands(plane.admin, "", everywhere.fate, pods=pending, every=0.4)
         everywhere.fate.job = steady_success
         everywhere.hands.start()
         self._everywhere = everywhere
@@ -179,7 +179,7 @@ class Stage:
             return not alive and not waiting
 
         try:
-            wait_until(push, within=within, what="every life ends", every=0.3)
+            wait_until(push, within=within, what="every life ends", every=1)
         except AssertionError as error:
             stuck = {name: life.where for name, life in lives.items() if not life.is_over}
             raise AssertionError(

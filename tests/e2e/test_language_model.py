@@ -1,0 +1,135 @@
+"""A language model through the whole cluster: converted in Jobs, served on Triton, asked for token after token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+import tritonclient.http
+
+from checkpoints import tiny_decoder
+from demo import checkpoints as claims
+from demo import installation
+from demo.model import Model
+from demo.site import gateway_of
+from demo.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from demo.kubectl import Kubectl, Manifest
+    from demo.site import Site
+
+NAME = "writer"
+TOKENS = 8
+
+
+def declared(**spec: Any) -> Manifest:
+    claim = {"claimName": installation.CHECKPOINTS, "path": NAME}
+    rollout = {
+        "steps": [{"weight": 50, "duration": "5s"}],
+        "analysis": {
+            "interval": "2s",
+            "minimumSamples": 20,
+            "metrics": [{"name": "disagreement", "maximum": "0.02"}],
+        },
+    }
+    return {
+        "apiVersion": "onnx-operator.io/v1alpha1",
+        "kind": "OnnxModel",
+        "metadata": {"name": NAME},
+        "spec": {"source": {"persistentVolumeClaim": claim}, "rollout": rollout, **spec},
+    }
+
+
+@pytest.fixture(scope="module")
+def checkpoint(cluster: Site, models: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tiny_decoder(tmp_path_factory.mktemp("decoder") / NAME)
+    archives = {NAME: claims.packed_folder(folder)}
+    claims.put(models, archives, claim=installation.CHECKPOINTS, image=cluster.images["operator"])
+    models.delete("onnxmodel", NAME)
+    yield folder
+    models.delete("onnxmodel", NAME)
+
+
+def applied(models: Kubectl, manifest: Manifest) -> Model:
+    models.apply(manifest)
+
+    def rests() -> Model | None:
+        model = Model.of(models.get("onnxmodel", NAME) or {})
+        return model if model.is_promoted or model.is_given_up else None
+
+    return until("the language model to rest", rests, seconds=300)
+
+
+def written(cluster: Site, model: Model, checkpoint: Path, prompt: str) -> list[int]:
+    """The tokens that a client of the gateway writes, each by one request that carries the past along."""
+    endpoint, gateway = model.status.endpoint, gateway_of(cluster)
+    assert endpoint is not None
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    ids = tokenizer([prompt], return_tensors="np")["input_ids"].astype(np.int64)
+    tokens: list[int] = []
+    with tritonclient.http.InferenceServerClient(f"{gateway.address}:{gateway.http_port}") as client:
+        headers = {"Host": endpoint.host}
+        metadata = client.get_model_metadata(NAME, headers=headers)
+        past = {
+            one["name"]: np.zeros((1, int(one["shape"][1]), 0, int(one["shape"][3])), np.float32)
+            for one in metadata["inputs"]
+            if one["name"].startswith("past_key_values.")
+        }
+        assert past
+        length = ids.shape[1]
+        for _ in range(TOKENS):
+            mask = np.ones((1, length), np.int64)
+            arrays = {"input_ids": ids, "attention_mask": mask, **past}
+            answer = client.infer(NAME, [tensor(*one) for one in arrays.items()], headers=headers)
+            tokens.append(int(answer.as_numpy("logits")[0, -1].argmax()))
+            ids, length = np.array([[tokens[-1]]], np.int64), length + 1
+            past = {name: answer.as_numpy(name.replace("past_key_values", "present")) for name in past}
+    return tokens
+
+
+def tensor(name: str, array: Any) -> Any:
+    made = tritonclient.http.InferInput(name, list(array.shape), "INT64" if array.dtype == np.int64 else "FP32")
+    made.set_data_from_numpy(array)
+    return made
+
+
+def generated(checkpoint: Path, prompt: str) -> list[int]:
+    """What torch writes."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    given = tokenizer([prompt], return_tensors="pt")
+    options: dict[str, Any] = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False}
+    with torch.inference_mode():
+        model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+        answer = model.generate(**given, **options, eos_token_id=None, pad_token_id=1)
+    found: list[int] = answer[0, given["input_ids"].shape[1] :].tolist()
+    return found
+
+
+def test_a_language_model_writes_through_the_gateway_what_torch_writes(
+    cluster: Site, models: Kubectl, checkpoint: Path
+) -> None:
+    model = applied(models, declared())
+
+    assert model.is_promoted, model.message("Ready")
+    for prompt in ("the cat", "water and the train"):
+        assert written(cluster, model, checkpoint, prompt) == generated(checkpoint, prompt)
+
+
+def test_its_next_version_is_compared_by_the_token_that_comes_next_and_promoted(
+    cluster: Site, models: Kubectl, checkpoint: Path
+) -> None:
+    before = applied(models, declared()).status.stable
+
+    model = applied(models, declared(maxSequenceLength=48))
+
+    assert model.is_promoted, model.message("Ready")
+    assert model.status.stable is not None
+    assert before is not None
+    assert model.status.stable.number > before.number
+    assert written(cluster, model, checkpoint, "the cat") == generated(checkpoint, "the cat")
