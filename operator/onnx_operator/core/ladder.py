@@ -476,6 +476,8 @@ def _programmed(view: View) -> Rung:
     if not view.seen.has_gateway_api:
         message = "the cluster has no HTTPRoute and GRPCRoute; install the Gateway API and a gateway"
         return _waiting(Finding(condition, "False", reasons.GATEWAY_API_MISSING, message))
+    if view.only_pools_are_pending:
+        return _met(programmed_finding(view))
     if not view.is_programmed:
         return _waiting(programmed_finding(view), look_at=view.deadline)
     if needs_prober(view) and view.seen.gateway_problem:

@@ -306,6 +306,18 @@ class View:
         wanted = self.split
         return wanted is not None and carries(self.routes, wanted)
 
+    @property
+    def only_pools_are_pending(self) -> bool:
+        """Whether stable answers everything, and the gateway has only yet to share it otherwise among the pools."""
+        stable, routes = self.stable, [one for one in self.routes if one is not None]
+        if self.is_programmed or stable is None or len(routes) < len(self.routes) or not self.is_settled_on_wanted:
+            return False
+        if self.ledger.candidate or self.ledger.retiring or self.ledger.stable is None:
+            return False
+        services = side_of(stable).services
+        is_all = all(one.split.percent(services) == FULL and not one.problem for one in routes)
+        return is_all and self.ledger.stable.weight == FULL
+
     def accepted_weight(self, revision_name: str, before: int) -> int:
         """The revision's percentage as the gateway has it; the last known one while a change is under way."""
         return self._accepted(self._services(revision_name), before, Split.percent)

@@ -201,6 +201,19 @@ def test_a_window_moves_requests_for_its_time(fleet: World) -> None:
         fleet.wait(minutes * 60)
 
 
+def test_a_settled_model_stays_ready_while_requests_move_between_its_pools() -> None:
+    world = World(classes=(a_class(executionProviders=[{"name": CPU}, {"name": CUDA}]),))
+    world.change(executionProviders=pools({"weight": 3, "schedules": [{**HALF_HOURS, "weight": 1}]}, {}))
+    world.serve_first()
+    world.wait(1800)
+    world.settle()
+    assert world.condition("TrafficProgrammed") == ("Unknown", "RoutesPending")
+    assert world.condition("Ready")[0] == "True"
+    world.accept()
+    world.settle()
+    assert world.condition("TrafficProgrammed")[0] == world.condition("Ready")[0] == "True"
+
+
 def test_the_next_look_is_when_a_window_opens_or_closes(fleet: World) -> None:
     fleet.change(executionProviders=pools({}, {"schedules": [{**HALF_HOURS, "weight": 0}]}))
     fleet.accept()
@@ -238,6 +251,8 @@ def test_a_pool_that_is_lost_gets_nothing_until_it_is_back(fleet: World) -> None
     fleet.make_ready()
     fleet.finish()
     assert shares(fleet, 1) == {"cpu": 25, "cuda": 75}
+    fleet.accept()
+    fleet.settle()
     assert fleet.condition("TrafficProgrammed") == ("True", "TrafficProgrammed")
 
 
