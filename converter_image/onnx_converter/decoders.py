@@ -147,6 +147,11 @@ def capacity_of(config: PreTrainedConfig, wanted: int | None, shortest: int) -> 
     rotation = getattr(config, "rope_parameters", None) or {}
     if rotation.get("rope_type") in _CHANGING:
         most = min(most, int(rotation.get("original_max_position_embeddings") or most))
+    if most < shortest:
+        raise StepFailedError(
+            CONFIG_INVALID,
+            f"{policy.CONFIG} gives the model {most} positions, fewer than the {shortest} of a text: repair the file",
+        )
     if wanted is None:
         return min(most, DEFAULT_LENGTH)
     if wanted < shortest:

@@ -323,6 +323,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str, str]] = {
         "SpecImpossible",
         f"use at most {DECODER_LENGTH}",
     ),
+    "no positions": ("llama", {"max_position_embeddings": 0}, {}, "ConfigInvalid", "0 positions"),
     "a window of nothing": ("mistral", {"sliding_window": 0}, {}, "ConfigInvalid", "cannot read one token"),
     "a million layers": ("llama", {"num_hidden_layers": 1_000_000}, {}, "WeightsMismatch", "1000000 layers"),
     "no room for an answer": ("llama", {}, {"maxSequenceLength": 3}, "SpecImpossible", "use 8 or more"),
