@@ -193,14 +193,15 @@ DECODERS: Final[dict[str, DecoderShape]] = {
 }
 
 
-def tiny_decoder(folder: Path, name: str = "llama", seed: int = 0) -> Path:
+def tiny_decoder(folder: Path, name: str = "llama", seed: int = 0, **sizes: Any) -> Path:
     """A small language model whose tokenizer has a token for each byte, and as usual none for padding."""
     shape = DECODERS[name]
     tokenizer = _byte_tokenizer()
     special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     torch.manual_seed(seed)
     vocabulary = len(tokenizer.get_vocab())
-    model = shape.model(shape.model.config_class(vocab_size=vocabulary, pad_token_id=None, **special, **shape.sizes))
+    settled = {**shape.sizes, **sizes}
+    model = shape.model(shape.model.config_class(vocab_size=vocabulary, pad_token_id=None, **special, **settled))
     for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.3)

@@ -19,7 +19,7 @@ from transformers import DynamicCache
 from typing_extensions import override
 
 from onnx_converter import policy
-from onnx_converter.reasons import ARCHITECTURE_UNSUPPORTED, SPEC_IMPOSSIBLE, StepFailedError
+from onnx_converter.reasons import ARCHITECTURE_UNSUPPORTED, CONFIG_INVALID, SPEC_IMPOSSIBLE, StepFailedError, gist
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -107,8 +107,14 @@ def names_of(prefix: str, cache: Cache) -> tuple[str, ...]:
 
 def cache_of(model: PreTrainedModel) -> Cache:
     """Found by asking the model: families repeat or share heads before or after they keep them."""
-    with torch.inference_mode():
-        kept = model(input_ids=torch.zeros((1, 1), dtype=torch.long), use_cache=True).past_key_values
+    try:
+        with torch.inference_mode():
+            kept = model(input_ids=torch.zeros((1, 1), dtype=torch.long), use_cache=True).past_key_values
+    except RuntimeError as error:
+        # Heads that do not divide, a window of nothing: the weights fit, and no token can be asked.
+        raise StepFailedError(
+            CONFIG_INVALID, f"{policy.CONFIG} describes a model that cannot read one token: {gist(error)}"
+        ) from error
     tensors = [tensor for layer in kept.layers for tensor in (layer.keys, layer.values)]
     return tuple((int(tensor.shape[1]), int(tensor.shape[3])) for tensor in tensors)
 
@@ -141,6 +147,11 @@ def capacity_of(config: PreTrainedConfig, wanted: int | None, shortest: int) -> 
     rotation = getattr(config, "rope_parameters", None) or {}
     if rotation.get("rope_type") in _CHANGING:
         most = min(most, int(rotation.get("original_max_position_embeddings") or most))
+    if most < shortest:
+        raise StepFailedError(
+            CONFIG_INVALID,
+            f"{policy.CONFIG} gives the model {most} positions, fewer than the {shortest} of a text: repair the file",
+        )
     if wanted is None:
         return min(most, DEFAULT_LENGTH)
     if wanted < shortest:

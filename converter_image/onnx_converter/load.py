@@ -253,6 +253,12 @@ def _model_of(folder: Path, kind: type[PreTrainedModel], config: PreTrainedConfi
     tensors: dict[str, torch.Tensor] = {}
     for shard in policy.shards_of(folder, frozenset(policy.list_folder(folder))):
         tensors |= load_file(folder / shard)
+    # Before they are built: a million layers take an hour and all memory, and none has a weight.
+    if (layers := config.num_hidden_layers) > len(tensors):
+        raise StepFailedError(
+            WEIGHTS_MISMATCH,
+            f"{policy.CONFIG} has {layers} layers, the weights {len(tensors)} tensors: they are of two models",
+        )
     try:
         model, found = kind.from_pretrained(
             None,

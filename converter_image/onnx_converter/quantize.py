@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 import onnx
+from onnx.external_data_helper import uses_external_data
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from onnx_converter.reasons import EXPORT_FAILED, SPEC_IMPOSSIBLE, StepFailedError, gist
@@ -28,13 +29,18 @@ def refuse_without_kernels(scheme: Scheme, provider: Provider) -> None:
 
 
 def int8_dynamic(source: Path, target: Path) -> None:
-    model = onnx.load(source)
+    model = onnx.load(source, load_external_data=False)
     # The quantizer transposes weights and leaves the shapes written beside them as they were.
     del model.graph.value_info[:]
+    # By its path: of a model in memory the quantizer makes two copies more.
+    bare = source.with_name(f"bare-{source.name}")
+    onnx.save(model, bare)
     try:
         quantize_dynamic(
-            model,
+            bare,
             target,
+            # A quarter of what was too large for one file may be, too.
+            use_external_data_format=any(map(uses_external_data, model.graph.initializer)),
             op_types_to_quantize=_OPERATORS,
             weight_type=QuantType.QInt8,
             per_channel=True,
@@ -48,6 +54,8 @@ def int8_dynamic(source: Path, target: Path) -> None:
             EXPORT_FAILED,
             f"onnxruntime's quantizer gives up: {type(error).__name__}: {gist(error)}",
         ) from error
+    finally:
+        bare.unlink()
     quantised = onnx.load(target, load_external_data=False)
     if not any(
         node.op_type in ("MatMulInteger", "DynamicQuantizeMatMul", "QLinearMatMul") for node in quantised.graph.node

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_converter import graph
+from onnx_converter import graph, quantize
 from onnx_converter.reasons import StepFailedError
 
 if TYPE_CHECKING:
@@ -108,3 +109,24 @@ def test_a_graph_newer_than_the_server_is_refused(tmp_path: Path, opset: int, ir
         return
     with pytest.raises(StepFailedError, match="lower opset"):
         inspect(path)
+
+
+def test_what_is_quantised_of_weights_beside_the_graph_has_its_own_beside_it(tmp_path: Path) -> None:
+    weights = np.random.default_rng(0).standard_normal((64, 64), dtype=np.float32)
+    made = helper.make_graph(
+        [helper.make_node("MatMul", ["numbers", "weights"], ["logits"])],
+        "graph",
+        [helper.make_tensor_value_info("numbers", TensorProto.FLOAT, ["batch", 64])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 64])],
+        [numpy_helper.from_array(weights, "weights")],
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    source, target = tmp_path / "exported" / "model.onnx", tmp_path / "model.onnx"
+    source.parent.mkdir()
+    onnx.save_model(model, source, save_as_external_data=True, location="model.onnx.data")
+    quantize.int8_dynamic(source, target)
+    assert sorted(path.name for path in source.parent.iterdir()) == ["model.onnx", "model.onnx.data"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["exported", "model.onnx", "model.onnx.data"]
+    numbers = np.ones((1, 64), np.float32)
+    (found,) = onnxruntime.InferenceSession(target, providers=["CPUExecutionProvider"]).run(None, {"numbers": numbers})
+    np.testing.assert_allclose(found, numbers @ weights, atol=1)
