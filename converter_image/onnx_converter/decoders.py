@@ -54,7 +54,8 @@ FAMILIES: Final[dict[str, Family]] = {
 #: model would be built with another rotation or window, and its graph would be faithful to the wrong model.
 OLDER_FIELDS: Final = frozenset(
     {"rope_theta", "rope_scaling", "rope_local_base_freq", "partial_rotary_factor", "rotary_pct", "rotary_emb_base"}
-    | {"sliding_window_pattern", "n_embed"}
+    # Read by several models whose configuration does not declare it.
+    | {"sliding_window_pattern", "n_embed", "head_dim"}
 )
 INPUTS: Final = ("input_ids", "attention_mask")
 LOGITS: Final = "logits"

@@ -159,8 +159,8 @@ def load(folder: Path, task: Task, max_sequence_length: int | None) -> Checkpoin
 def _load_decoder(
     folder: Path, value: dict[str, Any], family: decoders.Family, task: Task, max_sequence_length: int | None
 ) -> Checkpoint:
-    name = (value.get("architectures") or [_GENERATORS[0]])[0]
-    if not isinstance(name, str) or not name.endswith(_GENERATORS):
+    name = _class_of(value) or _GENERATORS[0]
+    if not name.endswith(_GENERATORS):
         raise StepFailedError(
             ARCHITECTURE_UNSUPPORTED,
             f"{policy.CONFIG}: architectures {name!r} is no language model: a decoder is supported for text-generation",
@@ -200,10 +200,18 @@ def _architecture_of(value: dict[str, Any]) -> Architecture:
     return architecture
 
 
+def _class_of(value: dict[str, Any]) -> str:
+    """The class that the checkpoint was saved from; empty where it does not say."""
+    names = value.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise StepFailedError(CONFIG_INVALID, f"{policy.CONFIG}: architectures {names!r} is no list of names")
+    return names[0] if names else ""
+
+
 def resolve_task(folder: Path, value: dict[str, Any], task: Task) -> Task:
     """What `auto` means for this checkpoint, or an error where it cannot do what is asked."""
-    name = (value.get("architectures") or [""])[0]
-    head = next((found for suffix, found in _HEADS.items() if isinstance(name, str) and name.endswith(suffix)), None)
+    name = _class_of(value)
+    head = next((found for suffix, found in _HEADS.items() if name.endswith(suffix)), None)
     is_sentence = (folder / policy.MODULES).is_file()
     if task is Task.AUTO:
         return Task.SENTENCE_EMBEDDING if is_sentence else head or Task.FEATURE_EXTRACTION

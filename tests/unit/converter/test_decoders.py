@@ -282,6 +282,11 @@ def test_a_checkpoint_with_fields_of_an_older_version_is_the_model_that_transfor
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
 
+def test_a_width_of_heads_that_the_configuration_reads_but_does_not_declare_is_kept(tmp_path: Path) -> None:
+    folder = tiny_decoder(tmp_path / "model", "qwen2", head_dim=12)
+    assert {width for _, width in load.load(folder, Task.AUTO, None).cache} == {12}
+
+
 def test_a_special_token_that_the_model_has_no_row_for_is_none_of_its_business(tmp_path: Path) -> None:
     folder = tiny_decoder(tmp_path / "model")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -326,6 +331,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str, str]] = {
     "no positions": ("llama", {"max_position_embeddings": 0}, {}, "ConfigInvalid", "0 positions"),
     "a window of nothing": ("mistral", {"sliding_window": 0}, {}, "ConfigInvalid", "cannot read one token"),
     "a million layers": ("llama", {"num_hidden_layers": 1_000_000}, {}, "WeightsMismatch", "1000000 layers"),
+    "a class that is no name": ("llama", {"architectures": 5}, {}, "ConfigInvalid", "no list of names"),
     "no room for an answer": ("llama", {}, {"maxSequenceLength": 3}, "SpecImpossible", "use 8 or more"),
 }
 
