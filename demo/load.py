@@ -36,6 +36,8 @@ class Answers:
     errors: int = 0
     slow: int = 0
     wrong: int = 0
+    timeouts: int = 0
+    """What it was asked and did not answer until the gateway gave up."""
     harm_seconds: float = 0.0
     """From the first bad answer to the last answer of all: how long users had to bear it."""
 
@@ -45,6 +47,7 @@ class Answers:
             self.errors - earlier.errors,
             self.slow - earlier.slow,
             self.wrong - earlier.wrong,
+            self.timeouts - earlier.timeouts,
             self.harm_seconds - earlier.harm_seconds,
         )
 
@@ -66,7 +69,14 @@ class Counters:
     def of(cls, counted: Mapping[str, Any]) -> Self:
         """The counters as the pod tells them."""
         upstreams = {
-            name: Answers(answers["ok"], answers["errors"], answers["slow"], answers["wrong"], _harm(answers))
+            name: Answers(
+                good=answers["ok"],
+                errors=answers["errors"],
+                slow=answers["slow"],
+                wrong=answers["wrong"],
+                timeouts=answers["timeouts"],
+                harm_seconds=_harm(answers),
+            )
             for name, answers in counted["upstreams"].items()
         }
         return cls(counted["sent"], counted["failed"], upstreams, tuple(counted["failures"]), counted["longest_gap"])

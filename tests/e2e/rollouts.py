@@ -110,9 +110,10 @@ def answered_badly(traffic: Counters) -> Mapping[str, int]:
 
 
 def assert_nothing_lost(stage: Stage) -> None:
-    """Every request since the load began was answered by a server, with an error only by one that was taken back."""
+    """Every request since the load began was answered well, but for those that a version got which was taken back."""
     traffic = stage.counters()
-    assert traffic.failed == 0, traffic.failures
     revisions = stage.kubectl.list("onnxmodelrevisions")
     taken_back = {one["metadata"]["name"] for one in revisions if "quarantine" in one.get("status", {})}
     assert set(answered_badly(traffic)) <= taken_back
+    too_slow = sum(traffic.of_revision(revision).timeouts for revision in taken_back)
+    assert traffic.failed == too_slow, traffic.failures

@@ -133,4 +133,4 @@ def test_a_bad_checkpoint_as_the_next_version_leaves_the_present_one_in_place_un
     settle(serving)
 
     assert serving.model().holds("Ready")
-    assert serving.counters().failed == 0
+    assert_nothing_lost(serving)

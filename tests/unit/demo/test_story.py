@@ -21,8 +21,24 @@ TOLD = {
     "sent": 120,
     "failed": 1,
     "upstreams": {
-        "minilm-1-cpu": {"ok": 100, "errors": 0, "slow": 2, "wrong": 0, "first_bad": 900.0, "last": 990.0},
-        "minilm-3-cpu": {"ok": 15, "errors": 4, "slow": 9, "wrong": 1, "first_bad": 930.0, "last": 942.5},
+        "minilm-1-cpu": {
+            "ok": 100,
+            "errors": 0,
+            "slow": 2,
+            "wrong": 0,
+            "timeouts": 0,
+            "first_bad": 900.0,
+            "last": 990.0,
+        },
+        "minilm-3-cpu": {
+            "ok": 15,
+            "errors": 4,
+            "slow": 9,
+            "wrong": 1,
+            "timeouts": 2,
+            "first_bad": 930.0,
+            "last": 942.5,
+        },
     },
     "failures": ["12:00:00 http 503 by nobody (no details) after 0.01 s"],
     "longest_gap": 0.4,
@@ -99,7 +115,7 @@ def test_errors_of_a_model_server_are_counted_apart_from_lost_requests() -> None
     counted = Counters.of(TOLD)
 
     assert (counted.failed, counted.errors) == (1, 4)
-    assert counted.of_revision("minilm-3") == Answers(good=15, errors=4, slow=9, wrong=1, harm_seconds=12.5)
+    assert counted.of_revision("minilm-3") == Answers(good=15, errors=4, slow=9, wrong=1, timeouts=2, harm_seconds=12.5)
 
 
 def test_the_row_shows_both_sides_and_what_the_traffic_suffered() -> None:
