@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from integration.processes import OperatorProcess
 
 ALL = os.environ.get("ONNX_OPERATOR_FAULTS") == "all"
-SAMPLE = 110
+SAMPLE = 100
 #: A kill stops everybody's work for some seconds, and meets all models that are alive, so a few go a long way.
-KILLS = 8
+KILLS = 6
 #: How many models are alive at a time.
 CROWD = 24
 MODEL = "minilm"
