@@ -38,11 +38,13 @@ def declared(**spec: Any) -> Manifest:
             "metrics": [{"name": "disagreement", "maximum": "0.02"}],
         },
     }
+    # Small enough for two versions and a Job beside everything else on two cores.
+    serving = {"resources": {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"memory": "1Gi"}}}
     return {
         "apiVersion": "onnx-operator.io/v1alpha1",
         "kind": "OnnxModel",
         "metadata": {"name": NAME},
-        "spec": {"source": {"persistentVolumeClaim": claim}, "rollout": rollout, **spec},
+        "spec": {"source": {"persistentVolumeClaim": claim}, "serving": serving, "rollout": rollout, **spec},
     }
 
 
