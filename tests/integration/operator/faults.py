@@ -1,8 +1,8 @@
 """A line between operator and API server that spoils chosen requests and events, each exactly once.
 
 It speaks HTTP on both sides, so a fault hits one write of one model and nothing else: which write is told by its
-number among the writes to objects of that model's namespace. Events of watches are numbered the same way. What was
-spoiled is noted, so that a test can tell a fault that was survived from one that never came.
+number among the writes to objects of that model's namespace. Events of watches are numbered the same way. What
+has not come yet is known, so that a test can tell a fault that was survived from one that never came.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import aiohttp
 from aiohttp import web
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from integration.apiserver import Client
 
@@ -84,15 +84,14 @@ def status(code: int, reason: str) -> dict[str, Any]:
 class Line:
     """The proxy, in a thread of its own until stopped."""
 
-    def __init__(self, upstream: Client, plans: Mapping[str, Plan], *, kill: Callable[[], None]) -> None:
+    def __init__(self, upstream: Client, plans: Mapping[str, Sequence[Plan]], *, kill: Callable[[], None]) -> None:
         self.server = ""
         #: Requests that write and events of watches, by namespace.
         self.writes: Counter[str] = Counter()
         self.events: Counter[str] = Counter()
-        #: Namespaces whose fault came.
-        self.spoiled: set[str] = set()
+        #: What has not come yet, by namespace.
+        self.ahead = {namespace: list(each) for namespace, each in plans.items()}
         self._upstream = upstream
-        self._plans = plans
         self._kill = kill
         self._up = threading.Event()
         self._loop: asyncio.AbstractEventLoop
@@ -170,11 +169,12 @@ class Line:
         return self._due(namespace, self.writes[namespace], is_event=False)
 
     def _due(self, namespace: str, number: int, *, is_event: bool) -> Fault | None:
-        plan = self._plans.get(namespace)
-        if plan is None or plan.fault.is_of_events != is_event or number < plan.at or namespace in self.spoiled:
-            return None
-        self.spoiled.add(namespace)
-        return plan.fault
+        ahead = self.ahead.get(namespace, [])
+        for plan in ahead:
+            if plan.fault.is_of_events == is_event and number >= plan.at:
+                ahead.remove(plan)
+                return plan.fault
+        return None
 
     async def _watch(self, request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:
         response = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.content_type})
@@ -203,7 +203,7 @@ class Line:
     def _fault_of_event(self, line: bytes) -> Fault | None:
         event = json.loads(line)
         namespace = event["object"].get("metadata", {}).get("namespace", "")
-        if event["type"] == "BOOKMARK" or namespace not in self._plans:
+        if event["type"] == "BOOKMARK" or namespace not in self.ahead:
             return None
         self.events[namespace] += 1
         return self._due(namespace, self.events[namespace], is_event=True)
