@@ -53,8 +53,8 @@ test-e2e: venv ## The whole product on a one-machine Kubernetes, under traffic.
 	$(BIN)/pytest tests/e2e
 
 .PHONY: test-faults
-test-faults: venv ## Every fault at every write and event of a model's life; `make test` takes a sample. Hours.
-	ONNX_OPERATOR_FAULTS=all $(BIN)/pytest tests/integration/operator/test_faults.py
+test-faults: venv ## A fault at a write or an event of a model's life, many times (ONNX_OPERATOR_FAULTS=all: every one, hours).
+	$(BIN)/pytest tests/faults
 
 .PHONY: bench-verdicts
 bench-verdicts: venv ## Simulate rollouts: false rollbacks, missed regressions, requests to decide, beside other rules. Minutes.

@@ -2,8 +2,11 @@
 
 The life: a first version; a second, of other pods, that gets a fifth of the traffic and is superseded by a third, of
 another source, which is promoted; a fourth that is taken back in mid-canary; deletion, and the same name once more. An
-undisturbed run tells how many writes and events there are to spoil. `make test-faults` spoils every one of them in
-every way, a life for each; here it is a sample that has every way and reaches the whole life, two faults to a life.
+undisturbed run tells how many writes and events there are to spoil. `make test-faults` takes a sample that has every
+way and reaches the whole life, two faults to a life; with ONNX_OPERATOR_FAULTS=all all are spoiled in every way.
+
+Not part of `make test` yet: two lives of 52 ended otherwise, and why is not known. After a lost event a fetch Job of an
+earlier source was still there; once a GRPCRoute was made again while its model was being deleted.
 """
 
 from __future__ import annotations
@@ -14,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from faults.line import Fault, Line, Plan
 from integration.apiserver import ROOT, ControlPlane, find_binaries, wait_until
 from integration.operator.conftest import World, add_gateway_and_class
-from integration.operator.faults import Fault, Line, Plan
 from integration.operator.hands import Hands
 from integration.operator.phases import KINDS, QUICK, Births, end_state, steady_success
 
