@@ -5,8 +5,8 @@ another source, which is promoted; a fourth that is taken back in mid-canary; de
 undisturbed run tells how many writes and events there are to spoil. `make test-faults` takes a sample that has every
 way and reaches the whole life, two faults to a life; with ONNX_OPERATOR_FAULTS=all all are spoiled in every way.
 
-Not part of `make test` yet: two lives of 52 ended otherwise, and why is not known. After a lost event a fetch Job of an
-earlier source was still there; once a GRPCRoute was made again while its model was being deleted.
+Not part of `make test` yet: in one life of 52 a GRPCRoute was made again while its model was being deleted, and whether
+that may be is not settled.
 """
 
 from __future__ import annotations

@@ -310,7 +310,14 @@ class Kube:
         }
         try:
             answer = await self._object(call, "DELETE", resource.path(namespace, name), body=body)
-        except (NotFound, Conflict):
+        except NotFound:
+            self._forget(resource, namespace, name, uid)
+            return False
+        except Conflict:
+            # Mostly another object has the name now. It may be this one, too, and then it has to be tried again.
+            live = await self.get(resource, namespace, name)
+            if live is not None and live["metadata"]["uid"] == uid:
+                raise
             self._forget(resource, namespace, name, uid)
             return False
         if answer["metadata"].get("deletionTimestamp"):  # finalizers or a grace period keep it for a while
