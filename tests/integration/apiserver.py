@@ -22,6 +22,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -193,6 +194,15 @@ class Client:
     def items(self, path: str) -> list[Manifest]:
         items: list[Manifest] = self.request("GET", path)["items"]
         return items
+
+    def watch(self, path: str, version: str) -> http.client.HTTPResponse:
+        """The events after a version, one JSON object a line, on a connection of their own."""
+        request = urllib.request.Request(
+            f"{self.server}{path}?watch=1&resourceVersion={version}", headers={"Authorization": f"Bearer {self.token}"}
+        )
+        # Longer than a whole tier: a watch that ends in silence would miss something.
+        answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=7200, context=self.context)
+        return answer
 
     def create(self, path: str, manifest: Manifest) -> Manifest:
         return self.request("POST", path, manifest)

@@ -13,7 +13,6 @@ import json
 import tempfile
 import threading
 import time
-import urllib.request
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,8 +24,6 @@ from integration.operator.conftest import GROUP, World, add_gateway_and_class
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse
-
-    from integration.apiserver import Client
 
 NAMESPACES: Final = 20
 EDITORS: Final = 8
@@ -123,7 +120,9 @@ def edit(world: World, names: list[tuple[str, str]], *, rate: int, seconds: int)
     An edit that was overtaken by the next one of the same model is answered by a status of that one.
     """
     answered: dict[str, dict[int, float]] = defaultdict(dict)
-    threading.Thread(target=listen, args=(open_watch(world.client), answered), daemon=True).start()
+    models = f"{GROUP}/onnxmodels"
+    version = world.client.request("GET", f"{models}?limit=1")["metadata"]["resourceVersion"]
+    threading.Thread(target=listen, args=(world.client.watch(models, version), answered), daemon=True).start()
     begun = time.monotonic()
 
     def send(number: int) -> tuple[str, int, float]:
@@ -146,16 +145,6 @@ def edit(world: World, names: list[tuple[str, str]], *, rate: int, seconds: int)
         min(at for spoken, at in answered[model].items() if spoken >= generation) - asked
         for model, generation, asked in sent
     ]
-
-
-def open_watch(client: Client) -> HTTPResponse:
-    version = client.request("GET", f"{GROUP}/onnxmodels?limit=1")["metadata"]["resourceVersion"]
-    request = urllib.request.Request(
-        f"{client.server}{GROUP}/onnxmodels?watch=1&resourceVersion={version}",
-        headers={"Authorization": f"Bearer {client.token}"},
-    )
-    answer: HTTPResponse = urllib.request.urlopen(request, timeout=7200, context=client.context)
-    return answer
 
 
 def listen(watch: HTTPResponse, answered: dict[str, dict[int, float]]) -> None:

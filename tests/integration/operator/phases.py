@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import threading
-import urllib.request
 from collections import Counter, defaultdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -210,12 +209,7 @@ class Births:
             scope = f"/namespaces/{world.namespace}" if world.namespace else ""
             path = f"{root}{group}{scope}/{plural}"
             version = world.until(partial(_version, world, path), f"{path} can be listed")
-            request = urllib.request.Request(
-                f"{world.client.server}{path}?watch=1&resourceVersion={version}",
-                headers={"Authorization": f"Bearer {world.client.token}"},
-            )
-            # Longer than the whole tier: a watch that ends in silence would miss a birth.
-            answer = urllib.request.urlopen(request, timeout=7200, context=world.client.context)
+            answer = world.client.watch(path, version)
             threading.Thread(target=self._count, args=(answer,), daemon=True).start()
 
     @property
