@@ -10,7 +10,7 @@ import json
 import shlex
 import subprocess
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -144,8 +144,10 @@ class Kubectl:
         conditions = found["status"].get("conditions", []) if found else []
         return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
 
-    def through(self, service: str, port: int | str, path: str) -> Any:
+    def through(self, service: str, port: int | str, path: str, *, method: Literal["GET", "POST"] = "GET") -> Any:
         """JSON from an HTTP port of `pods/NAME` or `services/NAME`, through the API server's own proxy."""
         kind, _, name = service.partition("/")
         target = f"/api/v1/namespaces/{self.namespace}/{kind}/{name}:{port}/proxy/{path}"
+        if method == "POST":
+            return json.loads(self.run("create", "--raw", target, "--filename=-", stdin="", timeout=15))
         return json.loads(self.run("get", "--raw", target, timeout=15))

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from demo import objects, texts
+from demo.checkpoints import MINILM
 from demo.site import ROOT, SiteError, gateway_of
 from demo.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from demo.kubectl import Kubectl
     from demo.model import Model
@@ -113,19 +115,19 @@ class Load:
     kubectl: Kubectl
 
     @classmethod
-    def start(cls, site: Site, kubectl: Kubectl, model: Model) -> Self:
-        """Start the pod on a model that serves, and wait until it sends."""
+    def start(cls, site: Site, kubectl: Kubectl, model: Model, *, checkpoint: Path = MINILM, rate: int = RATE) -> Self:
+        """Start the pod on a model that serves, made of this checkpoint, and wait until it sends."""
         if model.status.endpoint is None:
             raise SiteError(f"OnnxModel {model.name} tells no endpoint: it does not serve yet")
         cls.stop(kubectl)
         gateway = gateway_of(site)
-        files = {"load.py": _SCRIPT.read_text(), "requests.json": texts.as_json(_DIFFERENT_TEXTS)}
+        files = {"load.py": _SCRIPT.read_text(), "requests.json": texts.as_json(_DIFFERENT_TEXTS, checkpoint)}
         arguments = (
             f"--http={gateway.address}:{gateway.http_port}",
             f"--grpc={gateway.address}:{gateway.grpc_port}",
             f"--host={model.status.endpoint.host}",
             f"--model={model.status.endpoint.model_name}",
-            f"--rate={RATE}",
+            f"--rate={rate}",
             f"--min-cosine={_SAME}",
         )
         kubectl.apply(objects.load_pod(_NAME, image=site.images["operator"], files=files, arguments=arguments))
@@ -138,5 +140,9 @@ class Load:
         kubectl.delete("pod", _NAME)
 
     def counters(self) -> Counters:
-        """What was counted since the start."""
+        """What was counted since the start, or since the counting began anew."""
         return Counters.of(self.kubectl.through(f"pods/{_NAME}", 8080, "counters"))
+
+    def count_anew(self) -> None:
+        """Begin at zero; what is under way now is not counted any more."""
+        self.kubectl.through(f"pods/{_NAME}", 8080, "reset", method="POST")

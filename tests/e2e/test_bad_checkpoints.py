@@ -108,10 +108,10 @@ def test_nothing_bad_is_tried_twice(refused: dict[str, Model], models: Kubectl) 
     assert set(tried.values()) == {1}, tried
 
 
-def test_what_serves_goes_on_serving_beside_them(refused: dict[str, Model], serving: Stage) -> None:
+def test_what_serves_goes_on_serving_beside_them(refused: dict[str, Model], served: Stage) -> None:
     del refused
-    assert serving.model().holds("Ready")
-    assert_nothing_lost(serving)
+    assert served.model().holds("Ready")
+    assert_nothing_lost(served)
 
 
 def test_a_bad_checkpoint_as_the_next_version_leaves_the_present_one_in_place_until_it_is_mended(

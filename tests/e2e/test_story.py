@@ -16,7 +16,7 @@ from demo.load import Load
 from demo.scenario import ACTS, MODEL, Ending, Played, Stage
 from demo.site import gateway_of
 from demo.waiting import until
-from e2e.rollouts import answered_badly, tensors
+from e2e.rollouts import ENOUGH, answered_badly, tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from demo.site import Site
 
 SENTENCES = 200
-ENOUGH = 10_000
 CLOSE = 1e-4
 
 
@@ -68,6 +67,7 @@ def theatre(cluster: Site, stage: Stage, pytestconfig: pytest.Config) -> Iterato
         reporter.write("\n" + told.getvalue())
     Load.stop(stage.kubectl)
     stage.load = None
+    stage.kubectl.delete("onnxmodel", MODEL)
 
 
 def test_the_first_version_is_validated_and_then_takes_all_traffic(theatre: Theatre) -> None:
