@@ -1,10 +1,12 @@
-"""Things that break in the middle of a rollout, while traffic runs: operator, API server, gateway, kubelet, Prometheus.
+"""Things that break in the middle of a rollout, while traffic runs: operator, API server, gateway, kubelet, Prometheus,
+the way to the servers' counters.
 
 The model flips between two good versions whose artifacts exist already, so every test is a canary of its own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -22,6 +24,9 @@ from e2e.rollouts import QUICK, assert_nothing_lost, begin_flip, finish, owned, 
 from onnx_operator.api.common import parse_duration
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from demo.kubectl import Manifest
     from demo.model import Model
     from demo.scenario import Stage
     from demo.site import Site
@@ -58,18 +63,22 @@ def kill_operator(cluster: Site, identity: str) -> None:
     """SIGKILL, from outside of the container, to every process of the pod that holds the lease."""
     pods = cluster.kubectl.within(installation.OPERATOR_NAMESPACE).list("pods")
     pod = next(pod for pod in pods if identity.startswith(pod["metadata"]["name"]))
+    killed = 0
+    for process in processes(pod, "onnx_operator"):
+        with contextlib.suppress(ProcessLookupError):  # it ended by itself meanwhile
+            os.kill(process, signal.SIGKILL)
+            killed += 1
+    assert killed, f"no process of {pod['metadata']['name']} was found"
+
+
+def processes(pod: Manifest, command: str) -> Iterator[int]:
+    """The pod's processes whose command line has this in it, by their numbers outside of it."""
     # The kubelet writes the UID with dashes or, under systemd's slices, with underscores.
     uid = pod["metadata"]["uid"].replace("-", "[-_]")
-    killed = 0
     for process in Path("/proc").glob("[0-9]*"):
-        try:
-            belongs = re.search(uid, (process / "cgroup").read_text())
-            if belongs and "onnx_operator" in (process / "cmdline").read_text():
-                os.kill(int(process.name), signal.SIGKILL)
-                killed += 1
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it ended by itself meanwhile
-    assert killed, f"no process of {pod['metadata']['name']} was found"
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended by itself meanwhile
+            if re.search(uid, (process / "cgroup").read_text()) and command in (process / "cmdline").read_text():
+                yield int(process.name)
 
 
 def assert_no_orphans(stage: Stage) -> None:
@@ -176,6 +185,47 @@ def test_without_prometheus_a_candidate_is_held_then_given_up_never_promoted_and
     assert again.is_promoted, again.message("Ready")
     assert stable_version(serving) != before
     assert_nothing_lost(serving)
+
+
+def test_while_the_counters_of_the_servers_are_out_of_reach_a_candidate_is_held_and_then_goes_on(
+    serving: Stage,
+) -> None:
+    metrics = [{"name": "errorRatio", "provider": "triton", "maximum": "0.05"}]
+    analysis = {"interval": "2s", "minimumSamples": 40, "metrics": metrics}
+    steps = [{"weight": 20, "duration": "15s"}, *QUICK]
+    candidate = begin_flip(serving, steps=steps, analysis=analysis).status.candidate
+    assert candidate is not None
+    selector = f"onnx-operator.io/revision={candidate.revision},onnx-operator.io/component=server"
+    (pod,) = serving.kubectl.list("pods", selector=selector)
+    with unreachable(pod, port=8002):
+        held = until("the analysis to miss the servers", lambda: missed(serving.model()), seconds=60)
+        # Longer than the step, of which nothing else would keep it.
+        time_over = time.monotonic() + 20
+        until("the step to be over", lambda: time.monotonic() > time_over, seconds=30)
+        still = serving.model()
+    end = finish(serving)
+
+    assert held.candidate_weight == still.candidate_weight == 20
+    assert still.status.candidate is not None
+    assert [str(metric.verdict) for metric in still.status.candidate.analysis] == ["ProviderError"]
+    assert end.is_promoted, end.message("Ready")
+    assert_nothing_lost(serving)
+
+
+@contextlib.contextmanager
+def unreachable(pod: Manifest, *, port: int) -> Iterator[None]:
+    """Drop what comes to one port of a pod, inside of its network namespace; everything else goes on."""
+    process = next(processes(pod, "tritonserver"))
+
+    def nft(*words: str) -> None:
+        subprocess.run(["nsenter", f"--target={process}", "--net", "nft", *words], check=True)
+
+    nft("add table inet test; add chain inet test in { type filter hook input priority 0; }")
+    nft(f"add rule inet test in tcp dport {port} drop")
+    try:
+        yield
+    finally:
+        nft("delete table inet test")
 
 
 def missed(model: Model) -> Model | None:

@@ -1,5 +1,5 @@
-"""Other ways for a version to take over, under traffic: a preview, a shadow, a freeze window, a bake. None loses a
-request.
+"""Other ways for a version to take over, under traffic: a preview, a shadow, without one server more, a freeze window,
+a bake. None loses a request.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import tritonclient.http
 
 from demo import texts
 from demo.site import gateway_of
+from demo.waiting import until
 from e2e.rollouts import (
     QUICK,
     assert_nothing_lost,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from demo.model import Model
     from demo.scenario import Stage
     from demo.site import Site
     from onnx_operator.api.model import StableStatus
@@ -114,6 +116,37 @@ def test_a_slow_version_is_rolled_back_from_its_shadow_without_having_answered_a
     assert all(stable.revision in upstream for upstream, answers in seen.by_upstream.items() if answers.good), seen
 
 
+def test_where_there_is_no_room_for_one_more_server_the_two_versions_share_those_that_there_are(
+    serving: Stage,
+) -> None:
+    scarce = {"maxSurge": 0, "maxUnavailable": 1}
+    for key, steps in ((stable_version(serving), QUICK), (other_version(serving), [{"weight": 50, "duration": "10s"}])):
+        manifest = declared(key, **scarce, steps=steps)
+        manifest["spec"]["serving"]["replicas"] = 2
+        declare(serving, manifest)
+        if key == stable_version(serving):
+            assert finish(serving).is_promoted
+    seen = []
+
+    def rests() -> Model | None:
+        model = serving.model()
+        seen.append((model.candidate_weight, servers(serving)))
+        return model if model.is_promoted or model.is_given_up else None
+
+    end = until("the rollout to rest", rests, seconds=240, every=0.5)
+
+    assert end.is_promoted, end.message("Ready")
+    assert max(servers for _, servers in seen) == 2
+    assert {0, 50} <= {weight for weight, _ in seen}
+    assert_nothing_lost(serving)
+
+
+def servers(stage: Stage) -> int:
+    """Pods that serve or will, of every version of the model."""
+    selector = f"onnx-operator.io/model={stage.name},onnx-operator.io/component=server"
+    return sum("deletionTimestamp" not in pod["metadata"] for pod in stage.kubectl.list("pods", selector=selector))
+
+
 def test_in_a_freeze_window_a_candidate_gets_no_traffic_until_the_window_is_taken_away(serving: Stage) -> None:
     always = [{"schedule": "* * * * *", "duration": "2m"}]
     begin(serving, steps=QUICK, freezeWindows=always)
@@ -162,7 +195,7 @@ def test_a_version_that_is_too_slow_at_half_of_the_traffic_only_is_taken_back_th
             "metrics": [{"name": "slowRatio", "slowerThan": "1s", "maximum": "0.2"}],
         },
     )
-    # A request or two per second find all of the CPU they need, and fifteen do not.
+    # Four requests a second find all of the CPU that they need, and a hundred do not.
     cpu = "50m"
     cramped["spec"]["serving"]["resources"] = {
         "requests": {"cpu": cpu, "memory": "256Mi"},
