@@ -43,6 +43,16 @@ _PROBER_SILENCE_SECONDS: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
+class ProberPod:
+    """The pod of a rollout's prober."""
+
+    url: str | None
+    """Where it listens, such as http://10.244.0.7:8080; None while there is none that is ready."""
+    last_words: str = ""
+    """What one that ended has said."""
+
+
+@dataclass(frozen=True, slots=True)
 class Subject:
     """Who is measured: both sides of a model's rollout, and the prober between them."""
 
@@ -51,8 +61,7 @@ class Subject:
     """Name of the model, which is that of its routes."""
     candidate: Party
     stable: Party
-    prober_url: str | None
-    """Where the prober's pod listens, such as http://10.244.0.7:8080; None while there is no running pod."""
+    prober: ProberPod
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,9 +218,10 @@ async def _measure_servers(metric: str, subject: Subject, triton: TritonReader, 
 async def _measure_disagreement(subject: Subject, prober: ProberReader) -> Measurement:
     """Pairs since the prober's start: agreement does not depend on the weight, so steps need not begin anew."""
     metric = MetricName.DISAGREEMENT
-    if subject.prober_url is None:
-        return Measurement(metric, Outcome.NO_DATA, message="no prober is running yet")
-    probed = await prober.read(subject.prober_url)
+    if subject.prober.url is None:
+        ended = f"; the last one ended: {subject.prober.last_words}" if subject.prober.last_words else ""
+        return Measurement(metric, Outcome.NO_DATA, message=f"no prober is running yet{ended}")
+    probed = await prober.read(subject.prober.url)
     if isinstance(probed, Outage):
         return Measurement(metric, Outcome.PROVIDER_ERROR, message=probed.why)
     if (probed.stable_version, probed.candidate_version) != (

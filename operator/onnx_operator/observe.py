@@ -39,8 +39,8 @@ from onnx_operator.core.questions import Party, ServerPod
 from onnx_operator.core.servers import read_servers
 from onnx_operator.core.traffic import GatewayAddress, read_route
 from onnx_operator.core.view import look, side_of
-from onnx_operator.measure import Instruments, Subject, measure
-from onnx_operator.render.servers import METRICS_PORT
+from onnx_operator.measure import Instruments, ProberPod, Subject, measure
+from onnx_operator.render.servers import METRICS_PORT, PROBER_PORT
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -271,7 +271,7 @@ async def _with_measurements(context: Context, seen: Observation, view: View, po
         model=seen.model.name,
         candidate=_party(candidate, pods),
         stable=_party(stable, pods),
-        prober_url=_prober_url(candidate, pods),
+        prober=_prober(candidate, pods),
     )
     instruments = Instruments(prometheus=context.prometheus, prober=ProberReader(), triton=TritonReader())
     try:
@@ -303,15 +303,21 @@ def _server_pod(pod: Object) -> ServerPod | None:
     return ServerPod(metadata["name"], f"http://{host}:{METRICS_PORT}", metadata["uid"], restarts)
 
 
-def _prober_url(candidate: RevisionSeen, pods: list[Object]) -> str | None:
+def _prober(candidate: RevisionSeen, pods: list[Object]) -> ProberPod:
+    last_words = ""
     for pod in pods:
-        status = pod.get("status") or {}
         if _label(pod, COMPONENT_LABEL) != Component.PROBER or _label(pod, REVISION_LABEL) != candidate.name:
             continue
+        status = pod.get("status") or {}
+        address = status.get("podIP")
         # A pod that does not listen yet would look like one that is broken.
-        if is_ready(pod) and status.get("podIP") and "deletionTimestamp" not in pod["metadata"]:
-            return f"http://{status['podIP']}:8080"
-    return None
+        if is_ready(pod) and address and "deletionTimestamp" not in pod["metadata"]:
+            host = f"[{address}]" if ":" in address else address
+            return ProberPod(f"http://{host}:{PROBER_PORT}")
+        for container in status.get("containerStatuses") or ():
+            for state in (container.get("lastState") or {}, container.get("state") or {}):
+                last_words = (state.get("terminated") or {}).get("message") or last_words
+    return ProberPod(None, last_words.strip())
 
 
 def _label(manifest: Object, name: str) -> str:

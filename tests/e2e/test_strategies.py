@@ -100,6 +100,34 @@ def test_a_shadow_is_judged_on_copies_of_the_traffic_and_answers_nobody(cluster:
     assert_nothing_lost(serving)
 
 
+def test_both_versions_are_asked_the_teams_own_requests_once_these_are_found(serving: Stage) -> None:
+    def asking(config_map: str) -> dict[str, Any]:
+        analysis = declared("v1")["spec"]["rollout"]["analysis"]
+        steps = [{"weight": 0, "mirror": 50, "duration": "5s"}, *QUICK]
+        return {"steps": steps, "analysis": {**analysis, "goldenRequests": {"configMap": {"name": config_map}}}}
+
+    begin(serving, **asking("nowhere"))
+    missing = "the last one ended: /golden/nowhere/golden.json cannot be read"
+    until_model(serving, "the missing requests to be told", lambda it: missing in disagreement(it)[0])
+
+    questions = {"golden.json": texts.as_json(10)}
+    serving.kubectl.apply(
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "questions"}, "data": questions}
+    )
+    begin(serving, **asking("questions"))
+    until_model(serving, "answers to be compared", lambda it: disagreement(it)[1])
+    end = finish(serving)
+
+    assert end.is_promoted, end.message("Ready")
+    assert_nothing_lost(serving)
+
+
+def disagreement(model: Model) -> tuple[str, int]:
+    """What the analysis says of golden requests, and how many were answered by both."""
+    found = model.status.candidate.analysis if model.status.candidate else ()
+    return next(((one.message, one.candidate_samples) for one in found if one.name == "disagreement"), ("", 0))
+
+
 def test_a_slow_version_is_rolled_back_from_its_shadow_without_having_answered_anybody(serving: Stage) -> None:
     stable, counted = serving.model().status.stable, serving.counters()
     assert stable is not None

@@ -11,6 +11,7 @@ from onnx_operator.api.common import (
     DECIMAL,
     ApiModel,
     Duration,
+    ObjectName,
     Quantity,
     Share,
     Token,
@@ -246,6 +247,23 @@ class AtDeadline(StrEnum):
     PROCEED = "proceed"
 
 
+class ConfigMapKey(ApiModel):
+    """A key of a ConfigMap in the model's own namespace; mounted by the prober, never read by the operator."""
+
+    name: ObjectName
+    """Name of the ConfigMap."""
+    key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")] = "golden.json"
+    """The key that holds them: a JSON list of {name, inputs, outputs}, with tensors as in the open inference protocol.
+    Of the outputs only the names count, because the candidate is compared with what stable answers."""
+
+
+class GoldenRequests(ApiModel):
+    """Requests of your own that both versions are asked, in place of those that validation made."""
+
+    config_map: ConfigMapKey
+    """Where they are; read once, when a candidate's prober starts."""
+
+
 class Analysis(ApiModel):
     """What is measured at every step, and how patiently."""
 
@@ -277,6 +295,8 @@ class Analysis(ApiModel):
     on_inconclusive: AtDeadline = AtDeadline.ROLLBACK
     """What happens when the progress deadline of a step passes and the verdict is Inconclusive: neither harm nor its
     absence was shown. rollback gives the candidate up; proceed takes the step as passed."""
+    golden_requests: GoldenRequests | None = None
+    """What disagreement asks both versions; what the validation of stable's revision asked, when unset."""
     metrics: Annotated[
         list[Metric],
         Field(

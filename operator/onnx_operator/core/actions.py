@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from onnx_operator.api.common import ExecutionProvider
     from onnx_operator.api.model_class import OnnxModelClassSpec
     from onnx_operator.api.revision import OnnxModelRevisionSpec
+    from onnx_operator.api.rollout import ConfigMapKey
     from onnx_operator.core.acceptance import Offer
     from onnx_operator.core.observation import ModelSeen, RevisionSeen
     from onnx_operator.core.traffic import GatewayAddress, Split
@@ -146,6 +147,7 @@ class WantProber:
     candidate: RevisionSeen
     gateway: GatewayAddress
     min_cosine: str
+    golden: ConfigMapKey | None = None
 
     @property
     def objects(self) -> tuple[ObjectName, ...]:

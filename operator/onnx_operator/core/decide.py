@@ -148,10 +148,10 @@ def _prober(view: View) -> WantProber | None:
         return None
     if view.seen.gateway is None or not needs_prober(view) or not view.is_routed(candidate):
         return None
-    cosine = next((metric.min_cosine for metric in view.plan.analysis.metrics if metric.min_cosine), None)
-    return WantProber(
-        view.seen.model, view.class_spec, stable, candidate, view.seen.gateway, cosine or DEFAULT_MIN_COSINE
-    )
+    analysis = view.plan.analysis
+    cosine = next((metric.min_cosine for metric in analysis.metrics if metric.min_cosine), DEFAULT_MIN_COSINE)
+    golden = analysis.golden_requests.config_map if analysis.golden_requests else None
+    return WantProber(view.seen.model, view.class_spec, stable, candidate, view.seen.gateway, cosine, golden)
 
 
 def _unwanted(view: View, wants: Iterable[Want]) -> Iterator[Delete]:

@@ -183,7 +183,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; ends the program with a sentence where it is wrong."""
     parser = argparse.ArgumentParser(prog="python -m onnx_operator.prober", description=__doc__)
     option = parser.add_argument
-    option("--golden", type=Path, default=Path("/artifact/golden.json"), help="golden.json of stable's artifact")
+    option("--golden", type=Path, default=Path("/artifact/golden.json"), help="a list of requests")
     option("--model", required=True, help="Triton's name of the model, which is the OnnxModel's")
     option("--stable-version", required=True, help="stable's revision number; other versions are not compared")
     option("--candidate-version", required=True, help="the candidate's revision number")

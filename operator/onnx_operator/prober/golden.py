@@ -49,7 +49,8 @@ def read_golden(path: Path) -> tuple[Golden, ...]:
     try:
         document = json.loads(path.read_bytes())
     except OSError as error:
-        raise GoldenError(f"{path} cannot be read: {error.strerror}; mount stable's artifact there") from error
+        where = "it is in stable's artifact, or else a key of the ConfigMap that the folder is named for"
+        raise GoldenError(f"{path} cannot be read: {error.strerror}; {where}") from error
     except ValueError as error:
         raise GoldenError(f"{path} is not JSON: {error}") from error
     if not isinstance(document, list) or not document:

@@ -133,7 +133,7 @@ def build_disruption_budget(want: WantServers) -> Manifest:
 
 def build_prober(want: WantProber) -> Manifest:
     """Sends golden requests through the pins; its template names both sides, as counters belong to one pair."""
-    model, stable, candidate = want.model, want.stable, want.candidate
+    model, candidate = want.model, want.candidate
     labelled = labels(model.name, revision=candidate.name, component=Component.PROBER)
     selector = {REVISION_LABEL: candidate.name, COMPONENT_LABEL: str(Component.PROBER)}
     probe = {"httpGet": {"path": "/healthz", "port": "http"}, "periodSeconds": 5}
@@ -147,12 +147,12 @@ def build_prober(want: WantProber) -> Manifest:
         "readinessProbe": probe,
         "livenessProbe": probe | {"failureThreshold": 6},
         "resources": {"requests": {"cpu": "20m", "memory": "96Mi"}, "limits": {"memory": "256Mi"}},
-        "volumeMounts": [_artifact_mount(stable), TMP],
+        "volumeMounts": [_golden_mount(want), TMP],
     }
     pod = {
         **pod_basics(grace_seconds=5),
         "containers": [container],
-        "volumes": [claim_volume("store", stable.spec.artifact_claim_name), TMP_VOLUME],
+        "volumes": [_golden_volume(want), TMP_VOLUME],
     }
     return stamped(
         {
@@ -173,7 +173,8 @@ def build_prober(want: WantProber) -> Manifest:
 
 def _prober_flags(want: WantProber) -> list[str]:
     model, gateway = want.model, want.gateway
-    flags = ["--golden", "/artifact/golden.json", "--model", model.name]
+    folder, key = _golden_mount(want)["mountPath"], want.golden.key if want.golden else "golden.json"
+    flags = ["--golden", f"{folder}/{key}", "--model", model.name]
     flags += ["--stable-version", str(want.stable.spec.number)]
     flags += ["--candidate-version", str(want.candidate.spec.number)]
     flags += ["--host", host_of(model.name, model.namespace, want.class_spec.traffic.domain)]
@@ -182,6 +183,19 @@ def _prober_flags(want: WantProber) -> list[str]:
     if gateway.grpc_port is not None:
         flags += ["--grpc", f"{gateway.host}:{gateway.grpc_port}"]
     return [*flags, "--min-cosine", want.min_cosine, "--listen", f"0.0.0.0:{PROBER_PORT}"]
+
+
+def _golden_volume(want: WantProber) -> Manifest:
+    if want.golden is None:
+        return claim_volume("store", want.stable.spec.artifact_claim_name)
+    # Optional, because the prober says what is missing, and a pod whose volume is waited for says nothing.
+    return {"name": "golden", "configMap": {"name": want.golden.name, "optional": True}}
+
+
+def _golden_mount(want: WantProber) -> Manifest:
+    if want.golden is None:
+        return _artifact_mount(want.stable)
+    return {"name": "golden", "mountPath": f"/golden/{want.golden.name}", "readOnly": True}
 
 
 def _assemble(want: WantServers) -> Manifest:

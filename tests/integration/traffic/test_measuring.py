@@ -33,7 +33,7 @@ from onnx_operator.core.analysis import Criterion, Judgement, Outcome, Verdict, 
 from onnx_operator.core.counts import Counts
 from onnx_operator.core.questions import Party, ServerPod
 from onnx_operator.core.scrapes import Tallies
-from onnx_operator.measure import Instruments, Subject, measure
+from onnx_operator.measure import Instruments, ProberPod, Subject, measure
 from triton_server import graphs
 from triton_server.serverprocess import Server, install_server
 
@@ -142,9 +142,8 @@ class Rollout:
 
     @property
     def subject(self) -> Subject:
-        return Subject(
-            "shop", "minilm", self._party(self.candidate, self.server), self._party(STABLE, self.stable), None
-        )
+        parties = self._party(self.candidate, self.server), self._party(STABLE, self.stable)
+        return Subject("shop", "minilm", *parties, ProberPod(None))
 
     @staticmethod
     def _party(number: int, server: Server) -> Party:
@@ -187,7 +186,7 @@ class Rollout:
 
     async def judge(self, wanted: Criterion, since: datetime, *, prober: str | None = None) -> Judgement:
         now = datetime.now(UTC)
-        subject = replace(self.subject, prober_url=prober)
+        subject = replace(self.subject, prober=ProberPod(prober))
         prometheus, reader, servers = Prometheus(self.scraper.url), ProberReader(), TritonReader()
         instruments = Instruments(prometheus, reader, servers)
         try:
@@ -433,7 +432,8 @@ async def test_memory_is_that_of_the_largest_pod_and_unknown_where_one_is_not_sc
         candidate = Party("minilm-2", 2, ("minilm-2-cpu",), tuple(ServerPod(pod, "", pod, 0) for pod in pods))
         stable = Party("minilm-1", 1, ("minilm-1-cpu",), (ServerPod("minilm-1-a", "", "uid", 0),))
         prometheus, now = Prometheus(scraper.url), datetime.now(UTC)
-        subject, tools = Subject("shop", "minilm", candidate, stable, None), Instruments(prometheus, ProberReader())
+        subject = Subject("shop", "minilm", candidate, stable, ProberPod(None))
+        tools = Instruments(prometheus, ProberReader())
         measured = await measure((wanted,), subject, tools, since=now - timedelta(minutes=1), now=now)
         await prometheus.close()
         return judge_all((wanted,), measured, steps=1, promise=0.001)[0]

@@ -24,7 +24,7 @@ from onnx_operator.core.analysis import Criterion, Outcome
 from onnx_operator.core.counts import Counts
 from onnx_operator.core.queries import Series
 from onnx_operator.core.questions import Party, ServerPod
-from onnx_operator.measure import Instruments, Subject, measure
+from onnx_operator.measure import Instruments, ProberPod, Subject, measure
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -34,7 +34,7 @@ ERRORS = Criterion(MetricName.ERROR_RATIO, 50, maximum=Decimal("0.05"))
 SLOW = Criterion(MetricName.SLOW_RATIO, 50, maximum=Decimal("0.05"), slower_than=timedelta(seconds=1))
 DISAGREEMENT = Criterion(MetricName.DISAGREEMENT, 50, maximum=Decimal("0.02"))
 PARTIES = (Party("minilm-2", 2, ("minilm-2-cpu",)), Party("minilm-1", 1, ("minilm-1-cpu",)))
-SUBJECT = Subject("shop", "minilm", *PARTIES, prober_url=None)
+SUBJECT = Subject("shop", "minilm", *PARTIES, prober=ProberPod(None))
 
 
 def result(kind: str, values: Any, **more: Any) -> dict[str, Any]:
@@ -170,7 +170,7 @@ async def endless(request: web.Request) -> web.StreamResponse:
 )
 async def test_an_unwell_provider_is_a_provider_error(handler: Any, timeout_seconds: float, why: str) -> None:
     async with answering(handler) as url, instruments(url, timeout_seconds=timeout_seconds) as chosen:
-        subject = replace(SUBJECT, prober_url=url)
+        subject = replace(SUBJECT, prober=ProberPod(url))
         measured = await measure(
             (ERRORS, SLOW, DISAGREEMENT), subject, chosen, since=NOW - timedelta(minutes=1), now=NOW
         )
@@ -182,7 +182,7 @@ async def test_an_unwell_provider_is_a_provider_error(handler: Any, timeout_seco
 
 async def test_a_provider_that_is_not_there_is_a_provider_error() -> None:
     async with instruments(nobody()) as chosen:
-        subject = replace(SUBJECT, prober_url=nobody())
+        subject = replace(SUBJECT, prober=ProberPod(nobody()))
         measured = await measure((ERRORS, DISAGREEMENT), subject, chosen, since=NOW - timedelta(minutes=1), now=NOW)
     assert [each.outcome for each in measured] == [Outcome.PROVIDER_ERROR] * 2
     assert all("could not be asked" in each.message for each in measured)
@@ -266,7 +266,7 @@ async def test_disagreement_when_the_prober_tells(told: dict[str, Any], outcome:
 
     async with answering(tell) as url, instruments(url) as chosen:
         [measured] = await measure(
-            (DISAGREEMENT,), replace(SUBJECT, prober_url=url), chosen, since=NOW, now=NOW + timedelta(seconds=1)
+            (DISAGREEMENT,), replace(SUBJECT, prober=ProberPod(url)), chosen, since=NOW, now=NOW + timedelta(seconds=1)
         )
     assert measured.outcome is outcome
     assert message in measured.message
@@ -388,13 +388,16 @@ async def test_a_container_that_was_restarted_is_another_one() -> None:
 @pytest.mark.parametrize(
     ("wanted", "outcome", "message"),
     [
-        pytest.param(DISAGREEMENT, Outcome.NO_DATA, "no prober is running yet", id="no prober"),
+        pytest.param(
+            DISAGREEMENT, Outcome.NO_DATA, "no prober is running yet; the last one ended: no such key", id="no prober"
+        ),
         pytest.param(ERRORS, Outcome.PROVIDER_ERROR, "no address of Prometheus", id="no Prometheus"),
     ],
 )
 async def test_without_instruments_it_says_which(wanted: Criterion, outcome: Outcome, message: str) -> None:
     chosen = Instruments(None, ProberReader())
-    [measured] = await measure((wanted,), SUBJECT, chosen, since=NOW, now=NOW + timedelta(seconds=1))
+    subject = replace(SUBJECT, prober=ProberPod(None, "no such key"))
+    [measured] = await measure((wanted,), subject, chosen, since=NOW, now=NOW + timedelta(seconds=1))
     assert (measured.outcome, message in measured.message) == (outcome, True)
 
 
@@ -409,5 +412,6 @@ async def test_without_instruments_it_says_which(wanted: Criterion, outcome: Out
 )
 async def test_what_cannot_be_asked_is_no_data(wanted: Criterion, seconds: float, message: str) -> None:
     async with instruments(nobody()) as chosen:
-        [measured] = await measure((wanted,), SUBJECT, chosen, since=NOW, now=NOW + timedelta(seconds=seconds))
+        subject = replace(SUBJECT, prober=ProberPod(None, "no such key"))
+    [measured] = await measure((wanted,), subject, chosen, since=NOW, now=NOW + timedelta(seconds=seconds))
     assert (measured.outcome, message in measured.message) == (Outcome.NO_DATA, True)

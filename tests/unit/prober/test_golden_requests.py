@@ -80,5 +80,5 @@ def test_a_file_without_requests_is_refused_in_words(tmp_path: Path, content: An
 
 
 def test_a_missing_file_says_what_to_mount(tmp_path: Path) -> None:
-    with pytest.raises(GoldenError, match=r"cannot be read: No such file or directory; mount stable's artifact"):
+    with pytest.raises(GoldenError, match=r"cannot be read: No such file or directory; it is in stable's artifact"):
         read_golden(tmp_path / "golden.json")
