@@ -34,13 +34,13 @@ from onnx_operator.core.observation import (
     Observation,
     RevisionSeen,
 )
-from onnx_operator.core.pods import is_ready
+from onnx_operator.core.pods import is_ready, url_of
 from onnx_operator.core.questions import Party, ServerPod
 from onnx_operator.core.servers import read_servers
 from onnx_operator.core.traffic import GatewayAddress, read_route
 from onnx_operator.core.view import look, side_of
 from onnx_operator.measure import Instruments, Subject, measure
-from onnx_operator.render.servers import METRICS_PORT
+from onnx_operator.render.servers import METRICS_PORT, PROBER_PORT
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -300,22 +300,20 @@ def _party(revision: RevisionSeen, pods: list[Object]) -> Party:
 def _server_pod(pod: Object) -> ServerPod | None:
     """None for a pod that does not answer requests, or not for long."""
     metadata, status = pod["metadata"], pod.get("status") or {}
-    address = status.get("podIP")
-    if not is_ready(pod) or not address or "deletionTimestamp" in metadata:
+    url = url_of(pod, METRICS_PORT)
+    if not is_ready(pod) or url is None or "deletionTimestamp" in metadata:
         return None
-    host = f"[{address}]" if ":" in address else address
     restarts = sum(int(one.get("restartCount", 0)) for one in status.get("containerStatuses") or ())
-    return ServerPod(metadata["name"], f"http://{host}:{METRICS_PORT}", metadata["uid"], restarts)
+    return ServerPod(metadata["name"], url, metadata["uid"], restarts)
 
 
 def _prober_url(candidate: RevisionSeen, pods: list[Object]) -> str | None:
     for pod in pods:
-        status = pod.get("status") or {}
         if _label(pod, COMPONENT_LABEL) != Component.PROBER or _label(pod, REVISION_LABEL) != candidate.name:
             continue
         # A pod that does not listen yet would look like one that is broken.
-        if is_ready(pod) and status.get("podIP") and "deletionTimestamp" not in pod["metadata"]:
-            return f"http://{status['podIP']}:8080"
+        if is_ready(pod) and "deletionTimestamp" not in pod["metadata"]:
+            return url_of(pod, PROBER_PORT)
     return None
 
 
