@@ -291,9 +291,11 @@ class View:
 
     @property
     def candidate_mirror(self) -> int:
-        """The percentage of stable's requests that the candidate's step mirrors to it."""
+        """The percentage of stable's requests that the candidate's step mirrors to it; what goes back is not tried."""
         step = self.step_index
-        return 0 if step is None or self.plan is None or self.is_baking else self.plan.steps[step].mirror or 0
+        if step is None or self.plan is None or self.is_baking or self.is_rollback:
+            return 0
+        return self.plan.steps[step].mirror or 0
 
     @property
     def share_words(self) -> str:

@@ -310,6 +310,8 @@ class AnyHistory(RuleBasedStateMachine):
         (track,) = {pin.track for pin in split.pins for one in pin.backends if one.service in mirrored}
         assert track == "candidate"
         assert not sum(one.weight for one in split.backends if one.service in mirrored)
+        if self.world.is_accepted and self.world.status.candidate is not None:
+            assert not self.world.status.candidate.rollback, "what goes back is not tried"
         assert mirrored <= {name.name for name in self.world.children if name.kind == "Service"}
 
     @invariant()
