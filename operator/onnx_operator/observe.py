@@ -23,7 +23,7 @@ from onnx_operator.api.model import OnnxModelSpec, OnnxModelStatus
 from onnx_operator.api.model_class import DEFAULT_CLASS_ANNOTATION, OnnxModelClassSpec
 from onnx_operator.api.revision import OnnxModelRevisionSpec, OnnxModelRevisionStatus
 from onnx_operator.core.conditions import moment
-from onnx_operator.core.jobs import JOB_NAME_LABEL, has_spoken, is_finished, read_job
+from onnx_operator.core.jobs import JOB_NAME_LABEL, has_spoken, is_finished, read_analysis_job, read_job
 from onnx_operator.core.ladder import needs_prober
 from onnx_operator.core.names import COMPONENT_LABEL, PROVIDER_LABEL, REVISION_LABEL, Component
 from onnx_operator.core.observation import (
@@ -34,7 +34,7 @@ from onnx_operator.core.observation import (
     Observation,
     RevisionSeen,
 )
-from onnx_operator.core.pods import is_ready
+from onnx_operator.core.pods import is_ready, url_of
 from onnx_operator.core.questions import Party, ServerPod
 from onnx_operator.core.servers import read_servers
 from onnx_operator.core.traffic import GatewayAddress, read_route
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from onnx_operator.adapters.kube import Resource
     from onnx_operator.api.model_class import GatewayReference
     from onnx_operator.context import Context
-    from onnx_operator.core.jobs import JobState
     from onnx_operator.core.servers import ServerState
     from onnx_operator.core.traffic import RouteSeen
     from onnx_operator.core.view import View
@@ -76,6 +75,8 @@ async def observe(key: Key, context: Context, now: datetime) -> Observation | No
     revisions = _revisions(context, model)
     children = _children(context, model, revisions)
     pods = context.store.children(kube.POD, key.namespace, key.name)
+    jobs = [child for child in children if child.kind == "Job"]
+    measuring = [child for child in jobs if child.component == Component.ANALYSIS]
     classes = tuple(_class(one) for one in context.store.all(kube.ONNX_MODEL_CLASS))
     seen = Observation(
         model=model,
@@ -87,7 +88,8 @@ async def observe(key: Key, context: Context, now: datetime) -> Observation | No
         ),
         revisions=revisions,
         children=children,
-        jobs={child.name: await _job(context, child, pods) for child in children if child.kind == "Job"},
+        jobs={one.name: read_job(*await _job(context, one, pods)) for one in jobs if one not in measuring},
+        analysis_jobs={one.name: read_analysis_job(*await _job(context, one, pods)) for one in measuring},
         servers=_servers(children, pods),
         has_gateway_api=context.store.is_served(kube.HTTP_ROUTE) and context.store.is_served(kube.GRPC_ROUTE),
     )
@@ -184,7 +186,8 @@ def _child(resource: Resource, manifest: Object) -> Child:
     )
 
 
-async def _job(context: Context, job: Child, pods: list[Object]) -> JobState:
+async def _job(context: Context, job: Child, pods: list[Object]) -> tuple[Object, list[Object], list[str]]:
+    """The Job with its pods and what refused them."""
     namespace = job.manifest["metadata"]["namespace"]
     mine = [pod for pod in pods if _label(pod, JOB_NAME_LABEL) == job.name]
     if is_finished(job.manifest) and not has_spoken(mine):
@@ -195,7 +198,7 @@ async def _job(context: Context, job: Child, pods: list[Object]) -> JobState:
         selector = f"regarding.uid={job.uid},reason=FailedCreate"
         events = (await context.kube.list(kube.EVENT, namespace, field_selector=selector)).items
         refusals = [one.get("note", "") for one in sorted(events, key=_event_time)]
-    return read_job(job.manifest, mine, refusals)
+    return job.manifest, mine, refusals
 
 
 def _event_time(event: Object) -> str:
@@ -271,11 +274,13 @@ async def _with_measurements(context: Context, seen: Observation, view: View, po
         model=seen.model.name,
         candidate=_party(candidate, pods),
         stable=_party(stable, pods),
-        prober=_prober(candidate, pods),
+        prober=_prober(candidate.name, pods),
     )
     instruments = Instruments(prometheus=context.prometheus, prober=ProberReader(), triton=TritonReader())
     try:
-        measured = await measure(view.criteria, subject, instruments, since=moment(started), now=view.now)
+        # What a Job measures is read from the Job.
+        wanted = tuple(one for one in view.criteria if one.job is None)
+        measured = await measure(wanted, subject, instruments, since=moment(started), now=view.now)
     finally:
         await instruments.prober.close()
         await instruments.triton.close()
@@ -295,29 +300,25 @@ def _party(revision: RevisionSeen, pods: list[Object]) -> Party:
 def _server_pod(pod: Object) -> ServerPod | None:
     """None for a pod that does not answer requests, or not for long."""
     metadata, status = pod["metadata"], pod.get("status") or {}
-    address = status.get("podIP")
-    if not is_ready(pod) or not address or "deletionTimestamp" in metadata:
+    url = url_of(pod, METRICS_PORT)
+    if not is_ready(pod) or url is None or "deletionTimestamp" in metadata:
         return None
-    host = f"[{address}]" if ":" in address else address
     restarts = sum(int(one.get("restartCount", 0)) for one in status.get("containerStatuses") or ())
-    return ServerPod(metadata["name"], f"http://{host}:{METRICS_PORT}", metadata["uid"], restarts)
+    return ServerPod(metadata["name"], url, metadata["uid"], restarts)
 
 
-def _prober(candidate: RevisionSeen, pods: list[Object]) -> ProberPod:
-    last_words = ""
+def _prober(revision: str, pods: list[Object]) -> ProberPod:
+    said = ""
     for pod in pods:
-        if _label(pod, COMPONENT_LABEL) != Component.PROBER or _label(pod, REVISION_LABEL) != candidate.name:
+        if _label(pod, COMPONENT_LABEL) != Component.PROBER or _label(pod, REVISION_LABEL) != revision:
             continue
-        status = pod.get("status") or {}
-        address = status.get("podIP")
         # A pod that does not listen yet would look like one that is broken.
-        if is_ready(pod) and address and "deletionTimestamp" not in pod["metadata"]:
-            host = f"[{address}]" if ":" in address else address
-            return ProberPod(f"http://{host}:{PROBER_PORT}")
-        for container in status.get("containerStatuses") or ():
+        if is_ready(pod) and "deletionTimestamp" not in pod["metadata"]:
+            return ProberPod(url_of(pod, PROBER_PORT))
+        for container in (pod.get("status") or {}).get("containerStatuses") or ():
             for state in (container.get("lastState") or {}, container.get("state") or {}):
-                last_words = (state.get("terminated") or {}).get("message") or last_words
-    return ProberPod(None, last_words.strip())
+                said = (state.get("terminated") or {}).get("message") or said
+    return ProberPod(None, said.strip())
 
 
 def _label(manifest: Object, name: str) -> str:

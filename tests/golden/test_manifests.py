@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import os
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from onnx_operator.api.revision import ArtifactStatus, OnnxModelRevisionStatus
 from onnx_operator.core.acceptance import Offer, accept
 from onnx_operator.core.actions import (
     Want,
+    WantAnalysisJob,
     WantConvert,
     WantFetch,
     WantJobsPolicy,
@@ -31,6 +33,7 @@ from onnx_operator.core.actions import (
     WantServers,
     WantValidate,
 )
+from onnx_operator.core.names import analysis_job_name
 from onnx_operator.core.observation import ClassSeen, DefaultImages, ModelSeen, RevisionSeen
 from onnx_operator.core.revisions import name_of, resolve, source_key
 from onnx_operator.core.traffic import GatewayAddress, read_route, split
@@ -82,12 +85,23 @@ def wants(case: dict[str, Any]) -> list[Want]:
     )
     found.append(WantRoutes(model, offer.class_spec, wanted))
     found.append(WantProber(model, offer.class_spec, stable, candidate, gateway, "0.95", golden_of(offer)))
+    metrics = offer.plan.analysis.metrics
+    for name, metric in zip(("first", "second"), (one for one in metrics if one.job), strict=False):
+        assert metric.job is not None
+        identity = analysis_job_name(candidate.name, name)
+        began = datetime(2026, 1, 1, tzinfo=UTC)
+        now = began + timedelta(seconds=7)
+        found.append(
+            WantAnalysisJob(
+                model, offer.class_spec, stable, candidate, identity, metric.name, metric.job, since=began, now=now
+            )
+        )
     return found
 
 
 def golden_of(offer: Offer) -> ConfigMapKey | None:
-    analysis = offer.spec.rollout.analysis
-    return analysis.golden_requests.config_map if analysis and analysis.golden_requests else None
+    golden = offer.plan.analysis.golden_requests
+    return golden.config_map if golden else None
 
 
 def revision(model: ModelSeen, offer: Offer, *, number: int, name: str | None = None) -> RevisionSeen:
@@ -152,13 +166,18 @@ def test_every_pod_is_restricted_by_its_own_words_and_holds_no_token(template: d
 
 
 @pytest.mark.parametrize("template", pods())
-def test_only_fetch_ever_gets_a_secret_or_the_users_own_claim(template: dict[str, Any]) -> None:
+def test_only_fetch_and_what_is_the_users_own_get_a_secret_and_the_latter_nothing_of_ours(
+    template: dict[str, Any],
+) -> None:
     spec = template["spec"]
-    is_fetch = template["metadata"]["labels"]["onnx-operator.io/component"] == "fetch"
+    component = template["metadata"]["labels"]["onnx-operator.io/component"]
     variables = [one for container in spec["containers"] for one in container.get("env", [])]
     secrets = [one for one in variables if "valueFrom" in one]
     claims = [one["persistentVolumeClaim"]["claimName"] for one in spec["volumes"] if "persistentVolumeClaim" in one]
-    assert is_fetch or (not secrets and set(claims) <= {"artifacts"})
+    if component == "analysis":
+        assert claims == []
+    else:
+        assert component == "fetch" or (not secrets and set(claims) <= {"artifacts"})
 
 
 @pytest.mark.parametrize("name", CASES)

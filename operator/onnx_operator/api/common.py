@@ -186,27 +186,40 @@ def _resource_names(field: str) -> dict[str, str]:
     )
 
 
+_RESOURCE_RULES: Final = schema_extra(
+    _resource_names("requests"),
+    _resource_names("limits"),
+    cel(
+        "!has(self.requests) || !has(self.limits) || self.requests.all(name, !(name in self.limits)"
+        " || !isQuantity(string(self.requests[name])) || !isQuantity(string(self.limits[name]))"
+        " || !quantity(string(self.requests[name])).isGreaterThan(quantity(string(self.limits[name]))))",
+        "requests must not be above limits",
+        field_path=".requests",
+    ),
+)
+Amounts = Annotated[dict[Annotated[str, Field(max_length=253)], Quantity], Field(max_length=8)]
+
+
 class Resources(ApiModel):
     """Compute resources of a container, as in a Pod."""
 
-    model_config = {
-        "json_schema_extra": schema_extra(
-            _resource_names("requests"),
-            _resource_names("limits"),
-            cel(
-                "!has(self.requests) || !has(self.limits) || self.requests.all(name, !(name in self.limits)"
-                " || !isQuantity(string(self.requests[name])) || !isQuantity(string(self.limits[name]))"
-                " || !quantity(string(self.requests[name])).isGreaterThan(quantity(string(self.limits[name]))))",
-                "requests must not be above limits",
-                field_path=".requests",
-            ),
-        )
-    }
+    model_config = {"json_schema_extra": _RESOURCE_RULES}
 
-    requests: Annotated[dict[Annotated[str, Field(max_length=253)], Quantity], Field(max_length=8)] = {}
+    requests: Amounts = {}
     """What the scheduler reserves, for example `{cpu: "1", memory: 2Gi}`."""
-    limits: Annotated[dict[Annotated[str, Field(max_length=253)], Quantity], Field(max_length=8)] = {}
+    limits: Amounts = {}
     """What the container may use at most. A CPU limit below what a request needs makes every answer slow."""
+
+
+class ListedResources(ApiModel):
+    """Compute resources as in a Pod, for an entry of a list, inside of which nothing may have a default."""
+
+    model_config = {"json_schema_extra": _RESOURCE_RULES}
+
+    requests: Amounts | None = None
+    """What the scheduler reserves, for example `{cpu: "1", memory: 2Gi}`."""
+    limits: Amounts | None = None
+    """What the container may use at most."""
 
 
 class Toleration(ApiModel):

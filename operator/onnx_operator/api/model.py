@@ -314,6 +314,21 @@ class ServerCountsStatus(ApiModel):
     """Answers in this step."""
 
 
+class MetricJobStatus(ApiModel):
+    """How the Job of a metric ended in this step; outlives the Job, which is not run again."""
+
+    name: Annotated[str, Field(max_length=63)]
+    """Name of the Job."""
+    outcome: Annotated[str, Field(pattern=r"^(Measured|Passed|Failed|NoData|ProviderError)$")]
+    """What its end came to."""
+    value: Annotated[str, Field(max_length=32)] | None = None
+    """The candidate's value, as it said."""
+    stable: Annotated[str, Field(max_length=32)] | None = None
+    """Stable's value, as it said."""
+    message: Annotated[str, Field(max_length=512)] = ""
+    """How it ended, in a sentence."""
+
+
 class MetricStatus(ApiModel):
     """The last judgement of one metric."""
 
@@ -342,6 +357,8 @@ class MetricStatus(ApiModel):
     """What the candidate's servers have counted, where triton provides the metric."""
     stable_counts: ServerCountsStatus | None = None
     """What stable's servers have counted."""
+    job: MetricJobStatus | None = None
+    """How the Job ended, where one provides the metric; unset while it runs."""
 
 
 class RevisionInUse(ApiModel):

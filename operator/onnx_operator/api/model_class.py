@@ -9,6 +9,7 @@ from pydantic import Field
 
 from onnx_operator.api.common import (
     GROUP,
+    Amounts,
     ApiModel,
     DnsLabel,
     Duration,
@@ -131,6 +132,16 @@ class Limits(ApiModel):
 
     max_replicas: Annotated[int, Field(ge=1, le=100)] = 10
     """Upper bound of serving.replicas."""
+    allowed_analysis_images: Annotated[
+        list[Image], Field(max_length=16, json_schema_extra=schema_extra(x_kubernetes_list_type="set"))
+    ] = []
+    """Which images rollout.analysis.metrics[].job may run, by how they begin: registry.example/checks allows
+    registry.example/checks:1 and registry.example/checks/accuracy:2, and not registry.example/checks-of-others:1. None
+    by default: such a Job reaches the network of the model's namespace and may be given its Secrets."""
+    max_analysis_deadline: Annotated[str, duration_field(least="1s")] = "15m"
+    """Upper bound of the deadline of such a Job."""
+    max_analysis_resources: Amounts = {"cpu": "500m", "memory": "1Gi"}
+    """Upper bound of the resources of such a Job, which may name no other; its limits where it names none."""
 
 
 class OnnxModelClassSpec(ApiModel):

@@ -11,6 +11,8 @@ from onnx_operator.api.common import (
     DECIMAL,
     ApiModel,
     Duration,
+    Image,
+    ListedResources,
     ObjectName,
     Quantity,
     Share,
@@ -39,26 +41,21 @@ class Provider(StrEnum):
 
     PROMETHEUS = "prometheus"
     TRITON = "triton"
+    JOB = "job"
 
 
 _PLACEHOLDERS: Final = ("namespace", "model", "revision", "number", "services", "window")
 # A brace that begins no placeholder is PromQL's own.
 _PROMQL: Final = f"^([^{{]|[{{][{{]({'|'.join(_PLACEHOLDERS)})[}}][}}]|[{{]([^{{]|$))*$"
 
-PromQL = Annotated[
-    str,
-    Field(
-        min_length=1,
-        max_length=1024,
-        json_schema_extra=schema_extra(
-            cel(
-                f"self.matches('{_PROMQL}')",
-                "has a placeholder that nobody fills in; those known are "
-                + ", ".join(f"{{{{{name}}}}}" for name in _PLACEHOLDERS),
-            )
-        ),
-    ),
-]
+_FILLED_IN: Final = schema_extra(
+    cel(
+        f"self.matches('{_PROMQL}')",
+        "has a placeholder that nobody fills in; those known are "
+        + ", ".join(f"{{{{{name}}}}}" for name in _PLACEHOLDERS),
+    )
+)
+PromQL = Annotated[str, Field(min_length=1, max_length=1024, json_schema_extra=_FILLED_IN)]
 
 
 class PrometheusQuery(ApiModel):
@@ -79,6 +76,80 @@ class PrometheusQuery(ApiModel):
     """How many answers there were since the step began."""
     value: PromQL | None = None
     """A number as it is now. Chance has no theory of it, so the promise of maxFalseRollback does not cover it."""
+
+
+_Argument = Annotated[str, Field(max_length=512, json_schema_extra=_FILLED_IN)]
+
+
+class VariableSecret(ApiModel):
+    """A key of a Secret in the model's own namespace; given to the Job, never read by the operator."""
+
+    name: ObjectName
+    """Name of the Secret."""
+    key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")]
+    """Key inside the Secret."""
+
+
+class Variable(ApiModel):
+    """One environment variable of a Job."""
+
+    model_config = {
+        "json_schema_extra": schema_extra(
+            cel("has(self.value) != has(self.secretKeyRef)", "give value or secretKeyRef, one of the two")
+        )
+    }
+
+    name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+    """Name of the variable; one that the operator sets as well has this value."""
+    value: _Argument | None = None
+    """The value; the placeholders of args are filled in."""
+    secret_key_ref: VariableSecret | None = None
+    """Where the value is kept."""
+
+
+DEFAULT_JOB_DEADLINE: Final = "5m"
+DEFAULT_FAIL_EXIT_CODES: Final = (1,)
+
+
+class AnalysisJob(ApiModel):
+    """A Job whose end is the measurement."""
+
+    image: Image
+    """The image; the class says in limits.allowedAnalysisImages which are allowed, by default none. It runs as user
+    1000 with nothing to write to but /tmp, and with no token of the API server."""
+    command: Annotated[list[Annotated[str, Field(max_length=512)]], Field(max_length=8)] | None = None
+    """What runs instead of the image's entry point."""
+    args: Annotated[list[_Argument], Field(max_length=16)] | None = None
+    """Arguments. Filled in are {{namespace}}, {{model}}, {{window}} (the time from the beginning of the step to that of
+    the Job), and of the candidate {{revision}}, {{number}} and {{services}}. Kubernetes fills in $(CANDIDATE_URL) and
+    the other variables."""
+    env: (
+        Annotated[
+            list[Variable],
+            Field(
+                max_length=16,
+                json_schema_extra=schema_extra(x_kubernetes_list_type="map", x_kubernetes_list_map_keys=["name"]),
+            ),
+        ]
+        | None
+    ) = None
+    """Variables besides those that the operator sets: MODEL_NAME, and for both sides CANDIDATE_URL and STABLE_URL
+    (http://…:8000), CANDIDATE_GRPC and STABLE_GRPC (…:8001), CANDIDATE_VERSION and STABLE_VERSION."""
+    resources: ListedResources | None = None
+    """What the container reserves and may use: at most limits.maxAnalysisResources of the class, which are its limits
+    where it names none."""
+    deadline: Annotated[str, duration_field(least="1s")] | None = None
+    """The longest that the Job may take, retries included: 5m when unset, and at most limits.maxAnalysisDeadline of the
+    class."""
+    fail_exit_codes: (
+        Annotated[
+            list[Annotated[int, Field(ge=1, le=125)]],
+            Field(min_length=1, max_length=8, json_schema_extra=schema_extra(x_kubernetes_list_type="set")),
+        ]
+        | None
+    ) = None
+    """Exit codes that say that the candidate is bad; 1 when unset. Name others where your language ends with 1 when it
+    crashes."""
 
 
 _BUILT_IN: Final = str([str(name) for name in MetricName])  # as CEL writes a list, too
@@ -110,9 +181,9 @@ class Metric(ApiModel):
     model_config = {
         "json_schema_extra": schema_extra(
             cel(
-                f"self.name in {_BUILT_IN} || has(self.prometheus)",
+                f"self.name in {_BUILT_IN} || has(self.prometheus) != has(self.job)",
                 f"no built-in metric has this name; those are {', '.join(MetricName)}. A metric of your own needs "
-                "prometheus, with bad and total or with value",
+                "prometheus, with bad and total or with value, or job; one of the two",
                 field_path=".name",
             ),
             cel(
@@ -126,10 +197,16 @@ class Metric(ApiModel):
                 field_path=".prometheus",
             ),
             cel(
-                "!has(self.provider) || (self.provider == 'triton' ? self.name in ['errorRatio', "
-                "'throughputPerReplica'] : !(self.name in ['disagreement', 'throughputPerReplica']))",
+                f"!(self.name in {_BUILT_IN}) || !has(self.job)",
+                "a built-in metric is measured without a Job; give a metric of your own a name of its own",
+                field_path=".job",
+            ),
+            cel(
+                "!has(self.provider) || (self.provider == 'job') == has(self.job) && (self.provider == 'triton' ? "
+                "self.name in ['errorRatio', 'throughputPerReplica'] : "
+                "!(self.name in ['disagreement', 'throughputPerReplica']))",
                 "errorRatio is measured by prometheus or triton, throughputPerReplica by triton, disagreement by the "
-                "prober, and all others by prometheus; leave provider out",
+                "prober, what has job by job, and all others by prometheus; leave provider out",
                 field_path=".provider",
             ),
             cel(
@@ -153,16 +230,17 @@ class Metric(ApiModel):
                 "the bound of latencyQuantile is quantile and slowerThan; use slowRatio for maximum and tolerance",
             ),
             cel(
-                f"{_IS_VALUE} || self.name == 'latencyQuantile' || has(self.maximum) || has(self.tolerance)",
+                f"{_IS_VALUE} || has(self.job) || self.name == 'latencyQuantile' || has(self.maximum)"
+                " || has(self.tolerance)",
                 "give maximum (absolute bound) or tolerance (how much worse than stable is fine), or both",
             ),
             cel(
-                f"!{_IS_VALUE} || (!has(self.maximum) && !has(self.tolerance) && !has(self.detect))",
+                f"!({_IS_VALUE} || has(self.job)) || (!has(self.maximum) && !has(self.tolerance) && !has(self.detect))",
                 "maximum, tolerance and detect are shares of answers; bound a value by maximumValue, minimumValue, "
                 "maximumOfStable or minimumOfStable",
             ),
             cel(
-                f"{_IS_VALUE} == {_HAS_VALUE_BOUND}",
+                f"has(self.job) || {_IS_VALUE} == {_HAS_VALUE_BOUND}",
                 "a value (memory, throughputPerReplica, prometheus.value) is bounded by maximumValue, minimumValue, "
                 "maximumOfStable or minimumOfStable, and nothing else is",
             ),
@@ -189,7 +267,7 @@ class Metric(ApiModel):
     slowerThan. latencyQuantile: the same, told as a quantile. disagreement: share of golden requests that candidate
     and stable answer differently. memory: the working set, in bytes, of the side's largest pod, as the kubelet's
     cAdvisor tells Prometheus. throughputPerReplica: answers per second and ready pod. Any other name: a metric of your
-    own, see prometheus."""
+    own, see prometheus and job."""
     provider: Provider | None = None
     """For errorRatio: prometheus asks for what the gateway counted; triton asks the servers' pods themselves, so that
     no Prometheus is needed, but errors that the gateway gives, because no pod answers, are not seen. prometheus when
@@ -199,6 +277,11 @@ class Metric(ApiModel):
     gives one number. Filled in are {{namespace}}, {{model}}, {{revision}} (the name of the side's OnnxModelRevision),
     {{number}} (its number), {{services}} (its Services, as a regular expression) and {{window}} (the time since the
     step began, such as 137s)."""
+    job: AnalysisJob | None = None
+    """For a metric of your own: a Job that asks both versions by itself, once in every step, which ends only when the
+    Job has. Exit code 0 is good, one of failExitCodes is bad and rolls back; any other end says nothing of the
+    candidate and holds it. Where the metric has bounds for a value, exit code 0 goes with a number in
+    /dev/termination-log: {"value": 1.25}, or {"value": 1.25, "stable": 1.5, "samples": 200}. Beyond a bound is bad."""
     maximum: Share | None = None
     """The candidate fails above this share, whatever stable does. A number from 0 to 1 as text, such as "0.05"."""
     tolerance: Share | None = None
@@ -219,7 +302,8 @@ class Metric(ApiModel):
     """For latencyQuantile: this share of the answers must not be slow. "0.99" with slowerThan 250ms: the 99th
     percentile is at most 250 ms, which is slowRatio with a maximum of "0.01"."""
     maximum_value: Quantity | None = None
-    """For a value: the candidate fails when it is above this in three looks running, such as 2Gi for memory."""
+    """For a value: the candidate fails when it is above this in three looks running, such as 2Gi for memory. What a
+    Job says is judged once."""
     minimum_value: Quantity | None = None
     """For a value: the candidate fails when it is below this in three looks running."""
     maximum_of_stable: _Factor | None = None

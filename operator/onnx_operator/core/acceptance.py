@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from onnx_operator.api.common import parse_duration
+from onnx_operator.api.common import parse_duration, parse_quantity
 from onnx_operator.api.model_class import SourceKind
-from onnx_operator.api.rollout import DEFAULT_STEP_DURATION, MetricName
+from onnx_operator.api.rollout import DEFAULT_JOB_DEADLINE, DEFAULT_STEP_DURATION, MetricName
 from onnx_operator.core import reasons
 from onnx_operator.core.capacity import Capacity, amount, shortage
 from onnx_operator.core.traffic import FULL
@@ -22,8 +22,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from onnx_operator.api.model import OnnxModelSpec
-    from onnx_operator.api.model_class import OnnxModelClassSpec
-    from onnx_operator.api.rollout import Analysis, FreezeWindow, RollbackWindow, Rollout, RolloutDefaults, Step
+    from onnx_operator.api.model_class import Limits, OnnxModelClassSpec
+    from onnx_operator.api.rollout import (
+        Analysis,
+        AnalysisJob,
+        FreezeWindow,
+        Metric,
+        RollbackWindow,
+        Rollout,
+        RolloutDefaults,
+        Step,
+    )
     from onnx_operator.core.observation import ClassSeen, ModelSeen
 
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
@@ -249,14 +258,59 @@ def _stable_has_no_servers(offer: Offer) -> Refusal | None:
     if plan.bake:
         message = "rollout.bake keeps servers of the revision before, which takes a maxSurge of at least 1"
         return Refusal(reasons.STEP_WITHOUT_ROOM, message)
-    is_compared = any(one.name == MetricName.DISAGREEMENT and not one.dry_run for one in plan.analysis.metrics)
-    if is_compared and any(step.weight == FULL for step in plan.steps):
+    compared = [one.name for one in plan.analysis.metrics if _asks_stable(one) and not one.dry_run]
+    if compared and any(step.weight == FULL for step in plan.steps):
         message = (
-            "a rollout step of weight 100 leaves stable no servers with a maxSurge of 0, so disagreement has nothing "
+            f"a rollout step of weight 100 leaves stable no servers with a maxSurge of 0, so {compared[0]} has nothing "
             "to compare with; leave that metric out, or allow a maxSurge of 1"
         )
         return Refusal(reasons.STEP_WITHOUT_ROOM, message)
     return None
+
+
+def _asks_stable(metric: Metric) -> bool:
+    """Whether requests are sent to stable whatever its weight."""
+    of_stable = metric.maximum_of_stable or metric.minimum_of_stable
+    return metric.name == MetricName.DISAGREEMENT or (metric.job is not None and of_stable is not None)
+
+
+def _an_analysis_job_is_not_allowed(offer: Offer) -> Refusal | None:
+    for metric in offer.plan.analysis.metrics:
+        if metric.job is not None and (problem := _beyond(metric.job, offer.class_spec.limits)):
+            message = (
+                f"rollout.analysis.metrics[name={metric.name}].job.{problem} of OnnxModelClass {offer.class_name}; "
+                "whoever may change that class can allow it"
+            )
+            return Refusal(reasons.ANALYSIS_JOB_NOT_ALLOWED, message)
+    return None
+
+
+def _beyond(job: AnalysisJob, limits: Limits) -> str:
+    """Which field the class does not allow, and why; empty where it allows all."""
+    if not any(_begins(job.image, one) for one in limits.allowed_analysis_images):
+        allowed = ", ".join(limits.allowed_analysis_images) or "none"
+        return f"image is {job.image}, not among the limits.allowedAnalysisImages ({allowed})"
+    deadline = job.deadline or DEFAULT_JOB_DEADLINE
+    if parse_duration(deadline) > parse_duration(limits.max_analysis_deadline):
+        return f"deadline is {deadline}, above the limits.maxAnalysisDeadline of {limits.max_analysis_deadline}"
+    if job.resources is None:
+        return ""
+    most = limits.max_analysis_resources
+    for field, amounts in (("requests", job.resources.requests), ("limits", job.resources.limits)):
+        for name, amount_ in (amounts or {}).items():
+            if name not in most or parse_quantity(amount_) > parse_quantity(most[name]):
+                allowed = most.get(name, "none")
+                return f"resources.{field} asks for {amount_} of {name}, above limits.maxAnalysisResources ({allowed})"
+    return ""
+
+
+def _begins(image: str, allowed: str) -> bool:
+    """Whether the image is in that registry, folder or repository; half a name is none of them."""
+    if not image.startswith(allowed):
+        return False
+    rest = image[len(allowed) :]
+    # A colon begins a tag, unless it begins the port of a registry of a longer name.
+    return not rest or allowed.endswith("/") or rest[0] in "/@" or (rest[0] == ":" and "/" not in rest)
 
 
 _CHECKS: Final[tuple[Callable[[Offer], Refusal | None], ...]] = (
@@ -268,6 +322,7 @@ _CHECKS: Final[tuple[Callable[[Offer], Refusal | None], ...]] = (
     _a_step_has_no_room,
     _a_step_has_too_few_replicas,
     _stable_has_no_servers,
+    _an_analysis_job_is_not_allowed,
     _freeze_window_is_unreadable,
     _pool_schedule_is_unreadable,
 )

@@ -20,10 +20,12 @@ from onnx_operator.core.names import (
 from onnx_operator.core.observation import ObjectName
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from onnx_operator.api.common import ExecutionProvider
     from onnx_operator.api.model_class import OnnxModelClassSpec
     from onnx_operator.api.revision import OnnxModelRevisionSpec
-    from onnx_operator.api.rollout import ConfigMapKey
+    from onnx_operator.api.rollout import AnalysisJob, ConfigMapKey
     from onnx_operator.core.acceptance import Offer
     from onnx_operator.core.observation import ModelSeen, RevisionSeen
     from onnx_operator.core.traffic import GatewayAddress, Split
@@ -154,8 +156,28 @@ class WantProber:
         return (ObjectName("Deployment", prober_name(self.candidate.name)),)
 
 
+@dataclass(frozen=True, slots=True)
+class WantAnalysisJob:
+    """The Job that measures one metric in the present step."""
+
+    model: ModelSeen
+    class_spec: OnnxModelClassSpec
+    stable: RevisionSeen
+    candidate: RevisionSeen
+    name: str
+    metric: str
+    job: AnalysisJob
+    #: When the step began, and now.
+    since: datetime
+    now: datetime
+
+    @property
+    def objects(self) -> tuple[ObjectName, ...]:
+        return (ObjectName("Job", self.name),)
+
+
 JobWant = WantFetch | WantConvert | WantValidate | WantPublish
-Want = WantJobsPolicy | WantRevision | JobWant | WantServers | WantRoutes | WantProber
+Want = WantJobsPolicy | WantRevision | JobWant | WantServers | WantRoutes | WantProber | WantAnalysisJob
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ is the promise of the spec, `maxFalseRollback`, shared evenly by the steps and b
 proves nothing, twenty in twenty prove everything, and neither needs a special case.
 
 A value, such as memory, is the exception: one number a look has no theory of chance, so it takes no part in the promise
-and fails when it is beyond its bound in three looks running.
+and fails when it is beyond its bound in three looks running, or at once where a Job has taken its time to measure it.
 
 Limit: failures that cluster on one side for reasons that are not the model, such as one bad node, look like the
 model's.
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from datetime import timedelta
 
-    from onnx_operator.api.rollout import Analysis, Metric, PrometheusQuery
+    from onnx_operator.api.rollout import Analysis, AnalysisJob, Metric, PrometheusQuery
     from onnx_operator.core.scrapes import Scrapes, Tallies
 
 
@@ -85,6 +85,8 @@ class Criterion:
     provider: Provider = Provider.PROMETHEUS
     query: PrometheusQuery | None = None
     """For a metric of the user's own."""
+    job: AnalysisJob | None = None
+    """The same. A Job asks both sides by itself, whatever their weights: what it says is judged in every step alike."""
     maximum_value: Decimal | None = None
     minimum_value: Decimal | None = None
     maximum_of_stable: Decimal | None = None
@@ -100,6 +102,8 @@ class Criterion:
         that a comparison would compare callers. What the prober sends, it sends to both sides alike.
         """
         match self.metric:
+            case _ if self.job is not None:
+                return self
             case MetricName.DISAGREEMENT:
                 return self
             case MetricName.MEMORY:
@@ -115,7 +119,7 @@ class Criterion:
 
         What was to be detected beyond the tolerance goes with it.
         """
-        if self.metric == MetricName.DISAGREEMENT:
+        if self.metric == MetricName.DISAGREEMENT or self.job is not None:
             return self
         detect = self.detect if self.tolerance is None else None
         return replace(self, tolerance=None, detect=detect, maximum_of_stable=None, minimum_of_stable=None)
@@ -126,6 +130,12 @@ class Criterion:
         return (self.maximum is not None) + (self.tolerance is not None)
 
     @property
+    def is_value(self) -> bool:
+        """Whether there is a number to be held to a bound."""
+        bounds = (self.maximum_value, self.minimum_value, self.maximum_of_stable, self.minimum_of_stable)
+        return any(one is not None for one in bounds)
+
+    @property
     def words(self) -> str:
         """The bounds for a person."""
         parts = [] if self.maximum is None else [f"at most {_percent(self.maximum)}"]
@@ -134,6 +144,7 @@ class Criterion:
         parts += [] if self.minimum_value is None else [f"at least {in_words(self.metric, float(self.minimum_value))}"]
         parts += [] if self.maximum_of_stable is None else [f"at most {self.maximum_of_stable} times stable's"]
         parts += [] if self.minimum_of_stable is None else [f"at least {self.minimum_of_stable} times stable's"]
+        parts += ["exit code 0"] if self.job is not None and not parts else []
         slow = "" if self.slower_than is None else f"; slow is over {_milliseconds(self.slower_than)}"
         # A bound such as 1e-99 is a long story.
         return clipped((", ".join(parts) or "no bound in this step") + slow, _MOST_WORDS)
@@ -153,7 +164,7 @@ def _criterion(metric: Metric, analysis: Analysis, mirror: int) -> Criterion:
         # The 99th percentile is above a duration exactly when more than 1 % of the answers are.
         maximum = 1 - Decimal(metric.quantile)
     default = Provider.TRITON if metric.name == MetricName.THROUGHPUT_PER_REPLICA else Provider.PROMETHEUS
-    provider = metric.provider or default
+    provider = metric.provider or (default if metric.job is None else Provider.JOB)
     return Criterion(
         metric=metric.name,
         minimum_samples=analysis.minimum_samples,
@@ -165,6 +176,7 @@ def _criterion(metric: Metric, analysis: Analysis, mirror: int) -> Criterion:
         is_to_be_proved=analysis.proof is Proof.PROVE,
         provider=provider,
         query=metric.prometheus,
+        job=metric.job,
         maximum_value=None if metric.maximum_value is None else parse_quantity(metric.maximum_value),
         minimum_value=None if metric.minimum_value is None else parse_quantity(metric.minimum_value),
         maximum_of_stable=_decimal(metric.maximum_of_stable),
@@ -181,6 +193,10 @@ class Outcome(StrEnum):
     """Whether there is something to judge."""
 
     MEASURED = "Measured"
+    PASSED = "Passed"
+    """What measured has judged as well: good."""
+    FAILED = "Failed"
+    """The same: bad."""
     NO_DATA = "NoData"
     PROVIDER_ERROR = "ProviderError"
 
@@ -280,6 +296,10 @@ def judge(wanted: Criterion, seen: Measurement, *, alpha: float, before: tuple[E
 
     if seen.outcome is Outcome.PROVIDER_ERROR:
         return judged(Verdict.PROVIDER_ERROR, f"{wanted.metric} could not be measured")
+    if seen.outcome is Outcome.FAILED:
+        return judged(Verdict.FAIL, f"{wanted.metric} found the candidate bad")
+    if seen.outcome is Outcome.PASSED:
+        return judged(Verdict.PASS, f"{wanted.metric} found the candidate good")
     if seen.outcome is Outcome.NO_DATA or seen.candidate is None:
         lacks = f"{wanted.metric} has no data"
         owes_none = wanted.minimum_samples == 0
@@ -344,6 +364,9 @@ def _judge_value(wanted: Criterion, ours: float, theirs: float | None, before: t
     looks = tuple(_looked(words, before, is_beyond=is_beyond) for words, is_beyond in bounds)
     longest = max(looks, key=lambda one: one.candidate.bad, default=beginning("", is_compared=False))
     running = longest.candidate.bad
+    # A Job measures once, for as long as its author thinks fit: its number does not change from look to look.
+    if running and wanted.job is not None:
+        return Verdict.FAIL, f"{said}: beyond {longest.bound}", looks
     if running >= _LOOKS_TO_FAIL:
         return Verdict.FAIL, f"{said}: beyond {longest.bound} in {running} looks running", looks
     if (wanted.maximum_of_stable or wanted.minimum_of_stable) and (theirs is None or theirs <= 0):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, assert_never
 from onnx_operator.core import reasons
 from onnx_operator.core.actions import (
     Delete,
+    WantAnalysisJob,
     WantConvert,
     WantFetch,
     WantJobsPolicy,
@@ -22,8 +23,8 @@ from onnx_operator.core.actions import (
     WantServers,
     WantValidate,
 )
-from onnx_operator.core.conditions import ConditionType, Finding
-from onnx_operator.core.jobs import JobFailed, JobSucceeded
+from onnx_operator.core.conditions import ConditionType, Finding, moment
+from onnx_operator.core.jobs import JobFailed, JobPassed, JobSucceeded
 from onnx_operator.core.ladder import Passage, Standing, climb, needs_prober
 from onnx_operator.core.ledger import Ended, MoveModel, MoveRevision, change, outcome_of
 from onnx_operator.core.moves import first_move
@@ -129,6 +130,8 @@ def _wanted(view: View, standing: Standing) -> Iterator[Want]:
         yield WantRoutes(view.seen.model, view.class_spec, split)
     if (prober := _prober(view)) is not None:
         yield prober
+    # Last, as a Job that is refused must keep nothing else from being done.
+    yield from _analysis_jobs(view)
 
 
 def _serving(view: View) -> Iterator[RevisionSeen]:
@@ -152,6 +155,28 @@ def _prober(view: View) -> WantProber | None:
     cosine = next((metric.min_cosine for metric in analysis.metrics if metric.min_cosine), DEFAULT_MIN_COSINE)
     golden = analysis.golden_requests.config_map if analysis.golden_requests else None
     return WantProber(view.seen.model, view.class_spec, stable, candidate, view.seen.gateway, cosine, golden)
+
+
+def _analysis_jobs(view: View) -> Iterator[Want]:
+    """What has ended is not run again, though its Job be gone."""
+    stable, candidate = view.stable, view.candidate
+    began = view.ledger.candidate.step_started_time if view.ledger.candidate is not None else None
+    if stable is None or candidate is None or began is None or view.class_spec is None:
+        return
+    for name, run in view.runs.items():
+        wanted = view.analysis_jobs[name]
+        if run.told is None and wanted.job is not None:
+            yield WantAnalysisJob(
+                view.seen.model,
+                view.class_spec,
+                stable,
+                candidate,
+                name,
+                wanted.metric,
+                wanted.job,
+                since=moment(began),
+                now=view.now,
+            )
 
 
 def _unwanted(view: View, wants: Iterable[Want]) -> Iterator[Delete]:
@@ -187,6 +212,11 @@ def _is_pointless(view: View, job: Child) -> bool:
     if job.component == Component.FETCH:
         # A source that comes back is fetched anew, so an old result must not lie around.
         return view.source_key is not None and job.name != fetch_job_name(view.seen.model.name, view.source_key)
+    if job.component == Component.ANALYSIS:
+        # Of its candidate's Jobs those of the present step are enough, so that no number of steps adds up.
+        is_of_candidate = view.candidate is not None and job.revision == view.candidate.name
+        has_ended = isinstance(view.seen.analysis_jobs.get(job.name), JobPassed | JobFailed)
+        return job.name not in view.analysis_jobs and (is_of_candidate or not has_ended)
     return not isinstance(view.seen.jobs.get(job.name), JobSucceeded | JobFailed)
 
 
@@ -263,6 +293,8 @@ def obstacle_finding(action: Action, reason: str, message: str) -> Finding:
             kind = ConditionType.CANDIDATE_AVAILABLE
         case WantRevision() | WantConvert():
             kind = ConditionType.CONVERTED
+        case WantAnalysisJob():
+            kind = ConditionType.PROMOTED
         case Delete():
             kind = ConditionType.TRAFFIC_PROGRAMMED
         case unreachable:

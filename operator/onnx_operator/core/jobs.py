@@ -57,19 +57,45 @@ class JobFailed:
     seconds: int
 
 
+@dataclass(frozen=True, slots=True)
+class JobPassed:
+    """A metric's Job ended well; what it left may be anything."""
+
+    text: str
+
+
 JobState = JobRunning | JobBlocked | JobSucceeded | JobFailed
+AnalysisJobState = JobRunning | JobBlocked | JobPassed | JobFailed
 
 
 def read_job(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], refusals: Sequence[str]) -> JobState:
     """How the Job stands. `refusals` are the messages of its FailedCreate Events, newest last."""
     ended = _ended(job)
-    newest_first = sorted(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")), reverse=True)
+    newest_first = _newest_first(pods)
     if ended is None:
         return _under_way(job, newest_first, refusals)
     seconds = _seconds(job, ended)
     if ended["type"] == "Complete":
         return _succeeded(job, newest_first, seconds)
-    return _failed(ended, newest_first, seconds)
+    return _failed(ended, newest_first, seconds, "the class's jobs.deadline")
+
+
+def read_analysis_job(
+    job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], refusals: Sequence[str]
+) -> AnalysisJobState:
+    """How a metric's Job stands, which knows nothing of our summaries."""
+    ended = _ended(job)
+    newest_first = _newest_first(pods)
+    if ended is None:
+        return _under_way(job, newest_first, refusals)
+    if ended["type"] != "Complete":
+        return _failed(ended, newest_first, _seconds(job, ended), "the metric's job.deadline")
+    spoken = (one for pod in newest_first if (one := _terminated(pod)) is not None and one.get("exitCode") == 0)
+    return JobPassed(next((str(one.get("message") or "") for one in spoken), ""))
+
+
+def _newest_first(pods: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return sorted(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")), reverse=True)
 
 
 def is_finished(job: Mapping[str, Any]) -> bool:
@@ -131,13 +157,11 @@ def _result(job: Mapping[str, Any], text: str) -> Summary:
     return summary
 
 
-def _failed(ended: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], seconds: int) -> JobFailed:
+def _failed(ended: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], seconds: int, limit: str) -> JobFailed:
     found = _last_failure(pods)
     if ended.get("reason") == "DeadlineExceeded":
         why = f"; last seen: {found.reason}: {found.message}" if found is not None else ""
-        message = (
-            f"the Job did not end within the class's jobs.deadline{why}; raise it, or give the Job what it waits for"
-        )
+        message = f"the Job did not end within {limit}{why}; raise it, or give the Job what it waits for"
         return JobFailed(reasons.JOB_DEADLINE_EXCEEDED, message, None, seconds)
     if found is None:
         message = f"the Job failed and left no pod to ask: {ended.get('message', 'no message')}"

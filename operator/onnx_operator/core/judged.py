@@ -15,7 +15,7 @@ from onnx_operator.core.followed import followed
 from onnx_operator.core.scrapes import Tallies, Tally
 
 if TYPE_CHECKING:
-    from onnx_operator.api.model import CandidateStatus
+    from onnx_operator.api.model import CandidateStatus, MetricJobStatus
     from onnx_operator.core.analysis import Criterion, Judgement, Measurement
     from onnx_operator.core.view import View
 
@@ -27,7 +27,10 @@ def judged(view: View, measurements: tuple[Measurement, ...]) -> View:
         return view
     wanted = view.criteria
     tallies = {one.name: _tallies(one) for one in candidate.analysis}
+    runs = list(view.runs.values())
+    jobs = {one.measurement.metric: one.told for one in runs}
     found = [counted(one, tallies.get(one.metric, Tallies())) for one in measurements]
+    found += [one.measurement for one in runs]
     pairs = _pairs(candidate, next((one.candidate for one in found if one.metric == MetricName.DISAGREEMENT), None))
     judgements = judge_all(
         wanted,
@@ -44,7 +47,9 @@ def judged(view: View, measurements: tuple[Measurement, ...]) -> View:
             "verdict": str(overall(judgements)),
             "verdict_time": instant(view.now),
             "analysis": [
-                _metric_status(criterion, judgement, tallies.get(judgement.metric, Tallies()))
+                _metric_status(
+                    criterion, judgement, tallies.get(judgement.metric, Tallies()), jobs.get(judgement.metric)
+                )
                 for criterion, judgement in zip(wanted, judgements, strict=True)
             ],
             "measured_split": _split_status(view, judgements) if _gateway_counts(wanted) else None,
@@ -96,7 +101,9 @@ def _split_status(view: View, judgements: tuple[Judgement, ...]) -> SplitStatus 
     )
 
 
-def _metric_status(criterion: Criterion, judgement: Judgement, tallies: Tallies) -> MetricStatus:
+def _metric_status(
+    criterion: Criterion, judgement: Judgement, tallies: Tallies, job: MetricJobStatus | None
+) -> MetricStatus:
     return MetricStatus(
         name=judgement.metric,
         verdict=str(judgement.verdict),
@@ -110,6 +117,7 @@ def _metric_status(criterion: Criterion, judgement: Judgement, tallies: Tallies)
         evidence=[_evidence_status(one) for one in judgement.evidence],
         candidate_counts=_server_counts(tallies.candidate),
         stable_counts=_server_counts(tallies.stable),
+        job=job,
     )
 
 

@@ -22,6 +22,7 @@ MODEL_LABEL: Final = f"{GROUP}/model"
 REVISION_LABEL: Final = f"{GROUP}/revision"
 COMPONENT_LABEL: Final = f"{GROUP}/component"
 PROVIDER_LABEL: Final = f"{GROUP}/provider"
+METRIC_LABEL: Final = f"{GROUP}/metric"
 #: Hash of what was applied last; tells that a newer operator or spec wants something else.
 APPLIED_ANNOTATION: Final = f"{GROUP}/applied"
 
@@ -41,6 +42,7 @@ class Component(StrEnum):
     PUBLISH = "publish"
     SERVER = "server"
     PROBER = "prober"
+    ANALYSIS = "analysis"
 
 
 def digest_of(value: Any, length: int) -> str:
@@ -60,6 +62,11 @@ def fetch_job_name(model: str, source_key: str) -> str:
 def stage_job_name(revision: str, stage: str, attempt: int) -> str:
     """`stage` is convert, publish or validate-<provider>."""
     return f"{revision}-{stage}-{attempt}"
+
+
+def analysis_job_name(revision: str, identity: Any) -> str:
+    """As long as the longest; `identity` tells one metric of one step from another."""
+    return f"{revision}-check-{digest_of(identity, 10)}"
 
 
 def validate_stage(provider: ExecutionProvider) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from onnx_operator.api.model_class import OnnxModelClassSpec
     from onnx_operator.api.revision import OnnxModelRevisionSpec, OnnxModelRevisionStatus
     from onnx_operator.core.analysis import Measurement
-    from onnx_operator.core.jobs import JobState
+    from onnx_operator.core.jobs import AnalysisJobState, JobState
     from onnx_operator.core.servers import ServerState
     from onnx_operator.core.traffic import GatewayAddress, RouteSeen
 
@@ -107,6 +107,8 @@ class Observation:
     children: tuple[Child, ...] = ()
     #: By the Job's name.
     jobs: Mapping[str, JobState] = field(default_factory=dict)
+    #: The Jobs of metrics, by the Job's name.
+    analysis_jobs: Mapping[str, AnalysisJobState] = field(default_factory=dict)
     #: By revision and execution provider; only where the Deployment exists.
     servers: Mapping[tuple[str, ExecutionProvider], ServerState] = field(default_factory=dict)
     http_route: RouteSeen | None = None

@@ -54,6 +54,14 @@ def is_ready(pod: Mapping[str, Any]) -> bool:
     return any(one.get("type") == "Ready" and one.get("status") == "True" for one in conditions)
 
 
+def url_of(pod: Mapping[str, Any], port: int) -> str | None:
+    """Where a port of the pod answers; None while it has no address."""
+    address = (pod.get("status") or {}).get("podIP")
+    if not address:
+        return None
+    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+
+
 def last_words(container: Mapping[str, Any]) -> Summary | None:
     """The summary a terminated container left; None where there is none that can be read."""
     try:

@@ -61,6 +61,11 @@ POOL_SCHEDULE_INVALID: Final = Reason(
     "surfaces when the schedule or the time zone of a pool's weight cannot be read; the message names the field",
 )
 
+ANALYSIS_JOB_NOT_ALLOWED: Final = Reason(
+    "AnalysisJobNotAllowed",
+    "surfaces when the class does not allow the image, the resources or the deadline of a metric's Job",
+)
+
 # SourceResolved
 SOURCE_RESOLVED: Final = Reason("SourceResolved", "surfaces when the checkpoint's digest is known")
 FETCHING: Final = Reason("Fetching", "surfaces when the fetch Job runs")
@@ -90,7 +95,8 @@ POD_REFUSED: Final = Reason(
 
 # What ends a Job for good, besides the converter's own reasons.
 JOB_DEADLINE_EXCEEDED: Final = Reason(
-    "JobDeadlineExceeded", "surfaces when a Job ran longer than the class's jobs.deadline"
+    "JobDeadlineExceeded",
+    "surfaces when a Job ran longer than the class's jobs.deadline, or a metric's Job than its own",
 )
 OOM_KILLED: Final = Reason("OOMKilled", "surfaces when a container needed more memory than its limit")
 EVICTED: Final = Reason("Evicted", "surfaces when the node threw the pod out, for example for lack of disk")

@@ -105,7 +105,8 @@ def _with_judgements(known: RolloutRecord, view: View, analysis: Analysis) -> Ro
     metrics, before = _columns(known.metrics, declared), known.points
     if any(one.name != now.name for one, now in zip(known.metrics, metrics, strict=False)):
         before = []  # their columns are gone
-    seconds = int((view.now - moment(known.started_time)).total_seconds())
+    # The clock of the operator before may have been ahead of this one's.
+    seconds = max(0, int((view.now - moment(known.started_time)).total_seconds()))
     newest = _line(seconds, view.candidate_weight, view.judgements, metrics)
     points = thinned([*(line for line in before if _seconds(line) < seconds), newest])
     return known.model_copy(update={"metrics": metrics, "points": points})

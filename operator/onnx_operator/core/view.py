@@ -13,6 +13,7 @@ from onnx_operator.api.common import parse_duration
 from onnx_operator.api.rollout import AtDeadline
 from onnx_operator.core.acceptance import Offer, Refusal, accept, duration_of, reach_of
 from onnx_operator.core.analysis import Verdict, criteria
+from onnx_operator.core.analysis_jobs import Run, job_name, read_run, told_run
 from onnx_operator.core.capacity import Goal, Sides, allot
 from onnx_operator.core.conditions import moment
 from onnx_operator.core.freezes import frozen_until
@@ -290,9 +291,11 @@ class View:
 
     @property
     def candidate_mirror(self) -> int:
-        """The percentage of stable's requests that the candidate's step mirrors to it."""
+        """The percentage of stable's requests that the candidate's step mirrors to it; what goes back is not tried."""
         step = self.step_index
-        return 0 if step is None or self.plan is None or self.is_baking else self.plan.steps[step].mirror or 0
+        if step is None or self.plan is None or self.is_baking or self.is_rollback:
+            return 0
+        return self.plan.steps[step].mirror or 0
 
     @property
     def share_words(self) -> str:
@@ -466,6 +469,25 @@ class View:
         if self.plan is None:
             return ()
         return criteria(self.plan.analysis, weight=self.candidate_weight, mirror=self.candidate_mirror)
+
+    @property
+    def analysis_jobs(self) -> Mapping[str, Criterion]:
+        """The metrics that a Job measures in the present step, by its name."""
+        candidate, revision = self.ledger.candidate, self.candidate
+        if candidate is None or revision is None or candidate.step_started_time is None:
+            return {}
+        return {job_name(one, candidate, revision): one for one in self.criteria if one.job is not None}
+
+    @property
+    def runs(self) -> Mapping[str, Run]:
+        """How these Jobs stand."""
+        candidate, seen = self.ledger.candidate, self.seen.analysis_jobs
+        if candidate is None:
+            return {}
+        return {
+            name: read_run(wanted, name, seen.get(name), told_run(name, candidate))
+            for name, wanted in self.analysis_jobs.items()
+        }
 
     @property
     def may_proceed_in_doubt(self) -> bool:

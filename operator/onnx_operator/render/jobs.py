@@ -2,6 +2,9 @@
 
 Only `fetch` ever holds a credential or may reach out, and it opens no weights; `convert` and `validate` open the
 checkpoint, which is assumed hostile, and have neither. No Job has a token of the API server.
+
+Beside them the Jobs that measure a candidate, of an image that is the user's: they see neither checkpoints nor
+artifacts, and reach both versions as any pod of the namespace does.
 """
 
 from __future__ import annotations
@@ -10,18 +13,24 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 from onnx_converter.reasons import PERMANENT_CODES, USAGE
-from onnx_operator.api.common import parse_duration
+from onnx_operator.api.common import Resources, parse_duration
+from onnx_operator.api.rollout import DEFAULT_FAIL_EXIT_CODES, DEFAULT_JOB_DEADLINE
 from onnx_operator.core.names import (
     COMPONENT_LABEL,
+    METRIC_LABEL,
     MODEL_LABEL,
     Component,
     digest_hex,
     jobs_policy_name,
     work_folder,
 )
+from onnx_operator.core.questions import Party, filled_in
 from onnx_operator.core.revisions import conversion_key, declared, devices
+from onnx_operator.core.view import side_of
 from onnx_operator.render.parts import (
     ARTIFACTS,
+    GRPC_PORT,
+    HTTP_PORT,
     TMP,
     TMP_VOLUME,
     Manifest,
@@ -37,12 +46,19 @@ from onnx_operator.render.parts import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from datetime import timedelta
 
-    from onnx_operator.api.common import ExecutionProvider, Resources
+    from onnx_operator.api.common import ExecutionProvider
     from onnx_operator.api.revision import OnnxModelRevisionSpec, RevisionProvider
-    from onnx_operator.core.actions import WantConvert, WantFetch, WantJobsPolicy, WantPublish, WantValidate
+    from onnx_operator.core.actions import (
+        WantAnalysisJob,
+        WantConvert,
+        WantFetch,
+        WantJobsPolicy,
+        WantPublish,
+        WantValidate,
+    )
     from onnx_operator.core.observation import ModelSeen, RevisionSeen
 
 _STORE: Final = "store"
@@ -151,6 +167,58 @@ def build_publish_job(want: WantPublish) -> Manifest:
     return _stage_job(want, Component.PUBLISH, container)
 
 
+def build_analysis_job(want: WantAnalysisJob) -> Manifest:
+    model, job, candidate = want.model, want.job, want.candidate
+    party = Party(candidate.name, candidate.spec.number, side_of(candidate).services)
+
+    def filled(text: str) -> str:
+        return filled_in(text, party, namespace=model.namespace, model=model.name, since=want.since, now=want.now)
+
+    variables = {one["name"]: one for one in _both_sides(want)}
+    for one in job.env or ():
+        if one.secret_key_ref is not None:
+            variables[one.name] = {
+                "name": one.name,
+                "valueFrom": {"secretKeyRef": one.secret_key_ref.model_dump(mode="json")},
+            }
+        else:
+            variables[one.name] = {"name": one.name, "value": filled(one.value or "")}
+    declared_ = job.resources.model_dump(exclude_none=True) if job.resources is not None else {}
+    most = want.class_spec.limits.max_analysis_resources
+    amounts = Resources.model_validate(declared_ | {"limits": most | declared_.get("limits", {})})
+    container = {
+        "name": "main",
+        "image": job.image,
+        **container_basics(),
+        **({"command": job.command} if job.command else {}),
+        **({"args": [filled(one) for one in job.args]} if job.args else {}),
+        "env": list(variables.values()),
+        "resources": resources(amounts),
+        "volumeMounts": [TMP],
+    }
+    labelled = labels(model.name, revision=candidate.name, component=Component.ANALYSIS) | {METRIC_LABEL: want.metric}
+    return _job(
+        namespace=model.namespace,
+        name=want.name,
+        labelled=labelled,
+        owner=owned_by_revision(candidate),
+        deadline=parse_duration(job.deadline or DEFAULT_JOB_DEADLINE),
+        pod=_bare_pod(container, [TMP_VOLUME]),
+        final_codes=job.fail_exit_codes or DEFAULT_FAIL_EXIT_CODES,
+    )
+
+
+def _both_sides(want: WantAnalysisJob) -> Iterator[Manifest]:
+    """How to reach both versions: at their Services, as what comes by the gateway is counted as users' requests."""
+    yield {"name": "HOME", "value": TMP["mountPath"]}
+    yield {"name": "MODEL_NAME", "value": want.model.name}
+    for side, revision in (("CANDIDATE", want.candidate), ("STABLE", want.stable)):
+        host = f"{side_of(revision).services[0]}.{want.model.namespace}.svc"
+        yield {"name": f"{side}_URL", "value": f"http://{host}:{HTTP_PORT}"}
+        yield {"name": f"{side}_GRPC", "value": f"{host}:{GRPC_PORT}"}
+        yield {"name": f"{side}_VERSION", "value": str(revision.spec.number)}
+
+
 def build_jobs_policy(want: WantJobsPolicy) -> Manifest:
     """No network for the Jobs that open a checkpoint; whether that binds is the cluster's network's part."""
     model = want.model
@@ -197,8 +265,16 @@ def _stage_job(
 
 
 def _job(
-    *, namespace: str, name: str, labelled: dict[str, str], owner: Manifest, deadline: timedelta, pod: Manifest
+    *,
+    namespace: str,
+    name: str,
+    labelled: dict[str, str],
+    owner: Manifest,
+    deadline: timedelta,
+    pod: Manifest,
+    final_codes: Sequence[int] = (USAGE.exit_code, *PERMANENT_CODES),
 ) -> Manifest:
+    """`final_codes` are those after which trying again gives the same again."""
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -216,7 +292,7 @@ def _job(
                         "onExitCodes": {
                             "containerName": "main",
                             "operator": "In",
-                            "values": [USAGE.exit_code, *PERMANENT_CODES, _KILLED],
+                            "values": [*final_codes, _KILLED],
                         },
                     },
                 ]
@@ -227,11 +303,15 @@ def _job(
 
 
 def _pod(container: Manifest, *, claim: str, volumes: Sequence[Manifest] = ()) -> Manifest:
+    return _bare_pod(container, [claim_volume(_STORE, claim), *volumes, TMP_VOLUME])
+
+
+def _bare_pod(container: Manifest, volumes: Sequence[Manifest]) -> Manifest:
     return {
         "restartPolicy": "Never",
         **pod_basics(grace_seconds=30),
         "containers": [container],
-        "volumes": [claim_volume(_STORE, claim), *volumes, TMP_VOLUME],
+        "volumes": list(volumes),
     }
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from onnx_operator.api.common import API_VERSION
 from onnx_operator.core.actions import (
+    WantAnalysisJob,
     WantConvert,
     WantFetch,
     WantJobsPolicy,
@@ -17,6 +18,7 @@ from onnx_operator.core.actions import (
     WantValidate,
 )
 from onnx_operator.render.jobs import (
+    build_analysis_job,
     build_convert_job,
     build_fetch_job,
     build_jobs_policy,
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from onnx_operator.core.actions import Want
 
 
-def build(want: Want) -> tuple[Manifest, ...]:  # noqa: PLR0911  (a table)
+def build(want: Want) -> tuple[Manifest, ...]:  # noqa: C901, PLR0911  (a table)
     """Every manifest of the want, in the order in which they are best created."""
     match want:
         case WantRevision():
@@ -58,6 +60,8 @@ def build(want: Want) -> tuple[Manifest, ...]:  # noqa: PLR0911  (a table)
             return (build_http_route(want), build_grpc_route(want))
         case WantProber():
             return (build_prober(want),)
+        case WantAnalysisJob():
+            return (build_analysis_job(want),)
         case unreachable:
             assert_never(unreachable)
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 Manifest = dict[str, Any]
 
+HTTP_PORT = 8000
+GRPC_PORT = 8001
 ARTIFACTS = "artifacts"
 TMP: Manifest = {"name": "tmp", "mountPath": "/tmp"}  # noqa: S108  (a mount of its own, in every pod)
 TMP_VOLUME: Manifest = {"name": "tmp", "emptyDir": {}}

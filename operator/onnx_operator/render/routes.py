@@ -11,8 +11,15 @@ from typing import TYPE_CHECKING
 
 from onnx_operator.core.tell import host_of
 from onnx_operator.core.traffic import FULL, TRACK_HEADER
-from onnx_operator.render.parts import Manifest, labels, metadata, owned_by_model, stamped
-from onnx_operator.render.servers import GRPC_PORT, HTTP_PORT
+from onnx_operator.render.parts import (
+    GRPC_PORT,
+    HTTP_PORT,
+    Manifest,
+    labels,
+    metadata,
+    owned_by_model,
+    stamped,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

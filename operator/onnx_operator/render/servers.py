@@ -20,6 +20,8 @@ from onnx_operator.core.tell import host_of
 from onnx_operator.render.jobs import placed
 from onnx_operator.render.parts import (
     ARTIFACTS,
+    GRPC_PORT,
+    HTTP_PORT,
     TMP,
     TMP_VOLUME,
     Manifest,
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
     from onnx_operator.core.actions import WantProber, WantServers
     from onnx_operator.core.observation import RevisionSeen
 
-HTTP_PORT: Final = 8000
-GRPC_PORT: Final = 8001
 METRICS_PORT: Final = 8002
 PROBER_PORT: Final = 8080
 

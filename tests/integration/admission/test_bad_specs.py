@@ -38,6 +38,12 @@ def own(name: str, says: str, at: str, **query: str) -> Bad:
     return Bad({METRICS: [{"name": name, "tolerance": "0.01", "prometheus": query}]}, f"{METRICS}[0]{at}", says)
 
 
+def job(says: str, at: str, *, metric: Manifest | None = None, **fields: object) -> Bad:
+    """A metric that a Job measures and that is wrong somewhere."""
+    declared = {key: value for key, value in ({"image": "checks:1"} | fields).items() if value is not ABSENT}
+    return Bad({METRICS: [{"name": "accuracy", "job": declared, **(metric or {})}]}, f"{METRICS}[0]{at}", says)
+
+
 BAD_MODELS: Final = {
     # Sources
     "no source": Bad({"spec.source": {}}, "spec.source", "exactly one of"),
@@ -346,7 +352,39 @@ BAD_MODELS: Final = {
     "a provider that nobody knows": Bad(
         {METRICS: [{"name": "errorRatio", "maximum": "0.1", "provider": "datadog"}]},
         f"{METRICS}[0].provider",
-        '"prometheus", "triton"',
+        '"prometheus", "triton", "job"',
+    ),
+    "a built-in metric with a Job": job("give a metric of your own a name", ".job", metric={"name": "memory"}),
+    "a metric with a query and a Job": job("one of the two", ".name", metric={"prometheus": COUNTED}),
+    "a Job of another provider": job("leave provider out", ".provider", metric={"provider": "prometheus"}),
+    "a provider of Jobs without a Job": Bad(
+        {METRICS: [{"name": "accuracy", "provider": "job", "prometheus": {"value": "up"}, "maximumValue": 1}]},
+        f"{METRICS}[0].provider",
+        "leave provider out",
+    ),
+    "a Job with a share for a bound": job("are shares of answers", "", metric={"maximum": "0.5"}),
+    "a Job without an image": job("Required", ".job.image", image=ABSENT),
+    "a Job with a pod's field": job("unknown field", ".job.hostNetwork", hostNetwork=True),
+    "an argument that nobody fills in": job("those known are {{namespace}}", ".job.args[0]", args=["--of={{stable}}"]),
+    "an argument of a megabyte": job("Too long", ".job.args[0]", args=[MEGABYTE]),
+    "a hundred arguments": job("must have at most 16 items", ".job.args", args=["a"] * 100),
+    "a variable without a value": job("one of the two", ".job.env[0]", env=[{"name": "A"}]),
+    "a variable with two values": job(
+        "one of the two", ".job.env[0]", env=[{"name": "A", "value": "a", "secretKeyRef": {"name": "b", "key": "c"}}]
+    ),
+    "a variable twice": job("Duplicate value", ".job.env[1]", env=[{"name": "A", "value": "a"}] * 2),
+    "a variable with the name of none": job("should match", ".job.env[0].name", env=[{"name": "A-B", "value": "a"}]),
+    "a secret without its key": job(
+        "Required", ".job.env[0].secretKeyRef.key", env=[{"name": "A", "secretKeyRef": {"name": "b"}}]
+    ),
+    "a Job of no time": job("at least 1s", ".job.deadline", deadline="0s"),
+    "a bad end with exit code 0": job("greater than or equal to 1", ".job.failExitCodes[0]", failExitCodes=[0]),
+    "a bad end by a signal": job("less than or equal to 125", ".job.failExitCodes[0]", failExitCodes=[137]),
+    "no bad end": job("at least 1 items", ".job.failExitCodes", failExitCodes=[]),
+    "a Job that reserves more than it may use": job(
+        "requests must not be above limits",
+        ".job.resources.requests",
+        resources={"requests": {"cpu": "2"}, "limits": {"cpu": "1"}},
     ),
     "a quantile of no latency": Bad(
         {METRICS: [{"name": "latencyQuantile", "slowerThan": "1s"}]}, f"{METRICS}[0].quantile", "needs quantile"
@@ -459,6 +497,7 @@ BAD_CLASSES: Final = {
         {"spec.sources.huggingFace.endpoint": "https://user:secret@hub"}, "spec.sources.huggingFace.endpoint", "match"
     ),
     "a source of an unknown kind": Bad({"spec.sources.allowed": ["ftp"]}, "spec.sources.allowed[0]", "huggingFace"),
+    "an unlimited Job in words": Bad({"spec.limits.maxAnalysisResources": {"cpu": "all"}}, "cpu", "such as 500m"),
     "a provider twice": Bad({PROVIDERS: [{"name": "CPUExecutionProvider"}] * 2}, f"{PROVIDERS}[1]", "Duplicate value"),
     "a toleration of everything with a value": Bad(
         {

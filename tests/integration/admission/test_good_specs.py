@@ -221,6 +221,23 @@ def test_how_surely_a_candidate_is_judged_can_be_said(promise: str, installation
             },
         },
         {"name": "queue", "minimumOfStable": "0.8", "prometheus": {"value": 'q{r="{{revision}}"} or on () {x="{"}'}},
+        {
+            "name": "accuracy",
+            "provider": "job",
+            "maximumOfStable": "1.1",
+            "job": {
+                "image": "registry.example/checks:1",
+                "args": ["--number={{number}}", "$(CANDIDATE_URL)", '{"a": {"b": 1} }'],
+                "env": [
+                    {"name": "WHERE", "value": "{{namespace}}"},
+                    {"name": "TOKEN", "secretKeyRef": {"name": "hub", "key": "token"}},
+                ],
+                "resources": {"limits": {"memory": "1Gi"}},
+                "deadline": "10m",
+                "failExitCodes": [3],
+            },
+        },
+        {"name": "smoke", "job": {"image": "checks"}},
     ],
     ids=lambda metric: str(metric["name"]),
 )

@@ -19,6 +19,32 @@ def hub(revision: str) -> dict[str, Any]:
     return {"huggingFace": {"repository": "a/b", "revision": revision}}
 
 
+CHECKS = {"limits": {"allowedAnalysisImages": ["registry.example/checks", "registry.example:5000/team/"]}}
+
+
+ALLOWED_JOBS: dict[str, dict[str, Any]] = {
+    "of an allowed repository": {},
+    "of one below it": {"image": "registry.example/checks/accuracy@sha256:00"},
+    "of an allowed folder": {"image": "registry.example:5000/team/any"},
+    "as large and as long as allowed": {
+        "deadline": "15m",
+        "resources": {"requests": {"cpu": "0.5"}, "limits": {"cpu": "500m", "memory": "1024Mi"}},
+    },
+}
+REFUSED_JOBS: dict[str, dict[str, Any]] = {
+    "job.image": {"image": "registry.example/checks-of-others:1"},
+    "job.image is registry.example/checks:5000/other": {"image": "registry.example/checks:5000/other"},
+    "job.deadline is 16m, above the limits.maxAnalysisDeadline of 15m": {"deadline": "16m"},
+    "job.resources.limits asks for 2Gi of memory, above": {"resources": {"limits": {"memory": "2Gi"}}},
+    "asks for 1 of x.com/gpu, above": {"resources": {"requests": {"x.com/gpu": "1"}}},
+}
+
+
+def measured_by(**job: Any) -> dict[str, Any]:
+    metric = {"name": "accuracy", "job": {"image": "registry.example/checks:1"} | job}
+    return {"analysis": {"metrics": [metric]}}
+
+
 def judged(spec: dict[str, Any], **class_spec: Any) -> Offer | Refusal:
     model = ModelSeen("shop", "minilm", "uid", 1, "1", a_spec(**spec), OnnxModelStatus())
     return accept(model, (a_class(**class_spec),))
@@ -51,6 +77,10 @@ def judged(spec: dict[str, Any], **class_spec: Any) -> Offer | Refusal:
             {},
             id="a step with pause under any deadline",
         ),
+        *(
+            pytest.param({"rollout": measured_by(**job)}, CHECKS, id=f"a Job: {words}")
+            for words, job in ALLOWED_JOBS.items()
+        ),
     ],
 )
 def test_the_class_lets_this_through(spec: dict[str, Any], class_spec: dict[str, Any]) -> None:
@@ -72,6 +102,30 @@ def test_the_class_lets_this_through(spec: dict[str, Any], class_spec: dict[str,
         ),
         pytest.param(
             {"source": hub(COMMIT[:39])}, {}, "MutableRevisionNotAllowed", "40 hexadecimal digits", id="a short commit"
+        ),
+        pytest.param(
+            {"rollout": measured_by()},
+            {},
+            "AnalysisJobNotAllowed",
+            "metrics[name=accuracy].job.image is registry.example/checks:1, not among the limits.allowedAnalysisImages "
+            "(none) of OnnxModelClass standard; whoever may change that class can allow it",
+            id="a Job where none is allowed",
+        ),
+        *(
+            pytest.param(
+                {"rollout": measured_by(**job)}, CHECKS, "AnalysisJobNotAllowed", words, id=f"a Job with {words}"
+            )
+            for words, job in REFUSED_JOBS.items()
+        ),
+        pytest.param(
+            {
+                "rollout": {"maxSurge": 0, "maxUnavailable": 1, "steps": [{"weight": 100}]}
+                | {"analysis": {"metrics": [measured_by()["analysis"]["metrics"][0] | {"maximumOfStable": "1.1"}]}}
+            },
+            CHECKS,
+            "StepWithoutRoom",
+            "so accuracy has nothing to compare with",
+            id="a Job that compares with a stable that has no servers",
         ),
         pytest.param(
             {"executionProviders": [{"name": "CUDAExecutionProvider"}]},

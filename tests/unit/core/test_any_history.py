@@ -14,8 +14,9 @@ from typing_extensions import override
 from onnx_operator.core.analysis import Outcome
 from onnx_operator.core.counts import Counts
 from onnx_operator.core.freezes import frozen_until
-from onnx_operator.core.jobs import JobBlocked, JobRunning
+from onnx_operator.core.jobs import JobBlocked, JobFailed, JobPassed, JobRunning
 from onnx_operator.core.names import server_name
+from onnx_operator.core.observation import ObjectName
 from onnx_operator.core.pods import Trouble
 from onnx_operator.core.record import MOST_MOMENTS, MOST_POINTS, read
 from onnx_operator.core.traffic import Track
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from onnx_operator.api.common import ExecutionProvider
     from onnx_operator.api.model import CandidateStatus, OnnxModelStatus
+    from onnx_operator.core.jobs import AnalysisJobState
     from onnx_operator.core.servers import ServerState
     from onnx_operator.core.traffic import Backend, Split
     from onnx_operator.core.view import View
@@ -74,12 +76,28 @@ POOLS = st.sampled_from(
 )
 BAKES = st.sampled_from([None, {"duration": "40s"}, {"duration": "20m"}])
 ERRORS = {"name": "errorRatio", "maximum": "0.05"}
+CHECK = {"name": "accuracy", "maximumValue": "2", "job": {"image": "checks:1"}}
 ANALYSES = st.sampled_from(
     [
         None,
         {"interval": "10s", "metrics": [ERRORS, {"name": "memory", "maximumValue": "128Mi", "maximumOfStable": "1.5"}]},
         {"interval": "10s", "metrics": [ERRORS, {"name": "throughputPerReplica", "minimumValue": "1"}]},
         {"interval": "10s", "metrics": [ERRORS, {"name": "memory", "maximumValue": "128Mi", "dryRun": True}]},
+        {
+            "interval": "10s",
+            "metrics": [ERRORS, {"name": "accuracy", "maximumValue": "2", "job": {"image": "checks:1"}}],
+        },
+    ]
+)
+#: How a Job that measures ends, or what it waits for; only the first is good and only the next two are bad.
+CHECKED = st.sampled_from(
+    [
+        JobPassed('{"value": 1}'),
+        JobPassed('{"value": 3}'),
+        JobFailed("ContainerFailed", "exit code 1", 1, 5),
+        JobFailed("OOMKilled", "too large", 137, 5),
+        JobPassed("gone"),
+        JobBlocked("Unschedulable", "no node fits"),
     ]
 )
 WINDOWS = st.sampled_from([None, {"revisions": 1}, {"revisions": 3, "duration": "20m"}])
@@ -106,7 +124,9 @@ class AnyHistory(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        offered = a_class(executionProviders=[{"name": CPU}, {"name": CUDA}])
+        offered = a_class(
+            executionProviders=[{"name": CPU}, {"name": CUDA}], limits={"allowedAnalysisImages": ["checks"]}
+        )
         self.world = World(spec=a_spec(executionProviders=[{"name": CPU}, {"name": CUDA}]), classes=(offered,))
         self.world.measure(0, 1000)
         self.classes = self.world.classes
@@ -180,6 +200,22 @@ class AnyHistory(RuleBasedStateMachine):
     def block_a_job(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(self._running()))
         self.world.jobs[name] = JobBlocked("Unschedulable", "no node fits")
+
+    @precondition(lambda self: self.world.analysis_jobs)
+    @rule(state=CHECKED, looks=st.integers(0, 2))
+    def end_a_check(self, state: AnalysisJobState, looks: int) -> None:
+        self.world.end_analysis_jobs(state)
+        for _ in range(looks):
+            self.world.wait(10)
+            self._looked(self.world.look)
+
+    @precondition(lambda self: self.world.analysis_jobs)
+    @rule()
+    def lose_the_checks(self) -> None:
+        """Their time to live is over, or somebody deletes them."""
+        for name in list(self.world.analysis_jobs):
+            self.world.analysis_jobs.pop(name)
+            self.world.children.pop(ObjectName("Job", name), None)
 
     @precondition(lambda self: self.world.servers)
     @rule(data=st.data(), trouble=SERVERS)
@@ -274,12 +310,21 @@ class AnyHistory(RuleBasedStateMachine):
         (track,) = {pin.track for pin in split.pins for one in pin.backends if one.service in mirrored}
         assert track == "candidate"
         assert not sum(one.weight for one in split.backends if one.service in mirrored)
+        if self.world.is_accepted and self.world.status.candidate is not None:
+            assert not self.world.status.candidate.rollback, "what goes back is not tried"
         assert mirrored <= {name.name for name in self.world.children if name.kind == "Service"}
 
     @invariant()
     def never_more_than_two_generations_of_servers(self) -> None:
         if hasattr(self, "world"):
             assert len({revision for revision, _ in self.world.servers}) <= 2
+
+    @invariant()
+    def only_one_job_checks_a_candidate(self) -> None:
+        if hasattr(self, "world") and self.world.status.candidate is not None:
+            candidate = self.world.status.candidate.revision
+            checks = [one for one in self.world.children.values() if one.component == "analysis"]
+            assert len([one for one in checks if one.revision == candidate]) <= 2, "the one before goes with the next"
 
     @invariant()
     def numbers_are_never_used_twice(self) -> None:
@@ -362,7 +407,12 @@ class AnyHistory(RuleBasedStateMachine):
     def _may_be_taken_back(before: OnnxModelStatus, after: OnnxModelStatus) -> None:
         """By a value only when two looks running before this one found it beyond its bound."""
         failure, candidate = after.last_failure, before.candidate
-        if candidate is None or failure is None or failure == before.last_failure or "memory is" not in failure.message:
+        if candidate is None or failure is None or failure == before.last_failure:
+            return
+        if failure.reason in {"AnalysisFailed", "BakeFailed"} and "accuracy" in failure.message:
+            (told,) = [one.job for one in candidate.analysis if one.job is not None]
+            assert (told.outcome, told.value) in {("Failed", None), ("Measured", "3.0")}
+        if "memory is" not in failure.message:
             return
         memory = next(one for one in candidate.analysis if one.name == "memory")
         assert not memory.dry_run
@@ -427,6 +477,8 @@ class AnyHistory(RuleBasedStateMachine):
             is_good = candidate.verdict == "Pass" or (isinstance(found, Counts) and not found.bad)
             owes_nothing = step.weight == 0 and not step.mirror and not candidate.baking
             assert is_good or owes_nothing, "advanced without a Pass"
+            told = [one.job for one in candidate.analysis if one.name == "accuracy"]
+            assert all(one is not None and (one.outcome, one.value) == ("Measured", "1.0") for one in told)
         is_scarce = self.world.spec.rollout.max_surge not in {None, "100%"}
         assert is_promotion or not is_asked or is_held or is_scarce, "a person's word was cut short"
 
@@ -479,6 +531,7 @@ class AnyHistory(RuleBasedStateMachine):
         for name, state in self.world.jobs.items():
             if isinstance(state, JobBlocked):
                 self.world.jobs[name] = JobRunning("runs")
+        self.world.end_analysis_jobs(JobPassed('{"value": 1}'))
         claim = self.world.spec.source.persistent_volume_claim
         assert claim is not None
         self.world.end_jobs(digest=claim.path)

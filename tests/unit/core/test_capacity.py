@@ -243,6 +243,18 @@ def test_what_goes_back_goes_through_the_steps_as_fast_as_servers_start() -> Non
     assert world.now == began
 
 
+def test_what_goes_back_is_sent_no_copies_on_its_way() -> None:
+    shadowed = [{"weight": 0, "mirror": 25, "duration": "1m"}, {"weight": 50, "duration": "1m"}]
+    world = rolling(4, **NO_SURGE, steps=shadowed, rollbackWindow={"revisions": 1})
+    world.finish(looks=120)
+    world.history.clear()
+    world.change(opset=18)
+    world.finish(looks=120)
+    assert world.stable_number == 1
+    assert 50 in {one.weight for split in world.history for one in split.backends}, "it went through the steps"
+    assert [split for split in world.history if split.mirrors] == []
+
+
 def test_a_step_says_how_many_servers_the_candidate_has() -> None:
     steps = [{"weight": 10, "duration": "1m", "replicas": 1}, {"weight": 50, "duration": "1m", "replicas": 3}]
     story = told(rolling(4, steps=steps))

@@ -75,6 +75,17 @@ def test_a_promoted_revision_tells_its_steps_and_why_it_was_promoted(canary: Wor
     assert [one.bound for one in record.metrics] == ["at most 5%"]
 
 
+def test_a_clock_that_is_behind_the_one_before_writes_no_time_before_the_beginning(canary: World) -> None:
+    canary.goes_on_for(10)
+    canary.wait(-3600)
+    candidate = canary.status.candidate
+    assert candidate is not None
+    anew = candidate.model_copy(update={"verdict_time": None, "step_started_time": None})
+    canary.status = canary.status.model_copy(update={"candidate": anew})
+    canary.goes_on_for(20)
+    assert seconds_of(record_of(canary).points) == [0], "the API server takes no negative ones"
+
+
 def test_a_rolled_back_revision_ends_with_the_judgement_that_did_it(canary: World) -> None:
     canary.goes_bad()
     record = record_of(canary)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from onnx_operator.core.pods import url_of
 from onnx_operator.core.servers import read_servers
 
 
@@ -174,3 +175,16 @@ def test_refused_pods_are_told_though_there_are_none() -> None:
     trouble = read_servers(found, []).trouble
     assert trouble is not None
     assert trouble.reason == "QuotaExceeded"
+
+
+@pytest.mark.parametrize(
+    ("status", "url"),
+    [
+        ({"podIP": "10.244.0.7"}, "http://10.244.0.7:8080"),
+        ({"podIP": "fd00:10:244::7"}, "http://[fd00:10:244::7]:8080"),
+        ({}, None),
+    ],
+    ids=["IPv4", "IPv6", "none yet"],
+)
+def test_where_a_pod_answers(status: dict[str, Any], url: str | None) -> None:
+    assert url_of({"status": status}, 8080) == url

@@ -21,6 +21,7 @@ from onnx_operator.api.rollout import MetricName
 from onnx_operator.core.actions import (
     Action,
     Delete,
+    WantAnalysisJob,
     WantConvert,
     WantFetch,
     WantJobsPolicy,
@@ -34,7 +35,7 @@ from onnx_operator.core.actions import (
 from onnx_operator.core.analysis import Measurement, Outcome
 from onnx_operator.core.counts import Counts
 from onnx_operator.core.decide import Decision, decide
-from onnx_operator.core.jobs import JobFailed, JobRunning, JobState, JobSucceeded
+from onnx_operator.core.jobs import AnalysisJobState, JobBlocked, JobFailed, JobRunning, JobState, JobSucceeded
 from onnx_operator.core.names import Component, digest_of
 from onnx_operator.core.observation import (
     Child,
@@ -103,6 +104,8 @@ class World:
     status: OnnxModelStatus = field(default_factory=OnnxModelStatus)
     revisions: dict[str, RevisionSeen] = field(default_factory=dict)
     jobs: dict[str, JobState] = field(default_factory=dict)
+    #: The Jobs of metrics; they end when a test says how.
+    analysis_jobs: dict[str, AnalysisJobState] = field(default_factory=dict)
     children: dict[ObjectName, Child] = field(default_factory=dict)
     servers: dict[tuple[str, ExecutionProvider], ServerState] = field(default_factory=dict)
     split: Split | None = None
@@ -137,6 +140,7 @@ class World:
             revisions=tuple(self.revisions.values()),
             children=tuple(self.children.values()),
             jobs=dict(self.jobs),
+            analysis_jobs=dict(self.analysis_jobs),
             servers=dict(self.servers),
             http_route=route,
             grpc_route=route,
@@ -192,6 +196,7 @@ class World:
             self.status,
             dict(self.revisions),
             dict(self.jobs),
+            dict(self.analysis_jobs),
             sorted((name.kind, name.name) for name in self.children),
             dict(self.servers),
             self.split,
@@ -228,6 +233,12 @@ class World:
     def fail_job(self, part: str, reason: str, exit_code: int | None = 27) -> None:
         name = next(name for name in self.jobs if part in name)
         self.jobs[name] = JobFailed(reason, f"{reason} happened", exit_code, 5)
+
+    def end_analysis_jobs(self, state: AnalysisJobState) -> None:
+        """Every Job of a metric that has not ended does, or stands, like this."""
+        for name, before in self.analysis_jobs.items():
+            if isinstance(before, JobRunning | JobBlocked):
+                self.analysis_jobs[name] = state
 
     def make_ready(self) -> None:
         for key, state in self.servers.items():
@@ -344,7 +355,7 @@ class World:
 
     # ---- effects
 
-    def _act(self, action: Action) -> None:  # noqa: C901  (one case per action)
+    def _act(self, action: Action) -> None:  # noqa: C901, PLR0912  (one case per action)
         match action:
             case Delete():
                 self._delete(action.object)
@@ -379,6 +390,9 @@ class World:
                 self._create(action.objects[0], Component.PROBER, action.candidate.name)
             case WantJobsPolicy():
                 self._create(action.objects[0], "", "")
+            case WantAnalysisJob():
+                self._create(action.objects[0], Component.ANALYSIS, action.candidate.name)
+                self.analysis_jobs.setdefault(action.name, JobRunning(f"Job {action.name} runs"))
 
     def _create(self, name: ObjectName, component: str, revision: str) -> None:
         if name not in self.children:
@@ -395,6 +409,7 @@ class World:
         child = self.children.pop(name, None)
         if name.kind == "Job":
             self.jobs.pop(name.name, None)
+            self.analysis_jobs.pop(name.name, None)
         if name.kind == "Deployment" and child is not None:
             self._is_out_of_the_traffic(name.name)
             for provider in ExecutionProvider:
