@@ -451,6 +451,15 @@ class Step(ApiModel):
     replicas: Annotated[int, Field(ge=1, le=100)] | None = None
     """Servers of the candidate per execution provider in this step, at least what its weight or mirror needs and at
     most serving.replicas; all that maxSurge leaves room for when unset."""
+    metrics: (
+        Annotated[
+            list[Annotated[str, Field(min_length=1, max_length=63)]],
+            Field(max_length=8, json_schema_extra=schema_extra(x_kubernetes_list_type="set")),
+        ]
+        | None
+    ) = None
+    """Names of the metrics that this step rests on; all of them when unset, and with [] it passes by time alone. The
+    others are measured and told as with dryRun, but for Jobs, which are not run. A bake rests on all of them."""
     pause: Pause | None = None
     """Holds the step, once its analysis has passed, until promoteToken changes; written as pause: {}. No progress
     deadline counts while a person is waited for; analysis and rollback go on."""
@@ -523,6 +532,12 @@ _ROLLOUT_RULES: Final = schema_extra(
         " < duration(self.progressDeadline))",
         "progressDeadline must be longer than the duration of every step, or no candidate can pass that step",
         field_path=".progressDeadline",
+    ),
+    cel(
+        "!has(self.steps) || !has(self.analysis) || !has(self.analysis.metrics)"
+        " || self.steps.all(s, !has(s.metrics) || s.metrics.all(n, self.analysis.metrics.exists(m, m.name == n)))",
+        "metrics of a step are names of metrics in analysis.metrics, and there is none of one of these names",
+        field_path=".steps",
     ),
 )
 

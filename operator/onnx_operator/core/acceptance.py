@@ -201,6 +201,19 @@ def _step_is_too_long(offer: Offer) -> Refusal | None:
     return None
 
 
+def _a_step_names_no_metric(offer: Offer) -> Refusal | None:
+    known = [metric.name for metric in offer.plan.analysis.metrics]
+    for index, step in enumerate(offer.plan.steps):
+        if unknown := [name for name in step.metrics or () if name not in known]:
+            message = (
+                f"rollout step {index} rests on the metric {unknown[0]}, and there is none of this name in "
+                f"rollout.analysis.metrics; there is {', '.join(known) or 'none at all'} (what the model leaves unset "
+                f"comes from OnnxModelClass {offer.class_name})"
+            )
+            return Refusal(reasons.STEP_WITHOUT_METRIC, message)
+    return None
+
+
 def _freeze_window_is_unreadable(offer: Offer) -> Refusal | None:
     theirs, ours = offer.class_spec.rollout.freeze_windows, offer.spec.rollout.freeze_windows
     for whose, windows in ((f"OnnxModelClass {offer.class_name}, ", theirs), ("", ours)):
@@ -258,14 +271,23 @@ def _stable_has_no_servers(offer: Offer) -> Refusal | None:
     if plan.bake:
         message = "rollout.bake keeps servers of the revision before, which takes a maxSurge of at least 1"
         return Refusal(reasons.STEP_WITHOUT_ROOM, message)
-    compared = [one.name for one in plan.analysis.metrics if _asks_stable(one) and not one.dry_run]
-    if compared and any(step.weight == FULL for step in plan.steps):
+    all_of_it = [step for step in plan.steps if step.weight == FULL]
+    compared = [
+        one.name
+        for one in plan.analysis.metrics
+        if _asks_stable(one) and not one.dry_run and any(_rests_on(step, one) for step in all_of_it)
+    ]
+    if compared:
         message = (
             f"a rollout step of weight 100 leaves stable no servers with a maxSurge of 0, so {compared[0]} has nothing "
             "to compare with; leave that metric out, or allow a maxSurge of 1"
         )
         return Refusal(reasons.STEP_WITHOUT_ROOM, message)
     return None
+
+
+def _rests_on(step: Step, metric: Metric) -> bool:
+    return step.metrics is None or metric.name in step.metrics
 
 
 def _asks_stable(metric: Metric) -> bool:
@@ -319,6 +341,7 @@ _CHECKS: Final[tuple[Callable[[Offer], Refusal | None], ...]] = (
     _provider_is_not_offered,
     _replicas_are_too_many,
     _step_is_too_long,
+    _a_step_names_no_metric,
     _a_step_has_no_room,
     _a_step_has_too_few_replicas,
     _stable_has_no_servers,

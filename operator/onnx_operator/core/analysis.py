@@ -31,7 +31,7 @@ from onnx_operator.core.counts import Counts
 from onnx_operator.core.evidence import Claim, Evidence, beginning, samples_to_see, weigh
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
     from datetime import timedelta
 
     from onnx_operator.api.rollout import Analysis, AnalysisJob, Metric, PrometheusQuery
@@ -150,9 +150,18 @@ class Criterion:
         return clipped((", ".join(parts) or "no bound in this step") + slow, _MOST_WORDS)
 
 
-def criteria(analysis: Analysis, *, weight: int, mirror: int = 0) -> tuple[Criterion, ...]:
-    """The criteria that a spec declares, for a candidate with so many percent of the traffic, or copies of it."""
-    declared = tuple(_criterion(metric, analysis, mirror) for metric in analysis.metrics)
+def criteria(
+    analysis: Analysis, *, weight: int, mirror: int = 0, followed: Collection[str] | None = None
+) -> tuple[Criterion, ...]:
+    """The criteria that a spec declares, for a candidate with so many percent of the traffic, or copies of it.
+
+    Those not named in `followed` are told only: golden requests are counted through all steps. None follows all.
+    """
+    declared = tuple(
+        replace(_criterion(metric, analysis, mirror), is_dry_run=bool(metric.dry_run) or not is_followed)
+        for metric in analysis.metrics
+        if (is_followed := followed is None or metric.name in followed) or metric.job is None
+    )
     if weight == 0 and not mirror:
         return tuple(one.in_preview for one in declared)
     return tuple(one.alone for one in declared) if weight == _EVERYTHING else declared
@@ -172,7 +181,6 @@ def _criterion(metric: Metric, analysis: Analysis, mirror: int) -> Criterion:
         tolerance=_decimal(metric.tolerance),
         slower_than=None if metric.slower_than is None else parse_duration(metric.slower_than),
         detect=_decimal(metric.detect),
-        is_dry_run=bool(metric.dry_run),
         is_to_be_proved=analysis.proof is Proof.PROVE,
         provider=provider,
         query=metric.prometheus,

@@ -52,6 +52,9 @@ STEP_WITHOUT_ROOM: Final = Reason(
     "StepWithoutRoom",
     "surfaces when maxSurge and maxUnavailable leave a rollout step no room for the servers that it needs",
 )
+STEP_WITHOUT_METRIC: Final = Reason(
+    "StepWithoutMetric", "surfaces when a rollout step rests on a metric that rollout.analysis does not have"
+)
 FREEZE_WINDOW_INVALID: Final = Reason(
     "FreezeWindowInvalid",
     "surfaces when the schedule or the time zone of a freeze window cannot be read; the message names the field",

@@ -468,7 +468,10 @@ class View:
         """What the candidate must fulfil in its step."""
         if self.plan is None:
             return ()
-        return criteria(self.plan.analysis, weight=self.candidate_weight, mirror=self.candidate_mirror)
+        step = self.step_index
+        followed = None if step is None or self.is_baking else self.plan.steps[step].metrics
+        weight, mirror = self.candidate_weight, self.candidate_mirror
+        return criteria(self.plan.analysis, weight=weight, mirror=mirror, followed=followed)
 
     @property
     def analysis_jobs(self) -> Mapping[str, Criterion]:

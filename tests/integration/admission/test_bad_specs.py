@@ -204,6 +204,14 @@ BAD_MODELS: Final = {
     # Rollout
     "steps that descend": Bad({STEPS: [{"weight": 50}, {"weight": 10}]}, STEPS, "must ascend"),
     "two steps of one weight": Bad({STEPS: [{"weight": 50}, {"weight": 50}]}, STEPS, "each above the one before"),
+    "a step that rests on what is not measured": Bad(
+        {
+            METRICS: [{"name": "errorRatio", "maximum": "0.05"}],
+            STEPS: [{"weight": 50, "metrics": ["errorRatio", "slowRatio"]}],
+        },
+        STEPS,
+        "metrics of a step are names of metrics in analysis.metrics",
+    ),
     "no steps": Bad({STEPS: []}, STEPS, "at least 1 items"),
     "more steps than anybody watches": Bad({STEPS: [{"weight": n} for n in range(1, 18)]}, STEPS, "at most 16 items"),
     "a step above all traffic": Bad({STEPS: [{"weight": 101}]}, f"{STEPS}[0].weight", "less than or equal to 100"),

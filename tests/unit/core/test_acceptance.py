@@ -158,6 +158,14 @@ def test_the_class_lets_this_through(spec: dict[str, Any], class_spec: dict[str,
             id="one server in all, shared",
         ),
         pytest.param(
+            {"rollout": {"steps": [{"weight": 50, "metrics": ["errorRatio", "slowRatio"]}]}},
+            {},
+            "StepWithoutMetric",
+            "rollout step 0 rests on the metric slowRatio, and there is none of this name in rollout.analysis.metrics; "
+            "there is errorRatio (what the model leaves unset",
+            id="a step that rests on a metric that is not measured",
+        ),
+        pytest.param(
             {"serving": {"replicas": 4}, "rollout": {"steps": [{"weight": 50, "replicas": 1}]}},
             {},
             "StepWithoutRoom",

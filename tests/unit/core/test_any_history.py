@@ -42,6 +42,7 @@ STEPS = st.sampled_from(
         [{"weight": 0, "pause": {}}],
         [{"weight": 0, "duration": "30s"}, {"weight": 50, "pause": {}}],
         [{"weight": 10, "pause": {}}, {"weight": 50, "duration": "20s"}],
+        [{"weight": 10, "duration": "20s", "metrics": ["errorRatio"]}, {"weight": 50, "duration": "20s"}],
         [{"weight": 0, "mirror": 5}, {"weight": 0, "mirror": 25, "pause": {}}, {"weight": 50, "duration": "20s"}],
     ]
 )

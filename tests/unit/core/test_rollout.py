@@ -294,6 +294,29 @@ def test_a_dry_run_of_a_metric_is_told_and_changes_nothing(canary: World) -> Non
     assert canary.weights() == {1: 90, 2: 10}
 
 
+def test_a_step_rests_on_its_own_metrics_and_tells_the_others(canary: World) -> None:
+    metrics = [{"name": "errorRatio", "maximum": "0.05"}, {"name": "disagreement", "maximum": "0.02"}]
+    canary.change(
+        rollout={
+            "analysis": {"interval": "10s", "metrics": metrics},
+            "steps": [{"weight": 10, "metrics": []}, {"weight": 50, "metrics": ["errorRatio"]}],
+        }
+    )
+    canary.measure(500, 1000)
+    canary.wait(10)
+    canary.settle()
+    assert canary.status.candidate is not None
+    told = [(one.name, one.verdict, one.dry_run) for one in canary.status.candidate.analysis]
+    assert told == [("errorRatio", "Fail", True), ("disagreement", "NoData", True)]
+    assert canary.status.candidate.verdict == "Pass"
+    assert canary.weights() == {1: 90, 2: 10}
+    canary.up_to_step(1)
+    canary.measure(500, 1000)
+    canary.wait(10)
+    canary.settle()
+    assert canary.condition("Promoted") == ("False", "AnalysisFailed")
+
+
 def test_a_smaller_promise_asks_for_more_proof(canary: World) -> None:
     metrics = [{"name": "errorRatio", "maximum": "0.05"}]
     canary.change(rollout={"analysis": {"interval": "10s", "maxFalseRollback": "1e-6", "metrics": metrics}})
