@@ -443,7 +443,7 @@ def _available(view: View) -> Rung:
             f"{view.ready_replicas(revision.name)} servers of revision {revision.spec.number} are ready, enough for now"
         )
         return _met(Finding(ConditionType.CANDIDATE_AVAILABLE, "True", reasons.AVAILABLE, message))
-    if view.is_available(revision):
+    if view.suffices(revision):
         message = f"all {view.ready_replicas(revision.name)} servers of revision {revision.spec.number} are ready"
         return _met(Finding(ConditionType.CANDIDATE_AVAILABLE, "True", reasons.AVAILABLE, message))
     for state in states.values():

@@ -251,7 +251,7 @@ def _give_up_the_late(view: View) -> MoveRevision | None:
     if candidate is None or revision is None or plan is None or view.deadline is None or view.now < view.deadline:
         return None
     verdict = Verdict(candidate.verdict) if candidate.verdict is not None else None
-    is_available = view.is_available(revision)
+    is_available = view.suffices(revision)
     # Servers of the next step are waited for only from the look on that finds this one over.
     can_go_on = is_available or (candidate.scaling_time is None and view.bears_its_weight(revision))
     if (verdict is Verdict.PASS or view.may_proceed_in_doubt) and can_go_on and view.is_programmed:
@@ -269,7 +269,7 @@ def _give_up_the_late(view: View) -> MoveRevision | None:
 
 
 def _why_unavailable(view: View, revision: RevisionSeen) -> str:
-    if view.is_available(revision):
+    if view.suffices(revision):
         return ""
     for state in view.servers(revision).values():
         if state is not None and state.trouble is not None:
