@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from onnx_operator.core.analysis import Outcome
 from onnx_operator.core.capacity import Capacity, Goal, Shortage, Sides, allot, amount, shortage
+from onnx_operator.core.pods import Trouble
 from unit.core.worlds import CPU, World, a_class
 
 QUARTERS = [{"weight": weight, "duration": "1m"} for weight in (25, 50, 75)]
@@ -312,6 +313,23 @@ def test_a_share_that_is_lowered_in_mid_step_is_followed_at_once() -> None:
     world.steer(steps=[{"weight": 10}, {"weight": 20}, {"weight": 50}])
     world.look()
     assert world.weights() == {1: 50, 2: 50}
+
+
+def test_a_server_that_crashes_beyond_what_the_step_needs_is_told_at_once_and_ends_the_next_one() -> None:
+    world = rolling(4, maxUnavailable=1)
+    world.up_to_step(1)
+    candidate = world.numbered(2).name
+    crash = Trouble("ContainerFailed", "pod p ended with exit code 139", 139, is_crash=True)
+    world.servers[candidate, CPU] = replace(world.servers[candidate, CPU], ready=3, trouble=crash)
+    world.settle()
+    assert world.condition("CandidateAvailable") == ("True", "AvailableInPart")
+    assert "3 servers of revision 2 are ready, enough for now; one that is not: ContainerFailed: pod p" in (
+        world.message("CandidateAvailable")
+    )
+    assert world.step == 1
+    world.goes_on_for(700)
+    assert world.condition("Stalled") == ("True", "RolledBack")
+    assert "ContainerFailed: pod p ended with exit code 139" in world.message("Stalled")
 
 
 def test_replicas_that_change_in_mid_rollout_are_followed_on_both_sides() -> None:
