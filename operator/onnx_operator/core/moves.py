@@ -264,7 +264,8 @@ def _give_up_the_late(view: View) -> MoveRevision | None:
     else:
         reason = _LATE.get(verdict or Verdict.NO_DATA, reasons.PROGRESS_DEADLINE_EXCEEDED)
         worst = view.metric_with(verdict)
-        message = f"{late}: {worst.message if worst is not None else 'nothing could be measured'}"
+        refused = _what_was_refused(view, ConditionType.PROMOTED)
+        message = f"{late}: {refused or (worst.message if worst is not None else 'nothing could be measured')}"
     return quarantine(view, revision, stage=stage, reason=reason, message=message, logs=server_logs(view, revision))
 
 
@@ -278,9 +279,12 @@ def _why_unavailable(view: View, revision: RevisionSeen) -> str:
 
 
 def _why_unrouted(view: View) -> str:
-    """Routes that the API server refuses cannot be looked at; what it said is known from the look before."""
-    before = next((one for one in view.ledger.conditions if one.type == ConditionType.TRAFFIC_PROGRAMMED), None)
-    return before.message if before and before.status == "False" else trouble_of(view.named_routes)[1]
+    return _what_was_refused(view, ConditionType.TRAFFIC_PROGRAMMED) or trouble_of(view.named_routes)[1]
+
+
+def _what_was_refused(view: View, kind: ConditionType) -> str:
+    """What the API server refuses cannot be looked at; what it said is known from the look before."""
+    return next((one.message for one in view.ledger.conditions if one.type == kind and one.status == "False"), "")
 
 
 def _drain(view: View) -> MoveModel | None:
