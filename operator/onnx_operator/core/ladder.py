@@ -439,11 +439,8 @@ def _available(view: View) -> Rung:
             return held
     states = view.servers(revision)
     if view.bears_its_weight(revision) and not view.is_available(revision):
-        message = (
-            f"{view.ready_replicas(revision.name)} servers of revision {revision.spec.number} are ready, enough for now"
-        )
-        return _met(Finding(ConditionType.CANDIDATE_AVAILABLE, "True", reasons.AVAILABLE, message))
-    if view.is_available(revision):
+        return _met(_enough_for_now(view, revision))
+    if view.suffices(revision):
         message = f"all {view.ready_replicas(revision.name)} servers of revision {revision.spec.number} are ready"
         return _met(Finding(ConditionType.CANDIDATE_AVAILABLE, "True", reasons.AVAILABLE, message))
     for state in states.values():
@@ -460,6 +457,19 @@ def _available(view: View) -> Rung:
     return _waiting(
         Finding(ConditionType.CANDIDATE_AVAILABLE, "Unknown", reasons.STARTING, message), look_at=view.deadline
     )
+
+
+def _enough_for_now(view: View, revision: RevisionSeen) -> Finding:
+    """The step needs no more servers; one that cannot start is worth telling before the next step waits for it."""
+    reason = reasons.AVAILABLE
+    message = (
+        f"{view.ready_replicas(revision.name)} servers of revision {revision.spec.number} are ready, enough for now"
+    )
+    found = (one.trouble for one in view.servers(revision).values() if one is not None)
+    if (trouble := next(filter(None, found), None)) is not None:
+        reason = reasons.AVAILABLE_IN_PART
+        message += f"; one that is not: {trouble.reason}: {trouble.message}"
+    return Finding(ConditionType.CANDIDATE_AVAILABLE, "True", reason, message)
 
 
 def _first_served(view: View) -> Rung:

@@ -251,7 +251,7 @@ def _give_up_the_late(view: View) -> MoveRevision | None:
     if candidate is None or revision is None or plan is None or view.deadline is None or view.now < view.deadline:
         return None
     verdict = Verdict(candidate.verdict) if candidate.verdict is not None else None
-    is_available = view.is_available(revision)
+    is_available = view.suffices(revision)
     # Servers of the next step are waited for only from the look on that finds this one over.
     can_go_on = is_available or (candidate.scaling_time is None and view.bears_its_weight(revision))
     if (verdict is Verdict.PASS or view.may_proceed_in_doubt) and can_go_on and view.is_programmed:
@@ -264,12 +264,13 @@ def _give_up_the_late(view: View) -> MoveRevision | None:
     else:
         reason = _LATE.get(verdict or Verdict.NO_DATA, reasons.PROGRESS_DEADLINE_EXCEEDED)
         worst = view.metric_with(verdict)
-        message = f"{late}: {worst.message if worst is not None else 'nothing could be measured'}"
+        refused = _what_was_refused(view, ConditionType.PROMOTED)
+        message = f"{late}: {refused or (worst.message if worst is not None else 'nothing could be measured')}"
     return quarantine(view, revision, stage=stage, reason=reason, message=message, logs=server_logs(view, revision))
 
 
 def _why_unavailable(view: View, revision: RevisionSeen) -> str:
-    if view.is_available(revision):
+    if view.suffices(revision):
         return ""
     for state in view.servers(revision).values():
         if state is not None and state.trouble is not None:
@@ -278,9 +279,12 @@ def _why_unavailable(view: View, revision: RevisionSeen) -> str:
 
 
 def _why_unrouted(view: View) -> str:
-    """Routes that the API server refuses cannot be looked at; what it said is known from the look before."""
-    before = next((one for one in view.ledger.conditions if one.type == ConditionType.TRAFFIC_PROGRAMMED), None)
-    return before.message if before and before.status == "False" else trouble_of(view.named_routes)[1]
+    return _what_was_refused(view, ConditionType.TRAFFIC_PROGRAMMED) or trouble_of(view.named_routes)[1]
+
+
+def _what_was_refused(view: View, kind: ConditionType) -> str:
+    """What the API server refuses cannot be looked at; what it said is known from the look before."""
+    return next((one.message for one in view.ledger.conditions if one.type == kind and one.status == "False"), "")
 
 
 def _drain(view: View) -> MoveModel | None:

@@ -116,6 +116,10 @@ WAITING_FOR_DRAIN: Final = Reason(
 )
 STARTING: Final = Reason("Starting", "surfaces when servers were created and not all of them are ready")
 AVAILABLE: Final = Reason("Available", "surfaces when all servers are ready")
+AVAILABLE_IN_PART: Final = Reason(
+    "AvailableInPart",
+    "surfaces when enough servers for the present step are ready and another one is in trouble; the next step needs it",
+)
 SERVER_CRASHED: Final = Reason(
     "ServerCrashed", "surfaces when a server ended by itself; the message holds its last words"
 )

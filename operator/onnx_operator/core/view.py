@@ -233,6 +233,11 @@ class View:
             for provider, state in self.servers(revision).items()
         )
 
+    def suffices(self, revision: RevisionSeen) -> bool:
+        """The same, and where it is the candidate, they are enough for the step it is in."""
+        is_in_step = revision == self.candidate and self.step_index is not None
+        return self.is_available(revision) and (self.bears_its_weight(revision) or not is_in_step)
+
     def ready_pools(self, revision: RevisionSeen) -> tuple[bool, ...]:
         """Of each pool, whether it can answer."""
         return tuple(state is not None and state.ready > 0 for state in self.servers(revision).values())
@@ -270,10 +275,20 @@ class View:
         return split(
             stable=self._side(self.stable),
             candidate=self._side(candidate) if candidate is not None else None,
-            weight=self.candidate_weight if candidate is not None else 0,
+            weight=self._borne(candidate, self.candidate_weight, Split.percent),
             retiring=[side_of(one) for one in leaving],
-            mirror=self.candidate_mirror,
+            mirror=self._borne(candidate, self.candidate_mirror, Split.mirrored_percent),
         )
+
+    def _borne(
+        self, candidate: RevisionSeen | None, declared: int, read: Callable[[Split, Collection[str]], int]
+    ) -> int:
+        """What the candidate gets of a step's share: no more than the route says already until it has the servers."""
+        if candidate is None:
+            return 0
+        route = self.seen.http_route
+        written = read(route.split, side_of(candidate).services) if route is not None else 0
+        return declared if declared <= written or self.bears_its_weight(candidate) else written
 
     def _side(self, revision: RevisionSeen) -> Side:
         """The revision with the shares of its pools."""

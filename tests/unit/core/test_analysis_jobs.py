@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from onnx_operator.api.rollout import Analysis
+from onnx_operator.core.actions import WantAnalysisJob
 from onnx_operator.core.analysis import Criterion, Outcome, criteria, judge
 from onnx_operator.core.analysis_jobs import read_run
 from onnx_operator.core.decide import obstacle_finding
@@ -191,9 +192,19 @@ def test_a_preview_and_a_step_of_all_requests_owe_what_a_job_says_as_well(steps:
 def test_a_job_that_may_not_be_created_is_told_where_the_rollout_is_told() -> None:
     world = rolling(step=None)
     world.up_to_step(0)
-    wanted = world.decide().actions[-1]
+    wanted = next(one for one in world.decide().actions if isinstance(one, WantAnalysisJob))
     finding = obstacle_finding(wanted, "QuotaExceeded", "no room")
     assert (finding.type, finding.status, finding.reason) == ("Promoted", "False", "QuotaExceeded")
+    while world.condition("Stalled")[0] == "False":
+        world.wait(10)
+        decision = world.decide()
+        if any(isinstance(one, WantAnalysisJob) for one in decision.actions):
+            world.status = decision.status(finding)
+        else:
+            world.look()
+            world.accept()
+    assert world.condition("Promoted") == ("False", "AnalysisNoData")
+    assert "no progress within 0:10:00: no room" in world.message("Promoted")
 
 
 # ---- ends

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from onnx_operator.core.names import server_name
 from onnx_operator.core.observation import ObjectName
 from onnx_operator.core.pods import Trouble
 from onnx_operator.core.record import MOST_MOMENTS, MOST_POINTS, read
-from onnx_operator.core.traffic import Track
+from onnx_operator.core.traffic import Split, Track
 from onnx_operator.core.view import side_of
 from unit.core.worlds import CPU, CUDA, World, a_class, a_spec
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from onnx_operator.api.model import CandidateStatus, OnnxModelStatus
     from onnx_operator.core.jobs import AnalysisJobState
     from onnx_operator.core.servers import ServerState
-    from onnx_operator.core.traffic import Backend, Split
+    from onnx_operator.core.traffic import Backend
     from onnx_operator.core.view import View
 
     Servers = dict[tuple[str, ExecutionProvider], ServerState]
@@ -370,8 +371,9 @@ class AnyHistory(RuleBasedStateMachine):
         self.world.peak.clear()
         decision = look()
         self._may_scale(decision.view, servers, asked, in_force)
-        for split in self.world.history[splits:]:
+        for before_it, split in itertools.pairwise(self.world.history[max(0, splits - 1) :]):
             self._is_shared_well(split)
+            self._has_servers_for_more(decision.view, before_it, split)
         if before.candidate and not self.world.status.candidate:
             self._may_be_taken_back(before, self.world.status)
         self._may_move(decision.view, before)
@@ -445,6 +447,17 @@ class AnyHistory(RuleBasedStateMachine):
         for key, state in self.world.servers.items():
             if key[0] == stable.name and key in before and state.replicas < before[key].replicas and in_force:
                 assert state.replicas >= capacity.need(in_force.percent(side_of(stable).services))
+
+    def _has_servers_for_more(self, view: View, before: Split, after: Split) -> None:
+        """No share of the candidate rises before its servers are there."""
+        if view.plan is None or view.candidate is None:
+            return
+        services = side_of(view.candidate).services
+        for share in (Split.percent, Split.mirrored_percent):
+            if share(after, services) > share(before, services):
+                need = max(1, view.plan.capacity.need(share(after, services)))
+                ready = [self.world.servers[view.candidate.name, one].ready for one in view.servers(view.candidate)]
+                assert min(ready) >= need
 
     def _has_servers_for(self, view: View, candidate: CandidateStatus) -> None:
         assert view.plan is not None

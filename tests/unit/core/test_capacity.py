@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from onnx_operator.core.analysis import Outcome
 from onnx_operator.core.capacity import Capacity, Goal, Shortage, Sides, allot, amount, shortage
+from onnx_operator.core.pods import Trouble
 from unit.core.worlds import CPU, World, a_class
 
 QUARTERS = [{"weight": weight, "duration": "1m"} for weight in (25, 50, 75)]
@@ -259,6 +261,75 @@ def test_a_step_says_how_many_servers_the_candidate_has() -> None:
     steps = [{"weight": 10, "duration": "1m", "replicas": 1}, {"weight": 50, "duration": "1m", "replicas": 3}]
     story = told(rolling(4, steps=steps))
     assert story == [(4, 0, 0), (4, 1, 0), (4, 1, 10), (4, 3, 10), (4, 3, 50), (4, 4, 50)]
+
+
+@pytest.mark.parametrize(
+    ("share", "before", "after"),
+    [({"weight": 75}, 25, 75), ({"weight": 0, "mirror": 75}, 25, 0)],
+    ids=["weight", "mirror"],
+)
+def test_a_share_that_is_raised_in_mid_step_waits_for_the_servers(
+    share: dict[str, Any], before: int, after: int
+) -> None:
+    world = rolling(4, **NO_SURGE)
+    world.up_to_step(0)
+    candidate = world.numbered(2).name
+    assert world.servers[candidate, CPU].ready == 1
+    raised = [share, {"weight": 80}, {"weight": 90, "duration": "1m"}]
+    world.steer(maxSurge=2, steps=raised)
+    world.settle()
+    assert world.servers[candidate, CPU].replicas == 3, "they are asked for"
+    assert world.weights()[2] == min(before, after)
+    assert world.split is not None
+    assert not world.split.mirrors
+    assert world.condition("CandidateAvailable") == ("Unknown", "Starting")
+    world.goes_on_for(120)
+    assert world.step == 0
+    world.make_ready()
+    world.settle()
+    assert world.weights()[2] == after
+    assert round(100 * sum(one.share for one in world.split.mirrors)) == share.get("mirror", 0)
+
+
+def test_a_share_for_which_there_can_be_no_servers_is_given_up_at_the_deadline() -> None:
+    world = rolling(4, maxSurge=1, steps=[{"weight": weight, "duration": "1m"} for weight in (10, 15, 25, 50, 75)])
+    world.up_to_step(1)
+    world.steer(steps=QUARTERS)
+    world.settle()
+    assert sides(world) == (4, 1), "at 15 % stable can do without none of its servers"
+    world.make_ready()
+    world.goes_on_for(300)
+    assert world.weights() == {1: 85, 2: 15}
+    world.goes_on_for(400)
+    assert world.condition("Stalled") == ("True", "RolledBack")
+    assert "no progress within" in world.message("Stalled")
+
+
+def test_a_share_that_is_lowered_in_mid_step_is_followed_at_once() -> None:
+    world = rolling(4, **NO_SURGE)
+    world.up_to_step(2)
+    world.break_servers(world.numbered(2).name, None)
+    world.servers[world.numbered(2).name, CPU] = replace(world.servers[world.numbered(2).name, CPU], ready=1)
+    world.steer(steps=[{"weight": 10}, {"weight": 20}, {"weight": 50}])
+    world.look()
+    assert world.weights() == {1: 50, 2: 50}
+
+
+def test_a_server_that_crashes_beyond_what_the_step_needs_is_told_at_once_and_ends_the_next_one() -> None:
+    world = rolling(4, maxUnavailable=1)
+    world.up_to_step(1)
+    candidate = world.numbered(2).name
+    crash = Trouble("ContainerFailed", "pod p ended with exit code 139", 139, is_crash=True)
+    world.servers[candidate, CPU] = replace(world.servers[candidate, CPU], ready=3, trouble=crash)
+    world.settle()
+    assert world.condition("CandidateAvailable") == ("True", "AvailableInPart")
+    assert "3 servers of revision 2 are ready, enough for now; one that is not: ContainerFailed: pod p" in (
+        world.message("CandidateAvailable")
+    )
+    assert world.step == 1
+    world.goes_on_for(700)
+    assert world.condition("Stalled") == ("True", "RolledBack")
+    assert "ContainerFailed: pod p ended with exit code 139" in world.message("Stalled")
 
 
 def test_replicas_that_change_in_mid_rollout_are_followed_on_both_sides() -> None:

@@ -188,6 +188,18 @@ def test_a_metric_shows_both_sides_their_bands_both_bounds_and_the_verdicts(roll
     assert kinds.count("verdict-Fail") == 1
 
 
+def test_a_metric_that_is_no_number_is_told_by_its_verdicts(promoted: Manifest) -> None:
+    checked = copy.deepcopy(promoted)
+    record = checked["status"]["rollout"]
+    record["metrics"] = [{"name": "accuracy", "bound": "exit code 0", "dryRun": False}]
+    record["points"] = ["10 10 | N - -", "20 10 | F - -"]
+    text = page(checked)
+    plot = plots(text)[1]
+    assert [one.get("class") for one in plot.iter()].count("verdict-Fail") == 1
+    assert "Held to: exit code 0." in str(plot[1].text)
+    assert "The 2 judgements behind it" in text
+
+
 def test_every_judgement_stands_in_a_table_behind_its_plot(promoted: Manifest) -> None:
     text = page(promoted)
     points = promoted["status"]["rollout"]["points"]
