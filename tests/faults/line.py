@@ -1,8 +1,8 @@
 """A line between operator and API server that spoils chosen requests and events, each exactly once.
 
 It speaks HTTP on both sides, so a fault hits one write of one model and nothing else: which write is told by its
-number among the writes to objects of that model's namespace. Events of watches are numbered the same way. What
-has not come yet is known, so that a test can tell a fault that was survived from one that never came.
+number among the writes to objects of that model's namespace since the last `aim`. Events of watches are numbered the
+same way. What has not come is known, so that a test can tell a fault that was survived from one that never came.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import aiohttp
 from aiohttp import web
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from integration.apiserver import Client
 
@@ -84,13 +84,13 @@ def status(code: int, reason: str) -> dict[str, Any]:
 class Line:
     """The proxy, in a thread of its own until stopped."""
 
-    def __init__(self, upstream: Client, plans: Mapping[str, Sequence[Plan]], *, kill: Callable[[], None]) -> None:
+    def __init__(self, upstream: Client, *, kill: Callable[[], None]) -> None:
         self.server = ""
-        #: Requests that write and events of watches, by namespace.
+        #: Requests that write and events of watches since the last `aim`, by namespace.
         self.writes: Counter[str] = Counter()
         self.events: Counter[str] = Counter()
         #: What has not come yet, by namespace.
-        self.ahead = {namespace: list(each) for namespace, each in plans.items()}
+        self.ahead: dict[str, Plan] = {}
         self._upstream = upstream
         self._kill = kill
         self._up = threading.Event()
@@ -106,6 +106,13 @@ class Line:
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join(20)
+
+    def aim(self, namespace: str, plan: Plan | None) -> None:
+        """Count anew from here, with this fault ahead and no other."""
+        self.ahead.pop(namespace, None)
+        self.writes[namespace] = self.events[namespace] = 0
+        if plan is not None:
+            self.ahead[namespace] = plan
 
     # ---- inside
 
@@ -169,12 +176,11 @@ class Line:
         return self._due(namespace, self.writes[namespace], is_event=False)
 
     def _due(self, namespace: str, number: int, *, is_event: bool) -> Fault | None:
-        ahead = self.ahead.get(namespace, [])
-        for plan in ahead:
-            if plan.fault.is_of_events == is_event and number >= plan.at:
-                ahead.remove(plan)
-                return plan.fault
-        return None
+        plan = self.ahead.get(namespace)
+        if plan is None or plan.fault.is_of_events != is_event or number < plan.at:
+            return None
+        self.ahead.pop(namespace, None)
+        return plan.fault
 
     async def _watch(self, request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:
         response = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.content_type})
@@ -203,7 +209,7 @@ class Line:
     def _fault_of_event(self, line: bytes) -> Fault | None:
         event = json.loads(line)
         namespace = event["object"].get("metadata", {}).get("namespace", "")
-        if event["type"] == "BOOKMARK" or namespace not in self.ahead:
+        if event["type"] == "BOOKMARK" or namespace not in self.events:
             return None
         self.events[namespace] += 1
         return self._due(namespace, self.events[namespace], is_event=True)

@@ -7,6 +7,7 @@ What this module refuses to do:
 
 * to send a write while this process may have lost its lease (`fence`), whoever asks;
 * to overwrite an object that another controller owns: apply checks the owner first, delete carries the UID;
+* to create an object whose owner is gone or going, whatever the watch has told so far: the owners are read live;
 * to retry: an answer is an answer, and the work queue decides when to ask again.
 """
 
@@ -35,7 +36,7 @@ from onnx_operator.adapters.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from types import TracebackType
 
 
@@ -222,7 +223,9 @@ class Kube:
         resource, namespace, name = _whereabouts(manifest)
         call = Call("apply", str(resource), namespace, name)
         uid = await self._uid_if_ours(call, resource, manifest)
-        if uid is not None:
+        if uid is None:
+            await self._check_owners(call, manifest)
+        else:
             # The server compares it: an object recreated under this name by somebody else stays untouched.
             manifest = {**manifest, "metadata": {**manifest["metadata"], "uid": uid}}
         try:
@@ -248,6 +251,7 @@ class Kube:
         """Create the object; AlreadyExists where the name is taken."""
         resource, namespace, name = _whereabouts(manifest)
         call = Call("create", str(resource), namespace, name)
+        await self._check_owners(call, manifest)
         return await self._write(
             call, "POST", resource.path(namespace), query={"fieldManager": FIELD_MANAGER}, body=manifest
         )
@@ -352,6 +356,25 @@ class Kube:
             raise AlreadyExists(call, message, status=409)
         return str(known["metadata"]["uid"])
 
+    async def _check_owners(self, call: Call, manifest: Manifest) -> None:
+        """Conflict, and the cache knows why, unless every owner is there to stay.
+
+        A child that is missing may be one that the garbage collector took, told before its owner's own end. What the
+        collector did the owner's deletion preceded, so that a read from now on shows it.
+        """
+        reference = _controller(manifest)
+        if reference is None:
+            return None
+        resource, namespace, name = resource_of(reference), manifest["metadata"]["namespace"], reference["name"]
+        owner = await self.get(resource, namespace, name)
+        if owner is None:
+            self._forget(resource, namespace, name, reference["uid"])
+        elif owner["metadata"]["uid"] != reference["uid"] or "deletionTimestamp" in owner["metadata"]:
+            self._remember(owner)
+        else:
+            return await self._check_owners(call, owner)
+        raise Conflict(call, f"{resource.kind} {namespace}/{name}, its owner, is deleted")
+
     async def _write(
         self,
         call: Call,
@@ -425,10 +448,13 @@ class Kube:
 
 def controller_uid(manifest: Mapping[str, Any]) -> str | None:
     """The UID of the owner that controls the object."""
-    for reference in manifest["metadata"].get("ownerReferences") or ():
-        if reference.get("controller"):
-            return str(reference["uid"])
-    return None
+    reference = _controller(manifest)
+    return None if reference is None else str(reference["uid"])
+
+
+def _controller(manifest: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    references: Iterable[Mapping[str, Any]] = manifest["metadata"].get("ownerReferences") or ()
+    return next((one for one in references if one.get("controller")), None)
 
 
 def _whereabouts(manifest: Manifest) -> tuple[Resource, str | None, str]:

@@ -8,6 +8,7 @@ step); the operator knows nothing of it.
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections import Counter, defaultdict
 from functools import partial
@@ -272,6 +273,7 @@ def _essence(world: World, kind: str, one: Manifest) -> Manifest:
 
 _PASSING = {"uid", "controller-uid", "batch.kubernetes.io/controller-uid", "observedGeneration", "seconds"}
 _PASSING |= {"clusterIP", "clusterIPs", "nodePort", "healthCheckNodePort"}
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z")
 
 
 def _lasting(value: Any) -> Any:
@@ -283,4 +285,6 @@ def _lasting(value: Any) -> Any:
         }
     if isinstance(value, list):
         return [_lasting(one) for one in value]
+    if isinstance(value, str):
+        return _MOMENT.sub("TIME", value)
     return value

@@ -71,6 +71,14 @@ def owner(uid: str) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": uid, "controller": True}
 
 
+def owned_by(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Metadata of a child."""
+    metadata = manifest["metadata"]
+    reference = owner(metadata["uid"])
+    reference |= {"apiVersion": manifest["apiVersion"], "kind": manifest["kind"], "name": metadata["name"]}
+    return {"namespace": metadata["namespace"], "ownerReferences": [reference]}
+
+
 def model(namespace: str, name: str = "m") -> dict[str, Any]:
     return {
         "apiVersion": kube.ONNX_MODEL.api_version,
@@ -133,6 +141,33 @@ async def test_apply_makes_anew_what_vanished_behind_our_back(
     second = await api.apply(service(namespace))
     assert second["metadata"]["uid"] != first["metadata"]["uid"]
     assert store.get(kube.SERVICE, namespace, "a") == second
+
+
+@pytest.mark.parametrize("end", ["gone", "going", "another of the name"])
+async def test_nothing_is_created_for_an_owner_whose_end_the_watch_has_not_told(
+    api: Kube, store: Store, namespace: str, control_plane: ControlPlane, end: str
+) -> None:
+    path = kube.ONNX_MODEL.path(namespace, "m")
+    manifest = model(namespace)
+    if end == "going":
+        manifest["metadata"]["finalizers"] = ["example.com/hold"]
+    first = await api.create(manifest)
+    parent = first
+    if end == "going":  # the collector waits, so that even a grandchild can be tried
+        parent = await api.create(config_map(namespace) | {"metadata": {**owned_by(first), "name": "parent"}})
+    control_plane.admin.delete(path)
+    if end == "another of the name":
+        control_plane.admin.create(kube.ONNX_MODEL.path(namespace), model(namespace))
+    for write in (api.create, api.apply):
+        with pytest.raises(Conflict, match="its owner, is deleted"):
+            await write(service(**owned_by(parent)))
+    assert await api.get(kube.SERVICE, namespace, "a") is None
+    # The look that comes next knows.
+    known = store.get(kube.ONNX_MODEL, namespace, "m")
+    assert known != first
+    assert (known is None) == (end == "gone")
+    if end == "going":
+        control_plane.admin.merge(path, {"metadata": {"finalizers": None}})
 
 
 async def test_own_writes_are_in_the_store_at_once(api: Kube, store: Store, namespace: str) -> None:
