@@ -20,6 +20,7 @@ from onnx_operator.core.actions import (
     WantRevision,
     WantRoutes,
     WantServers,
+    WantService,
     WantValidate,
 )
 from onnx_operator.core.conditions import ConditionType, Finding
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 #: After a ledger changed there is always something to do.
 _AT_ONCE: Final = 0.0
+_ROUTES: Final = frozenset({"HTTPRoute", "GRPCRoute"})
 _SERVING_KINDS: Final = frozenset({"Deployment", "Service", "PodDisruptionBudget"})
 DEFAULT_MIN_COSINE: Final = "0.95"
 
@@ -125,7 +127,9 @@ def _wanted(view: View, standing: Standing) -> Iterator[Want]:
         for provider in view.servers(revision):
             yield WantServers(view.seen.model, revision, provider, view.wanted_replicas(revision, provider))
     split = view.split
-    if split is not None and view.class_spec is not None and view.seen.has_gateway_api:
+    if split is not None and view.is_by_ratio:
+        yield WantService(view.seen.model, view.selected)
+    elif split is not None and view.class_spec is not None:
         yield WantRoutes(view.seen.model, view.class_spec, split)
     if (prober := _prober(view)) is not None:
         yield prober
@@ -144,14 +148,17 @@ def _serving(view: View) -> Iterator[RevisionSeen]:
 
 def _prober(view: View) -> WantProber | None:
     stable, candidate = view.stable, view.candidate
-    if stable is None or candidate is None or view.class_spec is None or view.plan is None:
+    if stable is None or candidate is None or view.class_spec is None or view.plan is None or not needs_prober(view):
         return None
-    if view.seen.gateway is None or not needs_prober(view) or not view.is_routed(candidate):
+    gateway = None if view.is_by_ratio else view.seen.gateway
+    if view.is_by_ratio:
+        is_reachable = view.is_available(candidate) or view.step_index is not None
+    else:
+        is_reachable = gateway is not None and view.is_routed(candidate)
+    if not is_reachable:
         return None
     cosine = next((metric.min_cosine for metric in view.plan.analysis.metrics if metric.min_cosine), None)
-    return WantProber(
-        view.seen.model, view.class_spec, stable, candidate, view.seen.gateway, cosine or DEFAULT_MIN_COSINE
-    )
+    return WantProber(view.seen.model, view.class_spec, stable, candidate, gateway, cosine or DEFAULT_MIN_COSINE)
 
 
 def _unwanted(view: View, wants: Iterable[Want]) -> Iterator[Delete]:
@@ -159,8 +166,10 @@ def _unwanted(view: View, wants: Iterable[Want]) -> Iterator[Delete]:
     for child in view.seen.children:
         if child.object_name in wanted or child.is_deleting:
             continue
-        if (child.kind in _SERVING_KINDS and not _is_in_use(view, child)) or (
-            child.kind == "Job" and _is_pointless(view, child)
+        if (
+            (child.kind in _SERVING_KINDS and not _is_in_use(view, child))
+            or (child.kind == "Job" and _is_pointless(view, child))
+            or (child.kind in _ROUTES and view.is_by_ratio and view.is_programmed)
         ):
             yield Delete(child.object_name, child.uid)
     yield from _history(view)
@@ -247,6 +256,8 @@ def obstacle_finding(action: Action, reason: str, message: str) -> Finding:
     match action:
         case WantServers() | WantProber():
             kind = ConditionType.CANDIDATE_AVAILABLE
+        case WantService():
+            kind = ConditionType.TRAFFIC_PROGRAMMED
         case WantRoutes():
             kind = ConditionType.TRAFFIC_PROGRAMMED
             if "requestMirror" in message:

@@ -29,6 +29,7 @@ from onnx_operator.core.actions import (
     WantRevision,
     WantRoutes,
     WantServers,
+    WantService,
     WantValidate,
 )
 from onnx_operator.core.analysis import Measurement, Outcome
@@ -44,6 +45,7 @@ from onnx_operator.core.observation import (
     ObjectName,
     Observation,
     RevisionSeen,
+    ServiceSeen,
 )
 from onnx_operator.core.scrapes import Scrape, Scrapes
 from onnx_operator.core.servers import ServerState
@@ -106,6 +108,9 @@ class World:
     children: dict[ObjectName, Child] = field(default_factory=dict)
     servers: dict[tuple[str, ExecutionProvider], ServerState] = field(default_factory=dict)
     split: Split | None = None
+    #: Where there is no gateway.
+    has_gateway_api: bool = True
+    service: ServiceSeen | None = None
     is_accepted: bool = False
     generation: int = 1
     gateway: GatewayAddress | None = _GATEWAY
@@ -142,6 +147,8 @@ class World:
             grpc_route=route,
             gateway=self.gateway,
             gateway_problem=self.gateway_problem,
+            has_gateway_api=self.has_gateway_api,
+            service=self.service,
         )
         view = look(seen, self.now)
         if view.is_analysis_due:
@@ -195,6 +202,7 @@ class World:
             sorted((name.kind, name.name) for name in self.children),
             dict(self.servers),
             self.split,
+            self.service,
         )
 
     def condition(self, kind: str) -> tuple[str, str]:
@@ -243,9 +251,17 @@ class World:
         if self.split is None or self.is_accepted:
             return
         self.is_accepted = True
-        busy_before, busy = _busy(self.in_force), _busy(self.split)
-        self.idle_since |= dict.fromkeys(busy_before - busy, self.now)
-        self.in_force = self.split
+        self._is_in_force(self.split)
+
+    def behind_the_service(self) -> Split:
+        """The split that comes of what the Service selects."""
+        (route,) = look(self.observe(), self.now).routes
+        assert route is not None
+        return route.split
+
+    def _is_in_force(self, split: Split) -> None:
+        self.idle_since |= dict.fromkeys(_busy(self.in_force) - _busy(split), self.now)
+        self.in_force = split
 
     def lose_record(self, revision: str) -> None:
         """Somebody deletes an OnnxModelRevision; the garbage collector takes what it owned."""
@@ -331,20 +347,21 @@ class World:
 
     def weights(self) -> dict[int, int]:
         """Percent of requests by revision number, as written."""
-        if self.split is None:
+        split = self.split if self.service is None else self.behind_the_service()
+        if split is None:
             return {}
-        total = sum(one.weight for one in self.split.backends)
+        total = sum(one.weight for one in split.backends)
         return {
             revision.spec.number: round(
-                100 * sum(one.weight for one in self.split.backends if one.service.startswith(revision.name)) / total
+                100 * sum(one.weight for one in split.backends if one.service.startswith(revision.name)) / total
             )
             for revision in self.revisions.values()
-            if any(one.service.startswith(revision.name) for one in self.split.backends)
+            if any(one.service.startswith(revision.name) for one in split.backends)
         }
 
     # ---- effects
 
-    def _act(self, action: Action) -> None:  # noqa: C901  (one case per action)
+    def _act(self, action: Action) -> None:  # noqa: C901, PLR0912  (one case per action)
         match action:
             case Delete():
                 self._delete(action.object)
@@ -375,6 +392,12 @@ class World:
                     self._wrote()
                     self.split, self.is_accepted = action.split, False
                     self.history.append(action.split)
+            case WantService():
+                self._create(action.objects[0], Component.SERVER, "")
+                if self.service != ServiceSeen(action.revision):
+                    self._wrote()
+                    self.service = ServiceSeen(action.revision)
+                    self._is_in_force(self.behind_the_service())
             case WantProber():
                 self._create(action.objects[0], Component.PROBER, action.candidate.name)
             case WantJobsPolicy():
