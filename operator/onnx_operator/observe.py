@@ -230,8 +230,9 @@ def _with_routes(seen: Observation, view: View) -> Observation:
         return seen
     gateway = view.class_spec.traffic.gateway
     service = next((one for one in seen.children if one.object_name == ObjectName("Service", seen.model.name)), None)
+    seen = replace(seen, service=_service(service) if service is not None else None)
     if view.is_by_ratio or gateway is None:
-        return replace(seen, service=_service(service) if service is not None else None)
+        return seen
     routes = {child.kind: _route(child, gateway) for child in seen.children if child.kind.endswith("Route")}
     return replace(seen, http_route=routes.get("HTTPRoute"), grpc_route=routes.get("GRPCRoute"))
 

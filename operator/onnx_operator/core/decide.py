@@ -127,9 +127,10 @@ def _wanted(view: View, standing: Standing) -> Iterator[Want]:
         for provider in view.servers(revision):
             yield WantServers(view.seen.model, revision, provider, view.wanted_replicas(revision, provider))
     split = view.split
-    if split is not None and view.is_by_ratio:
+    if split is not None and (view.is_by_ratio or view.seen.service is not None):
+        # Once a gateway has come, callers may still be at the Service: it is kept until somebody deletes it.
         yield WantService(view.seen.model, view.selected)
-    elif split is not None and view.class_spec is not None:
+    if split is not None and view.class_spec is not None and not view.is_by_ratio:
         yield WantRoutes(view.seen.model, view.class_spec, split)
     if (prober := _prober(view)) is not None:
         yield prober

@@ -120,7 +120,7 @@ class Observation:
     http_route: RouteSeen | None = None
     grpc_route: RouteSeen | None = None
     has_gateway_api: bool = True
-    #: The Service that requests come to where there is no gateway.
+    #: The Service that requests come to where there is no gateway, or was none.
     service: ServiceSeen | None = None
     #: Read only while a prober is wanted; None otherwise, and when the Gateway has no address yet.
     gateway: GatewayAddress | None = None

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnx_operator.core.actions import WantProber
 from onnx_operator.core.analysis import Outcome
 from onnx_operator.core.capacity import Capacity, Share, Shortage, Sides, by_ratio, shortage_by_ratio, towards
 from onnx_operator.core.decide import decide
-from onnx_operator.core.observation import ServiceSeen
+from onnx_operator.core.observation import ObjectName, ServiceSeen
 from onnx_operator.core.traffic import Side, behind
 from unit.core.worlds import CPU, CUDA, World, a_class, a_spec
 
@@ -57,6 +57,7 @@ CAPACITIES = st.integers(1, 12).flatmap(
 )
 
 
+@settings(deadline=None)
 @given(CAPACITIES, st.integers(1, 99))
 def test_no_other_numbers_are_closer_but_by_taking_more_of_stable(capacity: Capacity, weight: int) -> None:
     found = by_ratio(capacity, weight)
@@ -74,6 +75,7 @@ def test_no_other_numbers_are_closer_but_by_taking_more_of_stable(capacity: Capa
         assert all(off <= abs(one.candidate / (one.stable + one.candidate) - weight / 100) + 1e-9 for one in others)
 
 
+@settings(deadline=None)
 @given(CAPACITIES, st.integers(0, 99), st.integers(1, 100))
 def test_on_the_way_the_limit_holds_and_enough_servers_answer(capacity: Capacity, before: int, after: int) -> None:
     wanted, now = by_ratio(capacity, after), by_ratio(capacity, before)
@@ -286,12 +288,18 @@ def test_where_the_gateway_api_is_missing_a_gateway_that_is_named_is_done_withou
     assert lead(world, 1)
     world.has_gateway_api = True
     world.settle()
-    assert lead(world, 1), "the Service stays until the gateway has taken over"
-    assert any(name.name == "minilm" and name.kind == "Service" for name in world.children)
     world.accept()
     world.settle()
-    assert not any(name.name == "minilm" and name.kind == "Service" for name in world.children)
     assert world.condition("Ready") == ("True", "Serving")
+    world.change(opset=19)
+    world.measure(0, 1000)
+    world.finish()
+    assert lead(world, 2), "callers may still be at the Service"
+    service = ObjectName("Service", "minilm")
+    del world.children[service]
+    world.service = None
+    world.settle()
+    assert service not in world.children, "who deletes it knows that nobody is"
 
 
 def test_a_class_that_gives_its_gateway_up_takes_the_routes_away_once_the_service_leads() -> None:

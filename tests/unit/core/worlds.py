@@ -253,11 +253,11 @@ class World:
         self.is_accepted = True
         self._is_in_force(self.split)
 
-    def behind_the_service(self) -> Split:
-        """The split that comes of what the Service selects."""
-        (route,) = look(self.observe(), self.now).routes
-        assert route is not None
-        return route.split
+    def behind_the_service(self) -> Split | None:
+        """The split that comes of what the Service selects; None where a gateway has taken over."""
+        view = look(self.observe(), self.now)
+        route = view.routes[0] if view.is_by_ratio else None
+        return route.split if route is not None else None
 
     def _is_in_force(self, split: Split) -> None:
         self.idle_since |= dict.fromkeys(_busy(self.in_force) - _busy(split), self.now)
@@ -347,7 +347,7 @@ class World:
 
     def weights(self) -> dict[int, int]:
         """Percent of requests by revision number, as written."""
-        split = self.split if self.service is None else self.behind_the_service()
+        split = self.behind_the_service() or self.split
         if split is None:
             return {}
         total = sum(one.weight for one in split.backends)
@@ -397,7 +397,8 @@ class World:
                 if self.service != ServiceSeen(action.revision):
                     self._wrote()
                     self.service = ServiceSeen(action.revision)
-                    self._is_in_force(self.behind_the_service())
+                    if (split := self.behind_the_service()) is not None:
+                        self._is_in_force(split)
             case WantProber():
                 self._create(action.objects[0], Component.PROBER, action.candidate.name)
             case WantJobsPolicy():
@@ -416,6 +417,8 @@ class World:
             self.revisions.pop(name.name, None)
             return
         child = self.children.pop(name, None)
+        if name == ObjectName("Service", "minilm"):
+            self.service = None
         if name.kind == "Job":
             self.jobs.pop(name.name, None)
         if name.kind == "Deployment" and child is not None:
