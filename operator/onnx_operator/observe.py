@@ -31,8 +31,10 @@ from onnx_operator.core.observation import (
     ClassSeen,
     DefaultImages,
     ModelSeen,
+    ObjectName,
     Observation,
     RevisionSeen,
+    ServiceSeen,
 )
 from onnx_operator.core.pods import is_ready, url_of
 from onnx_operator.core.questions import Party, ServerPod
@@ -230,8 +232,16 @@ def _with_routes(seen: Observation, view: View) -> Observation:
     if view.class_spec is None:
         return seen
     gateway = view.class_spec.traffic.gateway
+    service = next((one for one in seen.children if one.object_name == ObjectName("Service", seen.model.name)), None)
+    seen = replace(seen, service=_service(service) if service is not None else None)
+    if view.is_by_ratio or gateway is None:
+        return seen
     routes = {child.kind: _route(child, gateway) for child in seen.children if child.kind.endswith("Route")}
     return replace(seen, http_route=routes.get("HTTPRoute"), grpc_route=routes.get("GRPCRoute"))
+
+
+def _service(child: Child) -> ServiceSeen:
+    return ServiceSeen((child.manifest["spec"].get("selector") or {}).get(REVISION_LABEL))
 
 
 def _route(child: Child, gateway: GatewayReference) -> RouteSeen:
@@ -243,6 +253,8 @@ async def _with_gateway(context: Context, seen: Observation, view: View) -> Obse
     if view.class_spec is None or candidate is None or candidate.digest is None or not needs_prober(view):
         return seen
     reference = view.class_spec.traffic.gateway
+    if view.is_by_ratio or reference is None:
+        return seen
     try:
         gateway = await context.kube.get(kube.GATEWAY, reference.namespace, reference.name)
     except Forbidden as error:

@@ -94,6 +94,7 @@ _ORDER = (
     "test_bad_checkpoints",
     "test_providers",
     "test_language_model",
+    "test_without_gateway",
     "test_deletion",
 )
 

@@ -371,7 +371,8 @@ class RevisionInUse(ApiModel):
     digest: Digest | None = None
     """Digest of the artifact that is served; unset until it is published."""
     weight: Annotated[int, Field(ge=0, le=100)] = 0
-    """Percent of requests it answers, as the gateway has accepted it."""
+    """Percent of requests it answers, as the gateway has accepted it; without one, its part of the ready servers that
+    requests come to."""
     ready_replicas: Annotated[int, Field(ge=0)] = 0
     """Pods that are ready, over all execution providers."""
 
@@ -481,7 +482,8 @@ class EndpointStatus(ApiModel):
     """Where the model answers."""
 
     host: Annotated[str, Field(max_length=253)]
-    """Host name to send, as HTTP Host header or gRPC authority."""
+    """Host name to send, as HTTP Host header or gRPC authority; without a gateway the name of the Service, which
+    listens at 8000 (HTTP) and 8001 (gRPC)."""
     model_name: DnsLabel
     """Name of the model in Triton's protocol."""
 

@@ -18,6 +18,7 @@ from onnx_operator.api.common import (
     ObjectName,
     Resources,
     Toleration,
+    cel,
     duration_field,
     schema_extra,
 )
@@ -116,13 +117,27 @@ class GatewayReference(ApiModel):
 class Traffic(ApiModel):
     """How requests reach models."""
 
-    domain: Annotated[
-        str,
-        Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$", max_length=120),
-    ]
-    """A model answers at <model>.<namespace>.<domain>."""
-    gateway: GatewayReference
-    """The Gateway."""
+    model_config = {
+        "json_schema_extra": schema_extra(
+            cel(
+                "has(self.gateway) == has(self.domain)",
+                "gateway and domain belong together: give both, or neither, and each model answers at a Service of its "
+                "name, where rollouts go by the number of servers",
+            )
+        )
+    }
+
+    domain: (
+        Annotated[
+            str,
+            Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$", max_length=120),
+        ]
+        | None
+    ) = None
+    """A model answers at <model>.<namespace>.<domain>, through the gateway."""
+    gateway: GatewayReference | None = None
+    """The Gateway. Where none is named, and in a cluster without the Gateway API, a model answers at the Service
+    <model>.<namespace>.svc, and a candidate has as much of the requests as it has of the ready servers."""
     drain: Duration = "10s"
     """How long a revision that was taken out of the traffic keeps running for requests under way."""
 
@@ -149,7 +164,7 @@ class OnnxModelClassSpec(ApiModel):
 
     artifact_store: ArtifactStore
     """Where artifacts are kept."""
-    traffic: Traffic
+    traffic: Traffic = Traffic()
     """How requests reach models."""
     images: Images = Images()
     """Images of Jobs and servers."""

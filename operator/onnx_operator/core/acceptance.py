@@ -1,6 +1,7 @@
 """Whether the class allows what a spec asks for, and what follows where the spec says nothing.
 
-Judges declarations only, never the state of the cluster: the same spec and class give the same answer for ever.
+Judges declarations only, never the state of the cluster: the same spec and class give the same answer for ever, as long
+as the cluster knows the Gateway API or does not.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from typing import TYPE_CHECKING, Final
 
 from onnx_operator.api.common import parse_duration, parse_quantity
 from onnx_operator.api.model_class import SourceKind
-from onnx_operator.api.rollout import DEFAULT_JOB_DEADLINE, DEFAULT_STEP_DURATION, MetricName
+from onnx_operator.api.rollout import DEFAULT_JOB_DEADLINE, DEFAULT_STEP_DURATION, MetricName, Provider
 from onnx_operator.core import reasons
-from onnx_operator.core.capacity import Capacity, amount, shortage
+from onnx_operator.core.capacity import Capacity, amount, by_ratio, shortage, shortage_by_ratio
 from onnx_operator.core.traffic import FULL
 from onnx_operator.core.windows import problem_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from onnx_operator.api.model import OnnxModelSpec
     from onnx_operator.api.model_class import Limits, OnnxModelClassSpec
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         RolloutDefaults,
         Step,
     )
+    from onnx_operator.core.capacity import Sides
     from onnx_operator.core.observation import ClassSeen, ModelSeen
 
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
@@ -52,6 +54,12 @@ class Plan:
     rollback_window: RollbackWindow | None
     capacity: Capacity
     is_paused: bool
+    #: Whether no gateway takes weights, so that the numbers of servers are all there is.
+    is_by_ratio: bool
+
+    def sides_of(self, step: Step) -> Sides | None:
+        """The servers that come to the step's weight where the numbers of servers are all there is."""
+        return by_ratio(self.capacity, step.weight, _declared(step, self.capacity.replicas))
 
     @property
     def stops(self) -> int:
@@ -79,7 +87,7 @@ class Refusal:
     class_spec: OnnxModelClassSpec | None = None
 
 
-def accept(model: ModelSeen, classes: tuple[ClassSeen, ...]) -> Offer | Refusal:
+def accept(model: ModelSeen, classes: tuple[ClassSeen, ...], *, has_gateway_api: bool = True) -> Offer | Refusal:
     """The model with its class, or why not."""
     if model.spec is None:
         return Refusal(reasons.INVALID_SPEC, model.problem)
@@ -88,7 +96,10 @@ def accept(model: ModelSeen, classes: tuple[ClassSeen, ...]) -> Offer | Refusal:
         return chosen
     if chosen.spec is None:
         return Refusal(reasons.CLASS_INVALID, f"OnnxModelClass {chosen.name} cannot be used: {chosen.problem}")
-    offer = Offer(model.spec, chosen.name, chosen.spec, plan_of(model.spec, chosen.spec))
+    plan = plan_of(model.spec, chosen.spec)
+    if not has_gateway(chosen.spec, has_gateway_api=has_gateway_api):
+        plan = replace(plan, is_by_ratio=True, analysis=_asking_servers(plan.analysis))
+    offer = Offer(model.spec, chosen.name, chosen.spec, plan)
     for check in _CHECKS:
         if (refusal := check(offer)) is not None:
             return replace(refusal, class_spec=chosen.spec)
@@ -124,7 +135,24 @@ def plan_of(spec: OnnxModelSpec, class_spec: OnnxModelClassSpec) -> Plan:
         rollback_window=rollout.rollback_window or fallback.rollback_window,
         capacity=_capacity(spec.serving.replicas, rollout, fallback),
         is_paused=rollout.paused,
+        is_by_ratio=False,
     )
+
+
+def has_gateway(class_spec: OnnxModelClassSpec, *, has_gateway_api: bool) -> bool:
+    """Whether requests come through a gateway that takes weights."""
+    return class_spec.traffic.gateway is not None and has_gateway_api
+
+
+def _asking_servers(analysis: Analysis) -> Analysis:
+    """Errors are counted by the servers where the spec does not say by whom, as there is no gateway that could."""
+    metrics = [
+        one.model_copy(update={"provider": Provider.TRITON})
+        if one.name == MetricName.ERROR_RATIO and one.provider is None
+        else one
+        for one in analysis.metrics
+    ]
+    return analysis.model_copy(update={"metrics": metrics})
 
 
 def _capacity(replicas: int, rollout: Rollout, fallback: RolloutDefaults) -> Capacity:
@@ -234,9 +262,67 @@ def _pool_schedule_is_unreadable(offer: Offer) -> Refusal | None:
     return None
 
 
+def _a_gateway_is_needed(offer: Offer) -> Refusal | None:
+    if not offer.plan.is_by_ratio:
+        return None
+    field = next(_only_by_a_gateway(offer), None)
+    if field is None:
+        return None
+    message = (
+        f"{field}, and there is none: OnnxModelClass {offer.class_name} names no gateway, or the cluster has no "
+        "Gateway API. Add what is missing, or leave this out (what the model leaves unset comes from the class)"
+    )
+    return Refusal(reasons.GATEWAY_NEEDED, message)
+
+
+def _only_by_a_gateway(offer: Offer) -> Iterator[str]:
+    plan, pools = offer.plan, offer.spec.execution_providers
+    for index, step in enumerate(plan.steps):
+        if step.mirror:
+            yield f"rollout.steps[{index}].mirror needs a gateway that copies requests"
+    for metric in plan.analysis.metrics:
+        where = f"rollout.analysis.metrics[name={metric.name}]"
+        if metric.name in {MetricName.SLOW_RATIO, MetricName.LATENCY_QUANTILE}:
+            yield f"{where} needs a gateway that measures how long answers take"
+        if metric.name == MetricName.ERROR_RATIO and metric.provider is not Provider.TRITON:
+            yield f"{where}.provider: {metric.provider} needs a gateway that counts errors (triton asks the servers)"
+    for pool in pools:
+        if pool.schedules and len(pools) > 1:
+            yield f"spec.executionProviders[name={pool.name}].schedules needs a gateway that shares by weight"
+    if len({1 if pool.weight is None else pool.weight for pool in pools}) > 1:
+        yield "spec.executionProviders[].weight needs a gateway that shares by weight"
+
+
+def rounded_weights(plan: Plan) -> str:
+    """What the steps come to where only the numbers of servers decide; empty where that is what they ask for."""
+    told = [
+        f"{weight_in_words(sides)} for the {step.weight} % of step {index}"
+        for index, step in enumerate(plan.steps)
+        if 0 < step.weight < FULL and (sides := plan.sides_of(step)) and percent_of(sides) != step.weight
+    ]
+    return ", ".join(told)
+
+
+def percent_of(sides: Sides) -> int:
+    """The candidate's percentage of the servers."""
+    return round(FULL * sides.candidate / (sides.stable + sides.candidate))
+
+
+def weight_in_words(sides: Sides) -> str:
+    return f"{sides.candidate} of {sides.stable + sides.candidate} servers, {percent_of(sides)} %,"
+
+
+def _declared(step: Step, replicas: int) -> int | None:
+    return min(step.replicas, replicas) if step.replicas is not None else None
+
+
 def _a_step_has_no_room(offer: Offer) -> Refusal | None:
     plan, capacity = offer.plan, offer.plan.capacity
-    short = shortage(capacity, [(step.weight, reach_of(step)) for step in plan.steps])
+    if plan.is_by_ratio:
+        declared = [(step.weight, _declared(step, capacity.replicas)) for step in plan.steps]
+        short = shortage_by_ratio(capacity, declared)
+    else:
+        short = shortage(capacity, [(step.weight, reach_of(step)) for step in plan.steps])
     if short is None:
         return None
     where = f"rollout step {short.step}" if short.step is not None else "the end of the last rollout step"
@@ -252,6 +338,8 @@ def _a_step_has_no_room(offer: Offer) -> Refusal | None:
 
 
 def _a_step_has_too_few_replicas(offer: Offer) -> Refusal | None:
+    if offer.plan.is_by_ratio:
+        return None  # there, they are the weight
     for index, step in enumerate(offer.plan.steps):
         need = offer.plan.capacity.need(reach_of(step))
         if step.replicas is not None and step.replicas < need:
@@ -342,6 +430,7 @@ _CHECKS: Final[tuple[Callable[[Offer], Refusal | None], ...]] = (
     _replicas_are_too_many,
     _step_is_too_long,
     _a_step_names_no_metric,
+    _a_gateway_is_needed,
     _a_step_has_no_room,
     _a_step_has_too_few_replicas,
     _stable_has_no_servers,

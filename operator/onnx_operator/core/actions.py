@@ -140,6 +140,19 @@ class WantRoutes:
 
 
 @dataclass(frozen=True, slots=True)
+class WantService:
+    """The Service that requests come to where there is no gateway."""
+
+    model: ModelSeen
+    #: Whose servers it selects; None for those of all revisions.
+    revision: str | None
+
+    @property
+    def objects(self) -> tuple[ObjectName, ...]:
+        return (ObjectName("Service", self.model.name),)
+
+
+@dataclass(frozen=True, slots=True)
 class WantProber:
     """The Deployment that sends golden requests to both sides and counts where they differ."""
 
@@ -147,7 +160,8 @@ class WantProber:
     class_spec: OnnxModelClassSpec
     stable: RevisionSeen
     candidate: RevisionSeen
-    gateway: GatewayAddress
+    #: None where both sides are asked at their own Services.
+    gateway: GatewayAddress | None
     min_cosine: str
     golden: ConfigMapKey | None = None
 
@@ -177,7 +191,7 @@ class WantAnalysisJob:
 
 
 JobWant = WantFetch | WantConvert | WantValidate | WantPublish
-Want = WantJobsPolicy | WantRevision | JobWant | WantServers | WantRoutes | WantProber | WantAnalysisJob
+Want = WantJobsPolicy | WantRevision | JobWant | WantServers | WantRoutes | WantService | WantProber | WantAnalysisJob
 
 
 @dataclass(frozen=True, slots=True)

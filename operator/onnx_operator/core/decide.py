@@ -21,6 +21,7 @@ from onnx_operator.core.actions import (
     WantRevision,
     WantRoutes,
     WantServers,
+    WantService,
     WantValidate,
 )
 from onnx_operator.core.conditions import ConditionType, Finding, moment
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 #: After a ledger changed there is always something to do.
 _AT_ONCE: Final = 0.0
+_ROUTES: Final = frozenset({"HTTPRoute", "GRPCRoute"})
 _SERVING_KINDS: Final = frozenset({"Deployment", "Service", "PodDisruptionBudget"})
 DEFAULT_MIN_COSINE: Final = "0.95"
 
@@ -126,7 +128,10 @@ def _wanted(view: View, standing: Standing) -> Iterator[Want]:
         for provider in view.servers(revision):
             yield WantServers(view.seen.model, revision, provider, view.wanted_replicas(revision, provider))
     split = view.split
-    if split is not None and view.class_spec is not None and view.seen.has_gateway_api:
+    if split is not None and (view.is_by_ratio or view.seen.service is not None):
+        # Once a gateway has come, callers may still be at the Service: it is kept until somebody deletes it.
+        yield WantService(view.seen.model, view.selected)
+    if split is not None and view.class_spec is not None and not view.is_by_ratio:
         yield WantRoutes(view.seen.model, view.class_spec, split)
     if (prober := _prober(view)) is not None:
         yield prober
@@ -147,14 +152,19 @@ def _serving(view: View) -> Iterator[RevisionSeen]:
 
 def _prober(view: View) -> WantProber | None:
     stable, candidate = view.stable, view.candidate
-    if stable is None or candidate is None or view.class_spec is None or view.plan is None:
+    if stable is None or candidate is None or view.class_spec is None or view.plan is None or not needs_prober(view):
         return None
-    if view.seen.gateway is None or not needs_prober(view) or not view.is_routed(candidate):
+    gateway = None if view.is_by_ratio else view.seen.gateway
+    if view.is_by_ratio:
+        is_reachable = view.is_available(candidate) or view.step_index is not None
+    else:
+        is_reachable = gateway is not None and view.is_routed(candidate)
+    if not is_reachable:
         return None
     analysis = view.plan.analysis
     cosine = next((metric.min_cosine for metric in analysis.metrics if metric.min_cosine), DEFAULT_MIN_COSINE)
     golden = analysis.golden_requests.config_map if analysis.golden_requests else None
-    return WantProber(view.seen.model, view.class_spec, stable, candidate, view.seen.gateway, cosine, golden)
+    return WantProber(view.seen.model, view.class_spec, stable, candidate, gateway, cosine, golden)
 
 
 def _analysis_jobs(view: View) -> Iterator[Want]:
@@ -184,8 +194,10 @@ def _unwanted(view: View, wants: Iterable[Want]) -> Iterator[Delete]:
     for child in view.seen.children:
         if child.object_name in wanted or child.is_deleting:
             continue
-        if (child.kind in _SERVING_KINDS and not _is_in_use(view, child)) or (
-            child.kind == "Job" and _is_pointless(view, child)
+        if (
+            (child.kind in _SERVING_KINDS and not _is_in_use(view, child))
+            or (child.kind == "Job" and _is_pointless(view, child))
+            or (child.kind in _ROUTES and view.is_by_ratio and view.is_programmed)
         ):
             yield Delete(child.object_name, child.uid)
     yield from _history(view)
@@ -295,7 +307,7 @@ def obstacle_finding(action: Action, reason: str, message: str) -> Finding:
             kind = ConditionType.CONVERTED
         case WantAnalysisJob():
             kind = ConditionType.PROMOTED
-        case Delete():
+        case WantService() | Delete():
             kind = ConditionType.TRAFFIC_PROGRAMMED
         case unreachable:
             assert_never(unreachable)

@@ -22,7 +22,7 @@ from onnx_operator.api.model import FailureStatus, SourceStatus
 from onnx_operator.api.revision import ArtifactStatus, ParityStatus, StageStatus
 from onnx_operator.api.rollout import MetricName
 from onnx_operator.core import reasons
-from onnx_operator.core.acceptance import Refusal
+from onnx_operator.core.acceptance import Refusal, rounded_weights
 from onnx_operator.core.actions import WantConvert, WantFetch, WantPublish, WantRevision, WantValidate
 from onnx_operator.core.conditions import ConditionType, Finding, clipped, instant, timestamp
 from onnx_operator.core.jobs import JobBlocked, JobFailed, JobRunning, JobSucceeded
@@ -41,7 +41,6 @@ from onnx_operator.core.ledger import (
     stage_logs,
 )
 from onnx_operator.core.names import fetch_job_name, stage_job_name, validate_stage
-from onnx_operator.core.traffic import trouble_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,6 +127,12 @@ def _accepted(view: View) -> Rung:
     defaults = [one.name for one in view.seen.classes if one.is_default]
     if view.accepted.spec.class_name is None and len(defaults) > 1:
         message += f"; of the default classes {', '.join(sorted(defaults))} it is the newest"
+    plan = view.accepted.plan
+    if plan.is_by_ratio and (rounded := rounded_weights(plan)):
+        message += (
+            f"; without a gateway there will be {rounded} which more replicas bring closer, and a gateway exactly"
+        )
+        return _met(Finding(ConditionType.ACCEPTED, "True", reasons.WEIGHTS_ROUNDED, message))
     return _met(Finding(ConditionType.ACCEPTED, "True", reasons.ACCEPTED, message))
 
 
@@ -483,19 +488,18 @@ def _first_served(view: View) -> Rung:
 
 def _programmed(view: View) -> Rung:
     condition = ConditionType.TRAFFIC_PROGRAMMED
-    if not view.seen.has_gateway_api:
-        message = "the cluster has no HTTPRoute and GRPCRoute; install the Gateway API and a gateway"
-        return _waiting(Finding(condition, "False", reasons.GATEWAY_API_MISSING, message))
     if view.only_pools_are_pending:
         return _met(programmed_finding(view))
     if not view.is_programmed:
         return _waiting(programmed_finding(view), look_at=view.deadline)
-    if needs_prober(view) and view.seen.gateway_problem:
+    gateway = _class_spec(view).traffic.gateway
+    if view.is_by_ratio or not needs_prober(view):
+        return _met(programmed_finding(view))
+    if view.seen.gateway_problem:
         return _waiting(
             Finding(condition, "False", reasons.FORBIDDEN, view.seen.gateway_problem), look_at=view.deadline
         )
-    if needs_prober(view) and view.seen.gateway is None:
-        gateway = _class_spec(view).traffic.gateway
+    if view.seen.gateway is None:
         message = f"Gateway {gateway.namespace}/{gateway.name} has no address, or lacks the class's listeners"
         return _waiting(Finding(condition, "False", reasons.GATEWAY_NOT_PROGRAMMED, message), look_at=view.deadline)
     return _met(programmed_finding(view))
@@ -504,11 +508,14 @@ def _programmed(view: View) -> Rung:
 def programmed_finding(view: View) -> Finding:
     """Whether the traffic is as wanted; worth telling on every rung."""
     if not view.is_programmed:
-        reason, message = trouble_of(view.named_routes)
+        reason, message = view.routing_trouble
         status: Any = "False" if reason == reasons.ROUTES_REFUSED else "Unknown"
         return Finding(ConditionType.TRAFFIC_PROGRAMMED, status, reason, message)
     reason, message = _pool_trouble(view) or _split_trouble(view) or (reasons.TRAFFIC_PROGRAMMED, "")
     said = "the gateway has accepted the weights on both routes"
+    if view.is_by_ratio:
+        whose = "all servers" if view.selected is None else f"the servers of {view.selected}"
+        said = f"without a gateway, Service {view.seen.model.name} leads to {whose}"
     return Finding(ConditionType.TRAFFIC_PROGRAMMED, "True", reason, f"{said}; {message}" if message else said)
 
 
@@ -568,6 +575,10 @@ def _promoted(view: View) -> Rung:
     told = f"step {step + 1} of {len(plan.steps)} {view.share_words}"
     if view.is_baking:
         told = f"the bake of revision {candidate.number}, which answers all requests,"
+    if candidate.step_started_time is None and view.is_by_ratio and not view.is_scaled:
+        # Of a first step the weight is made in the step: before, stable cannot give up what nobody else answers.
+        message = f"{told} begins once its servers are there: {view.routing_trouble[1]}"
+        return _hold(reasons.SCALING, message, look_at=view.deadline)
     if candidate.step_started_time is None:
         # The rung below has seen the gateway accept the weight: from now on the time and the samples count.
         move = change_candidate(view, step_started_time=instant(view.now), progress_time=instant(view.now))

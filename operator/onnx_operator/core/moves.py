@@ -29,7 +29,6 @@ from onnx_operator.core.ledger import (
     take_out,
 )
 from onnx_operator.core.revisions import name_of, resolve
-from onnx_operator.core.traffic import trouble_of
 from onnx_operator.core.view import side_of
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def _meet(view: View) -> MoveModel | None:
     """First sight: the tokens that are there already ask for nothing.
 
     A status that was lost (an object restored without it) must not cost the traffic: what answers most of it now,
-    by the model's own routes, is stable.
+    by the model's own routes or Service, is stable.
     """
     if view.ledger.conditions or view.ledger.observed_generation:
         return None
@@ -61,7 +60,7 @@ def _meet(view: View) -> MoveModel | None:
 
 
 def _serving(view: View) -> StableStatus | None:
-    route = view.seen.http_route
+    route = view.routes[0]
     if route is None:
         return None
     weights = {
@@ -279,7 +278,7 @@ def _why_unavailable(view: View, revision: RevisionSeen) -> str:
 
 
 def _why_unrouted(view: View) -> str:
-    return _what_was_refused(view, ConditionType.TRAFFIC_PROGRAMMED) or trouble_of(view.named_routes)[1]
+    return _what_was_refused(view, ConditionType.TRAFFIC_PROGRAMMED) or view.routing_trouble[1]
 
 
 def _what_was_refused(view: View, kind: ConditionType) -> str:
@@ -291,10 +290,10 @@ def _drain(view: View) -> MoveModel | None:
     """Out of the traffic, then a while of grace, then out of the routes, then gone."""
     if not view.ledger.retiring or view.class_spec is None:
         return None
-    is_routed = any(view.is_routed(one) for one in view.retiring)
-    if view.split is None or (view.is_programmed and not is_routed):
+    is_on_its_way = any(view.is_to_be_drained(one) for one in view.retiring)
+    if view.split is None or (view.is_programmed and (view.is_drained or not is_on_its_way)):
         return change(view, retiring=[], drain_started_time=None)
-    if is_routed and view.is_programmed and view.drain_ends is None:
+    if view.is_programmed and view.drain_ends is None:
         return change(view, drain_started_time=instant(view.now))
     return None
 

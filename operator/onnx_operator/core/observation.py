@@ -88,6 +88,14 @@ class Child:
 
 
 @dataclass(frozen=True, slots=True)
+class ServiceSeen:
+    """The Service of the model's name."""
+
+    #: The revision whose servers it selects; None for those of all.
+    revision: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class DefaultImages:
     """The images that this operator came with, for classes that name none."""
 
@@ -114,6 +122,8 @@ class Observation:
     http_route: RouteSeen | None = None
     grpc_route: RouteSeen | None = None
     has_gateway_api: bool = True
+    #: The Service that requests come to where there is no gateway, or was none.
+    service: ServiceSeen | None = None
     #: Read only while a prober is wanted; None otherwise, and when the Gateway has no address yet.
     gateway: GatewayAddress | None = None
     #: Why it could not even be read.

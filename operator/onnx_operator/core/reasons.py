@@ -55,6 +55,13 @@ STEP_WITHOUT_ROOM: Final = Reason(
 STEP_WITHOUT_METRIC: Final = Reason(
     "StepWithoutMetric", "surfaces when a rollout step rests on a metric that rollout.analysis does not have"
 )
+GATEWAY_NEEDED: Final = Reason(
+    "GatewayNeeded", "surfaces when there is no gateway and the spec asks for what only one can do; names the field"
+)
+WEIGHTS_ROUNDED: Final = Reason(
+    "WeightsRounded",
+    "surfaces when there is no gateway and the numbers of servers come to other weights than the steps ask for",
+)
 FREEZE_WINDOW_INVALID: Final = Reason(
     "FreezeWindowInvalid",
     "surfaces when the schedule or the time zone of a freeze window cannot be read; the message names the field",
@@ -136,7 +143,9 @@ ROUTES_REFUSED: Final = Reason(
 MIRROR_NOT_SUPPORTED: Final = Reason(
     "MirrorNotSupported", "surfaces when the cluster's Gateway API does not know the percentage of a mirror"
 )
-GATEWAY_API_MISSING: Final = Reason("GatewayApiMissing", "surfaces when the cluster knows no HTTPRoute or GRPCRoute")
+SERVICE_PENDING: Final = Reason(
+    "ServicePending", "surfaces when there is no gateway and the model's Service does not yet lead where it should"
+)
 GATEWAY_NOT_PROGRAMMED: Final = Reason(
     "GatewayNotProgrammed", "surfaces when the Gateway has no address or lacks a listener"
 )

@@ -76,12 +76,13 @@ def _endpoint(view: View) -> EndpointStatus | None:
     if view.class_spec is None:
         return None
     model = view.seen.model
-    host = host_of(model.name, model.namespace, view.class_spec.traffic.domain)
+    host = host_of(model.name, model.namespace, None if view.is_by_ratio else view.class_spec.traffic.domain)
     return EndpointStatus(host=host, model_name=model.name)
 
 
-def host_of(model: str, namespace: str, domain: str) -> str:
-    return f"{model}.{namespace}.{domain}"
+def host_of(model: str, namespace: str, domain: str | None) -> str:
+    """Where the model answers; without a domain at its Service."""
+    return f"{model}.{namespace}.{domain or 'svc'}"
 
 
 def _all_findings(view: View, standing: Standing, obstacle: Finding | None, *, is_draining: bool) -> list[Finding]:

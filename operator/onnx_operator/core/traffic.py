@@ -14,6 +14,9 @@ Pins are how a person or the prober reaches one side, and what keeps its cluster
 are lost whenever a weight passes 0. (A pool without ready pods has no cluster to keep alive.) A weight counts only once
 the gateway has accepted it on both routes; what was merely written is never reported.
 
+Without a gateway there is one Service of the model's name, and the split is what its selector and the numbers of ready
+servers make of it: see `behind`.
+
 A mirror to a Service that does not exist costs every request a 500 (measured with Envoy Gateway 1.9.1); one to a
 Service without endpoints, or whose pods hang, costs none. So a Service stays for as long as a route mirrors to it.
 """
@@ -180,6 +183,16 @@ def read_route(route: Mapping[str, Any], gateway: GatewayReference) -> RouteSeen
     """What the route says, and whether this gateway has accepted it as it is now."""
     problem, is_accepted = _standing(route, gateway)
     return RouteSeen(_split_of(route), is_accepted, problem)
+
+
+def behind(selected: Iterable[tuple[Side, tuple[int, ...]]]) -> RouteSeen:
+    """The split of a Service that leads to these sides, each with its ready servers by pool; to all evenly while none
+    is ready.
+    """
+    found = [pair for side, ready in selected for pair in zip(side.services, ready, strict=True)]
+    least = 0 if any(ready for _, ready in found) else 1
+    backends = tuple(Backend(service, max(ready, least)) for service, ready in found)
+    return RouteSeen(Split(backends, ()), is_accepted=True)
 
 
 def carries(routes: Iterable[RouteSeen | None], wanted: Split) -> bool:

@@ -11,17 +11,26 @@ from typing import TYPE_CHECKING
 
 from onnx_operator.api.common import parse_duration
 from onnx_operator.api.rollout import AtDeadline
-from onnx_operator.core.acceptance import Offer, Refusal, accept, duration_of, reach_of
+from onnx_operator.core import reasons
+from onnx_operator.core.acceptance import (
+    Offer,
+    Refusal,
+    accept,
+    duration_of,
+    has_gateway,
+    percent_of,
+    reach_of,
+)
 from onnx_operator.core.analysis import Verdict, criteria
 from onnx_operator.core.analysis_jobs import Run, job_name, read_run, told_run
-from onnx_operator.core.capacity import Goal, Sides, allot
+from onnx_operator.core.capacity import Goal, Share, Sides, allot, by_ratio, towards
 from onnx_operator.core.conditions import moment
 from onnx_operator.core.freezes import frozen_until
 from onnx_operator.core.judged import judged
 from onnx_operator.core.names import server_name
 from onnx_operator.core.pools import DEFAULT_WEIGHT, next_change, parts, weights
 from onnx_operator.core.revisions import name_of, resolve, source_key
-from onnx_operator.core.traffic import FULL, Side, Split, carries, split
+from onnx_operator.core.traffic import FULL, Side, Split, behind, carries, split, trouble_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -177,11 +186,37 @@ class View:
         found = self.seen.servers.items()
         leaving = (state.replicas for (name, of), state in found if of is provider and name not in staying)
         now = Sides(self._asked_for(stable, provider), self._asked_for(candidate, provider))
+        if stable is not None and goal.most and self.is_by_ratio:
+            wanted = self._sides_by_ratio(goal)
+            if provider not in side_of(stable).providers:
+                wanted = replace(wanted, stable=0)
+                capacity = replace(capacity, unavailable=capacity.replicas)
+            shares = {"stable": self._share(stable, provider), "candidate": self._share(candidate, provider)}
+            return towards(capacity, wanted, **shares, leaving=sum(leaving))
         if stable is None or provider not in side_of(stable).providers:
             # Nobody gives way, and nobody has to.
             capacity = replace(capacity, unavailable=capacity.replicas)
             goal = replace(goal, servers=capacity.limit, most=capacity.replicas if stable is None else goal.most)
         return allot(capacity, now, goal, weight=self._weight_in_force, leaving=leaving)
+
+    def _sides_by_ratio(self, goal: Goal) -> Sides:
+        """What the goal takes where the numbers of servers are the weights."""
+        if self.plan is None:
+            raise ValueError("a spec that may not be acted on scales nothing")
+        capacity, steps = self.plan.capacity, self.plan.steps
+        if goal.step < 0:  # nothing begins now: it may have what stable does not need
+            return Sides(capacity.replicas, min(goal.most, capacity.surge))
+        found = self.plan.sides_of(steps[goal.step]) if goal.step < len(steps) else by_ratio(capacity, FULL)
+        if found is None:
+            raise ValueError("a step without room is not accepted")
+        return found
+
+    def _share(self, revision: RevisionSeen | None, provider: ExecutionProvider) -> Share:
+        servers = self._asked_for(revision, provider)
+        if revision is None or not self.is_routed(revision):
+            return Share(servers, 0)
+        state = self.seen.servers.get((revision.name, provider))
+        return Share(servers, min(servers, state.ready) if state is not None else 0)
 
     @property
     def _weight_in_force(self) -> int:
@@ -206,7 +241,8 @@ class View:
         candidate, goal = self.candidate, self.goal
         if candidate is None or goal is None or self.plan is None or not self.is_available(candidate):
             return False
-        least = max(1, self.plan.capacity.need(goal.reach))
+        is_a_weight = not self.is_by_ratio or goal.reach == FULL
+        least = max(1, self.plan.capacity.need(goal.reach)) if is_a_weight else 1
         if any(self._asked_for(candidate, provider) < least for provider in self.servers(candidate)):
             return False
         return all(
@@ -251,17 +287,56 @@ class View:
     # ---- traffic
 
     @property
-    def routes(self) -> tuple[RouteSeen | None, RouteSeen | None]:
-        return self.seen.http_route, self.seen.grpc_route
+    def is_by_ratio(self) -> bool:
+        """Whether no gateway takes weights: requests come to a Service, which shares them evenly among servers."""
+        if self.class_spec is None:  # nothing may be touched, but what is there goes on
+            return self.seen.service is not None
+        return not has_gateway(self.class_spec, has_gateway_api=self.seen.has_gateway_api)
 
     @property
-    def named_routes(self) -> tuple[tuple[str, RouteSeen | None], ...]:
-        return ("HTTPRoute", self.seen.http_route), ("GRPCRoute", self.seen.grpc_route)
+    def selected(self) -> str | None:
+        """Where there is no gateway: the revision whose servers get all requests; None where both sides' do."""
+        stable, candidate, weight = self.stable, self.candidate, self.candidate_weight
+        if candidate is None or not weight:
+            return stable.name if stable is not None else None
+        return candidate.name if weight == FULL else None
+
+    @property
+    def routes(self) -> tuple[RouteSeen | None, ...]:
+        """What leads to the model: its routes, or the Service where there is no gateway."""
+        if not self.is_by_ratio:
+            return self.seen.http_route, self.seen.grpc_route
+        found = self.seen.service
+        if found is None:
+            return (None,)
+        selected = [one for one in self.seen.revisions if found.revision in {one.name, None}]
+        ready = ((one, self.servers(one)) for one in selected if found.revision or self.has_servers(one.name))
+        return (
+            behind(
+                (side_of(one), tuple(state.ready if state is not None else 0 for state in servers.values()))
+                for one, servers in ready
+            ),
+        )
+
+    @property
+    def routing_trouble(self) -> tuple[reasons.Reason, str]:
+        """Why the traffic is not as wanted yet."""
+        if not self.is_by_ratio:
+            return trouble_of((("HTTPRoute", self.seen.http_route), ("GRPCRoute", self.seen.grpc_route)))
+        if not self.is_programmed:
+            return reasons.SERVICE_PENDING, f"waiting for Service {self.seen.model.name} to lead where it should"
+        return reasons.SCALING, "the servers that come to the weight of the step are not all there"
 
     def is_routed(self, revision: RevisionSeen) -> bool:
         """Whether any live route still leads to the revision, be it with weight 0."""
         side = side_of(revision)
         return any(route is not None and route.split.mentions(side) for route in self.routes)
+
+    def is_to_be_drained(self, revision: RevisionSeen) -> bool:
+        """Whether the revision may still be answering requests. Connections stay with the servers that they were made
+        to, whatever a Service selects since.
+        """
+        return self.has_servers(revision.name) if self.is_by_ratio else self.is_routed(revision)
 
     @property
     def split(self) -> Split | None:
@@ -316,11 +391,21 @@ class View:
     def share_words(self) -> str:
         """What the candidate gets in its step."""
         mirrored = f", with a mirror of {self.candidate_mirror} %" if self.candidate_mirror else ""
-        return f"at {self.candidate_weight} %{mirrored}"
+        made = f", made by {self.servers_in_words}," if self.is_by_ratio and 0 < self.candidate_weight < FULL else ""
+        return f"at {self.candidate_weight} %{mirrored}{made}"
+
+    @property
+    def servers_in_words(self) -> str:
+        """The candidate's part of the ready servers."""
+        ready = Sides(*(self.ready_replicas(one.name) if one else 0 for one in (self.stable, self.candidate)))
+        total = ready.stable + ready.candidate
+        return f"{ready.candidate} of {total} servers" + (f" as {percent_of(ready)} %" if total else "")
 
     @property
     def is_programmed(self) -> bool:
-        """Whether the gateway has accepted the wanted split on both routes."""
+        """Whether the gateway has accepted the wanted split on both routes; without one, whether the Service has it."""
+        if self.is_by_ratio:
+            return self.seen.service is not None and self.seen.service.revision == self.selected
         wanted = self.split
         return wanted is not None and carries(self.routes, wanted)
 
@@ -328,7 +413,13 @@ class View:
     def only_pools_are_pending(self) -> bool:
         """Whether stable answers everything, and the gateway has only yet to share it otherwise among the pools."""
         stable, routes = self.stable, [one for one in self.routes if one is not None]
-        if self.is_programmed or stable is None or len(routes) < len(self.routes) or not self.is_settled_on_wanted:
+        if (
+            self.is_programmed
+            or self.is_by_ratio
+            or stable is None
+            or len(routes) < len(self.routes)
+            or not self.is_settled_on_wanted
+        ):
             return False
         if self.ledger.candidate or self.ledger.retiring or self.ledger.stable is None:
             return False
@@ -354,7 +445,7 @@ class View:
         return () if revision is None else side_of(revision).services
 
     def _accepted(self, services: Collection[str], before: int, read: Callable[[Split, Collection[str]], int]) -> int:
-        route = self.seen.http_route
+        route = self.routes[0]
         if route is None or not services:
             return 0
         if not all(one is not None and one.is_accepted for one in self.routes):
@@ -531,7 +622,7 @@ class View:
 
 def look(seen: Observation, now: datetime) -> View:
     """The facts of one observation."""
-    accepted = accept(seen.model, seen.classes)
+    accepted = accept(seen.model, seen.classes, has_gateway_api=seen.has_gateway_api)
     key, wanted = None, None
     if isinstance(accepted, Offer):
         key = source_key(accepted, seen.model.status.handled_tokens.retry)

@@ -22,7 +22,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from onnx_operator.prober.asking import Answer, Asker, Failure, GrpcAsker, HttpAsker
+from onnx_operator.prober.asking import Answer, Asker, BySide, Failure, GrpcAsker, HttpAsker
 from onnx_operator.prober.compare import Tolerance, difference, is_sound
 from onnx_operator.prober.counters import Counters, Pair, Side
 from onnx_operator.prober.golden import GoldenError, read_golden
@@ -131,12 +131,13 @@ async def run(options: argparse.Namespace) -> None:
 
 
 def _askers(options: argparse.Namespace) -> list[Asker]:
-    askers: list[Asker] = []
-    if options.http:
-        askers.append(HttpAsker(options.http, options.host, options.model, options.timeout))
-    if options.grpc:
-        askers.append(GrpcAsker(options.grpc, options.host, options.model, options.timeout))
-    return askers
+    made = ((HttpAsker, options.http), (GrpcAsker, options.grpc))
+    return [_asker(kind, addresses, options) for kind, places in made for addresses in places]
+
+
+def _asker(kind: type[HttpAsker | GrpcAsker], addresses: list[str], options: argparse.Namespace) -> Asker:
+    askers = [kind(address, options.host, options.model, options.timeout) for address in addresses]
+    return askers[0] if len(askers) == 1 else BySide(dict(zip(Side, askers, strict=True)))
 
 
 async def _until_told_to_stop(works: list[Coroutine[Any, Any, None]]) -> None:
@@ -172,6 +173,13 @@ def _share(text: str) -> float:
     return number
 
 
+def _addresses(text: str) -> list[str]:
+    addresses = text.split(",")
+    if len(addresses) > len(Side):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither ADDRESS:PORT nor two of them, stable's first")
+    return addresses
+
+
 def _listen(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     if not host or not port.isdecimal():
@@ -188,8 +196,16 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     option("--stable-version", required=True, help="stable's revision number; other versions are not compared")
     option("--candidate-version", required=True, help="the candidate's revision number")
     option("--host", required=True, help="host name of the model's routes")
-    option("--http", metavar="ADDRESS:PORT", help="the gateway's HTTP listener")
-    option("--grpc", metavar="ADDRESS:PORT", help="the gateway's gRPC listener")
+    for flag, protocol in (("--http", "HTTP"), ("--grpc", "gRPC")):
+        option(
+            flag,
+            type=_addresses,
+            action="append",
+            default=[],
+            metavar="ADDRESS:PORT",
+            help=f"the gateway's {protocol} listener; where there is none, stable's and the candidate's addresses, "
+            "with a comma between them, once for each pool",
+        )
     option("--rate", type=_positive, default=5.0, help="pairs of requests per second, both protocols together")
     option("--timeout", type=_seconds, default=5.0, help="how long to wait for an answer")
     option("--slower-than", type=_seconds, help="answers that take longer are counted as slow")

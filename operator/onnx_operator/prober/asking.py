@@ -1,4 +1,4 @@
-"""Asks a model through the gateway by either protocol, and never raises: what is no answer is a `Failure`.
+"""Asks a model by either protocol, at a gateway or side by side, and never raises: what is no answer is a `Failure`.
 
 Keeps connections open. Sends what it is told, once: no retries, they would hide what is to be counted.
 """
@@ -111,6 +111,23 @@ class GrpcAsker:
     async def close(self) -> None:
         """Close the channel."""
         await self._client.close()
+
+
+class BySide:
+    """Asks each side at an address of its own."""
+
+    def __init__(self, sides: Mapping[Side, Asker]) -> None:
+        self._sides = sides
+        (self.protocol,) = {one.protocol for one in sides.values()}
+
+    async def ask(self, golden: Golden, side: Side) -> Answer | Failure:
+        """Ask one side."""
+        return await self._sides[side].ask(golden, side)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        for asker in self._sides.values():
+            await asker.close()
 
 
 async def _asked(call: Any, golden: Golden, timeout: float) -> Answer | Failure:  # noqa: ASYNC109 - one number for both protocols

@@ -15,6 +15,7 @@ from onnx_operator.core.actions import (
     WantRevision,
     WantRoutes,
     WantServers,
+    WantService,
     WantValidate,
 )
 from onnx_operator.render.jobs import (
@@ -30,6 +31,7 @@ from onnx_operator.render.routes import build_grpc_route, build_http_route
 from onnx_operator.render.servers import (
     build_deployment,
     build_disruption_budget,
+    build_model_service,
     build_prober,
     build_service,
 )
@@ -58,6 +60,8 @@ def build(want: Want) -> tuple[Manifest, ...]:  # noqa: C901, PLR0911  (a table)
             return (build_service(want), build_deployment(want), *budget)
         case WantRoutes():
             return (build_http_route(want), build_grpc_route(want))
+        case WantService():
+            return (build_model_service(want),)
         case WantProber():
             return (build_prober(want),)
         case WantAnalysisJob():

@@ -24,7 +24,6 @@ from onnx_operator.render.parts import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from onnx_operator.api.common import ObjectName
     from onnx_operator.core.actions import WantRoutes
     from onnx_operator.core.traffic import Backend, Mirror, Split, Track
 
@@ -35,7 +34,7 @@ def build_http_route(want: WantRoutes) -> Manifest:
     for pin in want.split.pins:
         match = {**path, "headers": [_header(pin.track)]}
         rules.append({"matches": [match], "backendRefs": _backends(pin.backends, HTTP_PORT)})
-    return _route(want, "HTTPRoute", want.class_spec.traffic.gateway.http_listener, rules)
+    return _route(want, "HTTPRoute", rules)
 
 
 def build_grpc_route(want: WantRoutes) -> Manifest:
@@ -43,17 +42,19 @@ def build_grpc_route(want: WantRoutes) -> Manifest:
     for pin in want.split.pins:
         match = {"headers": [_header(pin.track)]}
         rules.append({"matches": [match], "backendRefs": _backends(pin.backends, GRPC_PORT)})
-    return _route(want, "GRPCRoute", want.class_spec.traffic.gateway.grpc_listener, rules)
+    return _route(want, "GRPCRoute", rules)
 
 
-def _route(want: WantRoutes, kind: str, listener: ObjectName, rules: list[Manifest]) -> Manifest:
+def _route(want: WantRoutes, kind: str, rules: list[Manifest]) -> Manifest:
     model, traffic = want.model, want.class_spec.traffic
+    if traffic.gateway is None:
+        raise ValueError("without a gateway there is nothing that routes attach to")
     parent = {
         "group": "gateway.networking.k8s.io",
         "kind": "Gateway",
         "name": traffic.gateway.name,
         "namespace": traffic.gateway.namespace,
-        "sectionName": listener,
+        "sectionName": traffic.gateway.http_listener if kind == "HTTPRoute" else traffic.gateway.grpc_listener,
     }
     return stamped(
         {

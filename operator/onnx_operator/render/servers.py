@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from onnx_operator.core.names import (
     COMPONENT_LABEL,
+    MODEL_LABEL,
     PROVIDER_LABEL,
     REVISION_LABEL,
     SERVER_CONTAINER,
@@ -17,6 +18,7 @@ from onnx_operator.core.names import (
     digest_hex,
 )
 from onnx_operator.core.tell import host_of
+from onnx_operator.core.view import side_of
 from onnx_operator.render.jobs import placed
 from onnx_operator.render.parts import (
     ARTIFACTS,
@@ -29,6 +31,7 @@ from onnx_operator.render.parts import (
     container_basics,
     labels,
     metadata,
+    owned_by_model,
     owned_by_revision,
     pod_basics,
     resources,
@@ -36,8 +39,9 @@ from onnx_operator.render.parts import (
 )
 
 if TYPE_CHECKING:
-    from onnx_operator.core.actions import WantProber, WantServers
+    from onnx_operator.core.actions import WantProber, WantServers, WantService
     from onnx_operator.core.observation import RevisionSeen
+    from onnx_operator.core.traffic import GatewayAddress
 
 METRICS_PORT: Final = 8002
 PROBER_PORT: Final = 8080
@@ -97,14 +101,27 @@ def build_deployment(want: WantServers) -> Manifest:
 
 
 def build_service(want: WantServers) -> Manifest:
+    return _service(_metadata(want), _selector(want))
+
+
+def build_model_service(want: WantService) -> Manifest:
+    """What every server's pod is labelled with from its birth selects it: no pod is ever written to."""
+    model, revision = want.model, want.revision
+    labelled = labels(model.name, component=Component.SERVER)
+    selector = {MODEL_LABEL: model.name, COMPONENT_LABEL: str(Component.SERVER)}
+    selector |= {} if revision is None else {REVISION_LABEL: revision}
+    return _service(metadata(owned_by_model(model), model.namespace, want.objects[0].name, labelled), selector)
+
+
+def _service(described: Manifest, selector: dict[str, str]) -> Manifest:
     return stamped(
         {
             "apiVersion": "v1",
             "kind": "Service",
-            "metadata": _metadata(want),
+            "metadata": described,
             "spec": {
                 "type": "ClusterIP",
-                "selector": _selector(want),
+                "selector": selector,
                 "ports": [
                     {"name": "http", "port": HTTP_PORT, "targetPort": "http", "protocol": "TCP"},
                     {
@@ -172,17 +189,35 @@ def build_prober(want: WantProber) -> Manifest:
 
 
 def _prober_flags(want: WantProber) -> list[str]:
-    model, gateway = want.model, want.gateway
+    model = want.model
     folder, key = _golden_mount(want)["mountPath"], want.golden.key if want.golden else "golden.json"
     flags = ["--golden", f"{folder}/{key}", "--model", model.name]
     flags += ["--stable-version", str(want.stable.spec.number)]
     flags += ["--candidate-version", str(want.candidate.spec.number)]
     flags += ["--host", host_of(model.name, model.namespace, want.class_spec.traffic.domain)]
+    flags += _through_the_gateway(want.gateway) if want.gateway is not None else _side_by_side(want)
+    return [*flags, "--min-cosine", want.min_cosine, "--listen", f"0.0.0.0:{PROBER_PORT}"]
+
+
+def _through_the_gateway(gateway: GatewayAddress) -> list[str]:
+    flags = []
     if gateway.http_port is not None:
         flags += ["--http", f"{gateway.host}:{gateway.http_port}"]
     if gateway.grpc_port is not None:
         flags += ["--grpc", f"{gateway.host}:{gateway.grpc_port}"]
-    return [*flags, "--min-cosine", want.min_cosine, "--listen", f"0.0.0.0:{PROBER_PORT}"]
+    return flags
+
+
+def _side_by_side(want: WantProber) -> list[str]:
+    """Each pool of a side is asked beside one of the other side's, at Services of their own."""
+    stable, candidate = (side_of(one).services for one in (want.stable, want.candidate))
+    pools = max(len(stable), len(candidate))
+    pairs = [(stable[pool % len(stable)], candidate[pool % len(candidate)]) for pool in range(pools)]
+    flags = []
+    for flag, port in (("--http", HTTP_PORT), ("--grpc", GRPC_PORT)):
+        for pair in pairs:
+            flags += [flag, ",".join(f"{service}:{port}" for service in pair)]
+    return flags
 
 
 def _golden_volume(want: WantProber) -> Manifest:

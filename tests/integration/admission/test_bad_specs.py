@@ -495,7 +495,8 @@ PROVIDERS = "spec.executionProviders"
 
 BAD_CLASSES: Final = {
     "no artifact store": Bad({"spec.artifactStore": ABSENT}, "spec.artifactStore", "Required"),
-    "no traffic": Bad({"spec.traffic": ABSENT}, "spec.traffic", "Required"),
+    "a gateway without a domain": Bad({"spec.traffic.domain": ABSENT}, "spec.traffic", "belong together"),
+    "a domain without a gateway": Bad({GATEWAY: ABSENT}, "spec.traffic", "belong together"),
     "a domain with a scheme": Bad({"spec.traffic.domain": "https://models"}, "spec.traffic.domain", "should match"),
     "a domain too long for any model's host": Bad(
         {"spec.traffic.domain": "a" * 121}, "spec.traffic.domain", "Too long"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -20,7 +20,7 @@ from onnx_operator.core.names import server_name
 from onnx_operator.core.observation import ObjectName
 from onnx_operator.core.pods import Trouble
 from onnx_operator.core.record import MOST_MOMENTS, MOST_POINTS, read
-from onnx_operator.core.traffic import Split, Track
+from onnx_operator.core.traffic import FULL, Split, Track
 from onnx_operator.core.view import side_of
 from unit.core.worlds import CPU, CUDA, World, a_class, a_spec
 
@@ -124,11 +124,12 @@ TOKENS = st.sampled_from(["", "a", "b"])
 class AnyHistory(RuleBasedStateMachine):
     """Users, the cluster and time act in any order; the operator looks now and then, and sometimes dies."""
 
+    traffic: ClassVar[dict[str, Any]] = {}
+
     @initialize()
     def start(self) -> None:
-        offered = a_class(
-            executionProviders=[{"name": CPU}, {"name": CUDA}], limits={"allowedAnalysisImages": ["checks"]}
-        )
+        providers = [{"name": CPU}, {"name": CUDA}]
+        offered = a_class(executionProviders=providers, limits={"allowedAnalysisImages": ["checks"]}, **self.traffic)
         self.world = World(spec=a_spec(executionProviders=[{"name": CPU}, {"name": CUDA}]), classes=(offered,))
         self.world.measure(0, 1000)
         self.classes = self.world.classes
@@ -565,3 +566,61 @@ AnyHistory.TestCase.settings = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 TestAnyHistory = AnyHistory.TestCase
+
+
+class AnyHistoryWithoutGateway(AnyHistory):
+    """The same where the servers are the weights."""
+
+    traffic: ClassVar = {"traffic": {"drain": "10s"}}
+
+    @invariant()
+    def the_split_is_the_ratio_of_ready_servers_and_nobody_but_stable_is_selected_alone(self) -> None:
+        if not hasattr(self, "world") or self.world.service is None or self.world.status.stable is None:
+            return
+        world, selected, candidate = self.world, self.world.service.revision, self.world.status.candidate
+        ready = {one.name: 0 for one in world.revisions.values()}
+        for (revision, _), state in world.servers.items():
+            ready[revision] = ready.get(revision, 0) + state.ready
+        total = sum(ready.values())
+        if selected is None and total:
+            weights = {world.numbered(number).name: weight for number, weight in world.weights().items()}
+            assert weights == {name: round(100 * ready[name] / total) for name in weights}
+        elif selected is not None:
+            assert set(world.weights().values()) <= {100}
+        assert world.split is None
+        if candidate is None or candidate.step is None:
+            in_force = {world.numbered(number).name for number, weight in world.weights().items() if weight}
+            assert len(in_force) <= 1 or world.decide().actions, "the candidate of no step has requests"
+
+    @override
+    def _may_scale(self, view: View, before: Servers, asked: Counter[str], in_force: Split | None) -> None:
+        """Never more than the limit; and who gives servers up leaves enough of those that answer."""
+        if view.plan is None or view.stable is None:
+            return
+        capacity = view.plan.capacity
+        for provider, most in self.world.peak.items():
+            assert most <= max(capacity.limit, asked[provider])
+        for key, state in self.world.servers.items():
+            if key not in before or state.replicas >= before[key].replicas or not in_force:
+                continue
+            answering = [
+                min(one.ready, one.replicas)
+                for other, one in self.world.servers.items()
+                if other[1] == key[1] and server_name(*other) in in_force.services and other != key
+            ]
+            if server_name(*key) in in_force.services and key[0] in {view.stable.name, view.wanted_name}:
+                assert state.replicas + sum(answering) >= min(capacity.least, before[key].replicas)
+
+    @override
+    def _has_servers_for(self, view: View, candidate: CandidateStatus) -> None:
+        """One is enough to enter a step that others share: the weight is made within it."""
+        assert view.plan is not None
+        assert candidate.step is not None
+        need = view.plan.capacity.least if view.plan.steps[candidate.step].weight == FULL else 1
+        ready = [state.ready for (name, _), state in self.world.servers.items() if name == candidate.revision]
+        assert ready
+        assert min(ready) >= max(1, need)
+
+
+AnyHistoryWithoutGateway.TestCase.settings = settings(AnyHistory.TestCase.settings, max_examples=15)
+TestAnyHistoryWithoutGateway = AnyHistoryWithoutGateway.TestCase

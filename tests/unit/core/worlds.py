@@ -30,6 +30,7 @@ from onnx_operator.core.actions import (
     WantRevision,
     WantRoutes,
     WantServers,
+    WantService,
     WantValidate,
 )
 from onnx_operator.core.analysis import Measurement, Outcome
@@ -45,6 +46,7 @@ from onnx_operator.core.observation import (
     ObjectName,
     Observation,
     RevisionSeen,
+    ServiceSeen,
 )
 from onnx_operator.core.scrapes import Scrape, Scrapes
 from onnx_operator.core.servers import ServerState
@@ -109,6 +111,9 @@ class World:
     children: dict[ObjectName, Child] = field(default_factory=dict)
     servers: dict[tuple[str, ExecutionProvider], ServerState] = field(default_factory=dict)
     split: Split | None = None
+    #: Where there is no gateway.
+    has_gateway_api: bool = True
+    service: ServiceSeen | None = None
     is_accepted: bool = False
     generation: int = 1
     gateway: GatewayAddress | None = _GATEWAY
@@ -146,6 +151,8 @@ class World:
             grpc_route=route,
             gateway=self.gateway,
             gateway_problem=self.gateway_problem,
+            has_gateway_api=self.has_gateway_api,
+            service=self.service,
         )
         view = look(seen, self.now)
         if view.is_analysis_due:
@@ -200,6 +207,7 @@ class World:
             sorted((name.kind, name.name) for name in self.children),
             dict(self.servers),
             self.split,
+            self.service,
         )
 
     def condition(self, kind: str) -> tuple[str, str]:
@@ -254,9 +262,17 @@ class World:
         if self.split is None or self.is_accepted:
             return
         self.is_accepted = True
-        busy_before, busy = _busy(self.in_force), _busy(self.split)
-        self.idle_since |= dict.fromkeys(busy_before - busy, self.now)
-        self.in_force = self.split
+        self._is_in_force(self.split)
+
+    def behind_the_service(self) -> Split | None:
+        """The split that comes of what the Service selects; None where a gateway has taken over."""
+        view = look(self.observe(), self.now)
+        route = view.routes[0] if view.is_by_ratio else None
+        return route.split if route is not None else None
+
+    def _is_in_force(self, split: Split) -> None:
+        self.idle_since |= dict.fromkeys(_busy(self.in_force) - _busy(split), self.now)
+        self.in_force = split
 
     def lose_record(self, revision: str) -> None:
         """Somebody deletes an OnnxModelRevision; the garbage collector takes what it owned."""
@@ -342,15 +358,16 @@ class World:
 
     def weights(self) -> dict[int, int]:
         """Percent of requests by revision number, as written."""
-        if self.split is None:
+        split = self.behind_the_service() or self.split
+        if split is None:
             return {}
-        total = sum(one.weight for one in self.split.backends)
+        total = sum(one.weight for one in split.backends)
         return {
             revision.spec.number: round(
-                100 * sum(one.weight for one in self.split.backends if one.service.startswith(revision.name)) / total
+                100 * sum(one.weight for one in split.backends if one.service.startswith(revision.name)) / total
             )
             for revision in self.revisions.values()
-            if any(one.service.startswith(revision.name) for one in self.split.backends)
+            if any(one.service.startswith(revision.name) for one in split.backends)
         }
 
     # ---- effects
@@ -386,6 +403,13 @@ class World:
                     self._wrote()
                     self.split, self.is_accepted = action.split, False
                     self.history.append(action.split)
+            case WantService():
+                self._create(action.objects[0], Component.SERVER, "")
+                if self.service != ServiceSeen(action.revision):
+                    self._wrote()
+                    self.service = ServiceSeen(action.revision)
+                    if (split := self.behind_the_service()) is not None:
+                        self._is_in_force(split)
             case WantProber():
                 self._create(action.objects[0], Component.PROBER, action.candidate.name)
             case WantJobsPolicy():
@@ -407,6 +431,8 @@ class World:
             self.revisions.pop(name.name, None)
             return
         child = self.children.pop(name, None)
+        if name == ObjectName("Service", "minilm"):
+            self.service = None
         if name.kind == "Job":
             self.jobs.pop(name.name, None)
             self.analysis_jobs.pop(name.name, None)

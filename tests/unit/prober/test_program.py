@@ -28,8 +28,8 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from onnx_operator.adapters.asking import Outage
 from onnx_operator.adapters.prober import ProberReader
-from onnx_operator.prober.__main__ import Plan, parse_options, probe
-from onnx_operator.prober.asking import GrpcAsker, HttpAsker
+from onnx_operator.prober.__main__ import Plan, _askers, parse_options, probe
+from onnx_operator.prober.asking import Answer, GrpcAsker, HttpAsker
 from onnx_operator.prober.compare import Tolerance
 from onnx_operator.prober.counters import Counters, Side
 from onnx_operator.prober.golden import Golden, Tensor
@@ -212,6 +212,22 @@ async def test_a_side_that_never_answers_is_a_timeout_and_nothing_piles_up() -> 
     assert abs(told["sides"]["candidate"]["requests"] - told["sides"]["stable"]["requests"]) <= 2
 
 
+async def test_where_there_is_no_gateway_each_side_is_asked_at_its_own_address() -> None:
+    stable, candidate = Nonsense(), Nonsense()
+    ids = Tensor("INT64", np.array([[1, 2]]))
+    golden = Golden("a", {"input_ids": ids}, {"embedding": np.array([[1.0, 2.0, 3.0]])})
+    async with stable.listening() as theirs, candidate.listening() as ours:
+        flags = [f"--http={theirs[0]},{ours[0]}", f"--grpc={theirs[1]},{ours[1]}"]
+        askers = _askers(parse_options([*REQUIRED, "--model=minilm", *flags]))
+        for asker in askers:
+            answers = [await asker.ask(golden, side) for side in Side]
+            assert [one.version for one in answers if isinstance(one, Answer)] == ["1", "2"]
+            await asker.close()
+    assert [asker.protocol for asker in askers] == ["http", "grpc"]
+    assert {side for _, side, _ in stable.asked} == {"stable"}
+    assert {side for _, side, _ in candidate.asked} == {"candidate"}
+
+
 async def test_errors_of_ever_new_kinds_do_not_make_the_counters_grow() -> None:
     counters = Counters("minilm", {Side.STABLE: "1", Side.CANDIDATE: "2"})
     for number in range(1000):
@@ -285,6 +301,7 @@ def test_without_its_file_it_ends_with_a_sentence() -> None:
         pytest.param([], "give --http or --grpc, or both", id="nobody to ask"),
         pytest.param(["--http", "x:1", "--timeout", "5"], "'5' is not a duration above zero", id="a bare number"),
         pytest.param(["--http", "x:1", "--timeout", "0s"], "'0s' is not a duration above zero", id="no time"),
+        pytest.param(["--http", "x:1,y:1,z:1"], "is neither ADDRESS:PORT nor two of them", id="a third side"),
         pytest.param(["--http", "x:1", "--rate", "0"], "0 is not above zero", id="no rate"),
         pytest.param(["--http", "x:1", "--rate", "nan"], "nan is not above zero", id="a rate that is no number"),
         pytest.param(["--http", "x:1", "--min-cosine", "2"], "2 is not between 0 and 1", id="an impossible cosine"),
