@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+#: Files share what is slow to start, a control plane or a checkpoint, so a file stays with one of the processes.
+SIDE_BY_SIDE = ("--numprocesses=2", "--dist=loadfile")
 TIERS = {
-    "unit": ("tests/unit", "tests/golden"),
-    "integration": ("tests/integration", "tests/triton_server"),
+    "unit": (*SIDE_BY_SIDE, "tests/unit", "tests/golden"),
+    "integration": (*SIDE_BY_SIDE, "tests/integration", "tests/triton_server"),
     "e2e": ("tests/e2e",),
 }
 
