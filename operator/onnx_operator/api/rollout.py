@@ -271,7 +271,7 @@ class Metric(ApiModel):
     provider: Provider | None = None
     """For errorRatio: prometheus asks for what the gateway counted; triton asks the servers' pods themselves, so that
     no Prometheus is needed, but errors that the gateway gives, because no pod answers, are not seen. prometheus when
-    unset. Any other metric has one provider."""
+    unset, and triton where there is no gateway. Any other metric has one provider."""
     prometheus: PrometheusQuery | None = None
     """For a metric of your own: what to ask of Prometheus, once for the candidate and once for stable. Each expression
     gives one number. Filled in are {{namespace}}, {{model}}, {{revision}} (the name of the side's OnnxModelRevision),

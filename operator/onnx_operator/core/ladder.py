@@ -129,9 +129,7 @@ def _accepted(view: View) -> Rung:
         message += f"; of the default classes {', '.join(sorted(defaults))} it is the newest"
     plan = view.accepted.plan
     if plan.is_by_ratio and (rounded := rounded_weights(plan)):
-        message += (
-            f"; without a gateway there will be {rounded} which more replicas bring closer, and a gateway exactly"
-        )
+        message += f"; without a gateway there will be {rounded}; more replicas come closer, and a gateway is exact"
         return _met(Finding(ConditionType.ACCEPTED, "True", reasons.WEIGHTS_ROUNDED, message))
     return _met(Finding(ConditionType.ACCEPTED, "True", reasons.ACCEPTED, message))
 

@@ -289,9 +289,8 @@ class View:
     @property
     def is_by_ratio(self) -> bool:
         """Whether no gateway takes weights: requests come to a Service, which shares them evenly among servers."""
-        if self.class_spec is None:  # nothing may be touched, but what is there goes on
-            return self.seen.service is not None
-        return not has_gateway(self.class_spec, has_gateway_api=self.seen.has_gateway_api)
+        found = self.class_spec
+        return found is not None and not has_gateway(found, has_gateway_api=self.seen.has_gateway_api)
 
     @property
     def selected(self) -> str | None:
