@@ -14,7 +14,7 @@ from checkpoints import DECODERS, SHAPES, tiny, tiny_decoder
 from onnx_converter import export, parity, quantize, validate
 from onnx_converter.contest import Candidate, Original
 from onnx_converter.progress import Progress
-from onnx_converter.spec import Parity, Provider, Scheme, Task
+from onnx_converter.spec import ConversionSpec, Parity, Provider, Scheme, Task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,8 +49,10 @@ def _judge(architecture: str, folder: Path) -> Iterator[str]:
     exported = folder / "exported.onnx"
     export.save(export.export(original.checkpoint, original.wrapper, opset=18), exported)
     quantised = folder / "quantised.onnx"
-    quantize.int8_dynamic(exported, quantised)
-    for scheme, path in ((Scheme.NONE, exported), (Scheme.INT8_DYNAMIC, quantised)):
+    for scheme in Scheme:
+        if scheme is not Scheme.NONE:
+            quantize.quantise(ConversionSpec(scheme=scheme), exported, quantised)
+        path = exported if scheme is Scheme.NONE else quantised
         tolerance = parity.tolerance_of(Parity(), scheme, task)
         candidate = Candidate.load(path, Provider.CPU)
         judged = validate.judge(original, candidate, tolerance, Progress("validate", io.StringIO()))

@@ -132,11 +132,11 @@ def _fill(convert: Convert, folder: Path, progress: Progress) -> Conversion:
     facts: dict[Provider, graph.GraphFacts] = {}
     for number, provider in enumerate(spec.providers):
         target = folder / provider / graph.MODEL
-        if spec.scheme is Scheme.INT8_DYNAMIC:
-            target.parent.mkdir()
-            quantize.int8_dynamic(exported, target)
-        else:
+        if spec.scheme is Scheme.NONE:
             shutil.copytree(exported.parent, target.parent)
+        else:
+            target.parent.mkdir()
+            quantize.quantise(spec, exported, target)
         facts[provider] = graph.inspect(target, *signature_of(checkpoint))
         progress.tell(
             "GraphWritten",

@@ -81,6 +81,16 @@ _DEFAULTS: Final[dict[Scheme, tuple[Tolerance, Tolerance, Tolerance]]] = {
         Tolerance(None, None, 1.5, 0.8),
         Tolerance(0.8, None, None, 0.75),
     ),
+    Scheme.INT8_WEIGHT_ONLY: (
+        Tolerance(0.98, None, None, None),
+        Tolerance(None, None, 0.5, 0.95),
+        Tolerance(0.95, None, None, 0.9),
+    ),
+    Scheme.INT4_WEIGHT_ONLY: (
+        Tolerance(0.7, None, None, None),
+        Tolerance(None, None, 1.5, 0.7),
+        Tolerance(0.6, None, None, 0.6),
+    ),
 }
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 #: Where an encoder spends its time; the rest, shapes above all, may run on the CPU beside an accelerator.
 _HEAVY: Final = frozenset(
     {"MatMul", "Gemm", "FusedMatMul", "FusedGemm", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"}
+    | {"MatMulNBits"}
     | {
         "Attention",
         "MultiHeadAttention",

@@ -1,31 +1,46 @@
-"""int8 with activations quantised as they come (dynamic), by onnxruntime's own quantizer.
+"""Fewer bits for each weight, by onnxruntime's own quantizers.
 
 Refuses to quantise for a provider that has no kernels for it, and to call a graph quantised in which nothing was.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import onnx
-from onnx.external_data_helper import uses_external_data
+from onnx import helper, numpy_helper
+from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from onnx_converter import decoders
 from onnx_converter.reasons import EXPORT_FAILED, SPEC_IMPOSSIBLE, StepFailedError, gist
 from onnx_converter.spec import Provider, Scheme
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from onnx_converter.spec import ConversionSpec
+
 #: The operators that hold nearly all weights.
 _OPERATORS: Final = ["MatMul", "Gemm", "Gather"]
+_PRODUCTS: Final = ("MatMul", "Gemm")
 
 
 def refuse_without_kernels(scheme: Scheme, provider: Provider) -> None:
     if scheme is Scheme.INT8_DYNAMIC and provider is not Provider.CPU:
         raise StepFailedError(
-            SPEC_IMPOSSIBLE, f"quantization.scheme {scheme} has no kernels on {provider}: use none there"
+            SPEC_IMPOSSIBLE,
+            f"quantization.scheme {scheme} has no kernels on {provider}: use none or a weight-only scheme there",
         )
+
+
+def quantise(spec: ConversionSpec, source: Path, target: Path) -> None:
+    """The graph of a scheme other than none."""
+    if spec.scheme is Scheme.INT8_DYNAMIC:
+        int8_dynamic(source, target)
+    else:
+        weight_only(spec, source, target)
 
 
 def int8_dynamic(source: Path, target: Path) -> None:
@@ -50,16 +65,103 @@ def int8_dynamic(source: Path, target: Path) -> None:
             extra_options={"MatMulConstBOnly": True},
         )
     except Exception as error:
-        raise StepFailedError(
-            EXPORT_FAILED,
-            f"onnxruntime's quantizer gives up: {type(error).__name__}: {gist(error)}",
-        ) from error
+        raise _given_up(error) from error
     finally:
         bare.unlink()
-    quantised = onnx.load(target, load_external_data=False)
-    if not any(
-        node.op_type in ("MatMulInteger", "DynamicQuantizeMatMul", "QLinearMatMul") for node in quantised.graph.node
-    ):
+    _refuse_unquantised(
+        onnx.load(target, load_external_data=False), "MatMulInteger", "DynamicQuantizeMatMul", "QLinearMatMul"
+    )
+
+
+def weight_only(spec: ConversionSpec, source: Path, target: Path) -> None:
+    """Weights as whole numbers in blocks, each with a scale; the multiplication itself takes floats."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import (  # noqa: PLC0415  its import sets up logging for all
+        DefaultWeightOnlyQuantConfig,
+        MatMulNBitsQuantizer,
+    )
+
+    model = onnx.load(source, load_external_data=False)
+    is_large = any(map(uses_external_data, model.graph.initializer))
+    load_external_data_for_model(model, str(source.parent))
+    head = head_of(model.graph) if spec.keep_output_head else None
+    _write_as_products(model.graph, head)
+    options: dict[str, Any] = {
+        "bits": 4 if spec.scheme is Scheme.INT4_WEIGHT_ONLY else 8,
+        "block_size": spec.block_size,
+        "is_symmetric": spec.symmetric,
+        # The CPU multiplies in 8-bit integers: several times as fast as in floats, and the gate sees what it costs.
+        "accuracy_level": 4,
+    }
+    config = DefaultWeightOnlyQuantConfig(**options, op_types_to_quantize=("MatMul",))
+    try:
+        quantizer = MatMulNBitsQuantizer(model, **options, nodes_to_exclude=[head] if head else [], algo_config=config)
+        quantizer.process()
+    except Exception as error:
+        raise _given_up(error) from error
+    quantised = quantizer.model.model
+    _refuse_unquantised(quantised, "MatMulNBits")
+    onnx.save_model(quantised, target, save_as_external_data=is_large, location=f"{target.name}.data")
+
+
+def head_of(graph: onnx.GraphProto) -> str | None:
+    """The node of the layer that makes the logits, of a graph that has any: the last with weights before them."""
+    makers = {output: node for node in graph.node for output in node.output}
+    node = makers.get(decoders.LOGITS)
+    while node is not None and node.op_type not in _PRODUCTS:
+        node = makers.get(next(iter(node.input), ""))
+    return node and node.name
+
+
+def _write_as_products(graph: onnx.GraphProto, head: str | None) -> None:
+    """Every layer but the head as a MatMul by a constant and an Add, the one form that the quantizer takes."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    # A weight that words in and out share lies there once, and is turned on the way to the layer.
+    turned = {
+        node.output[0]: node.input[0]
+        for node in graph.node
+        if node.input and node.input[0] in constants and [list(item.ints) for item in node.attribute] == [[1, 0]]
+    }
+    nodes = []
+    for node in graph.node:
+        is_layer = node.op_type in _PRODUCTS and node.name != head
+        nodes += _products(graph, node, constants, turned) if is_layer else [node]
+    read = {name for node in nodes for name in node.input}
+    del graph.node[:]
+    graph.node.extend(node for node in nodes if node.output[0] not in turned or node.output[0] in read)
+
+
+def _products(
+    graph: onnx.GraphProto, node: onnx.NodeProto, constants: dict[str, onnx.TensorProto], turned: dict[str, str]
+) -> list[onnx.NodeProto]:
+    said = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+    weights, is_turned = node.input[1], bool(said.get("transB"))
+    if weights in turned:
+        weights, is_turned = turned[weights], not is_turned
+    is_plain = not said.get("transA") and said.get("alpha", 1.0) == said.get("beta", 1.0) == 1.0
+    if weights not in constants or not is_plain:
+        return [node]
+    if is_turned:
+        name = f"{weights}_turned"
+        if name not in constants:
+            matrix = numpy_helper.to_array(constants[weights]).T
+            constants[name] = numpy_helper.from_array(np.ascontiguousarray(matrix), name)
+            graph.initializer.append(constants[name])
+        weights = name
+    if len(node.input) == 2:  # noqa: PLR2004  without a bias
+        return [helper.make_node("MatMul", [node.input[0], weights], node.output, name=node.name)]
+    product = f"{node.output[0]}_product"
+    return [
+        helper.make_node("MatMul", [node.input[0], weights], [product], name=node.name),
+        helper.make_node("Add", [product, node.input[2]], node.output, name=f"{node.name}_bias"),
+    ]
+
+
+def _given_up(error: Exception) -> StepFailedError:
+    return StepFailedError(EXPORT_FAILED, f"onnxruntime's quantizer gives up: {type(error).__name__}: {gist(error)}")
+
+
+def _refuse_unquantised(model: onnx.ModelProto, *operators: str) -> None:
+    if not any(node.op_type in operators for node in model.graph.node):
         raise StepFailedError(
             EXPORT_FAILED,
             "onnxruntime's quantizer quantised no multiplication: the graph has none with constant weights",

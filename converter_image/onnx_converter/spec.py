@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.alias_generators import to_camel
@@ -39,6 +39,8 @@ class Scheme(StrEnum):
 
     NONE = "none"
     INT8_DYNAMIC = "int8-dynamic"
+    INT8_WEIGHT_ONLY = "int8-weight-only"
+    INT4_WEIGHT_ONLY = "int4-weight-only"
 
 
 class Provider(StrEnum):
@@ -95,14 +97,44 @@ class Source(Parameters):
         return self
 
 
+#: What can be said besides the scheme, and what holds where nothing is said. Written into the artifact's lineage.
+_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
+    Scheme.NONE: {},
+    Scheme.INT8_DYNAMIC: {},
+    Scheme.INT8_WEIGHT_ONLY: {"blockSize": 32, "symmetric": False, "keepOutputHead": False},
+    Scheme.INT4_WEIGHT_ONLY: {"blockSize": 32, "symmetric": False, "keepOutputHead": True},
+}
+#: The fields that only some schemes know.
+_BY_SCHEME: Final = {"block_size", "symmetric", "keep_output_head"}
+
+
 class ConversionSpec(Parameters):
     """What shapes the graph."""
 
     task: Task = Task.AUTO
     opset: Annotated[int, Field(ge=18, le=23)] = 18
     scheme: Scheme = Scheme.NONE
+    #: None where the scheme does not know them.
+    block_size: Literal[16, 32, 64, 128, 256] | None = None
+    symmetric: bool | None = None
+    keep_output_head: bool | None = None
     max_sequence_length: Annotated[int, Field(ge=1, le=131_072)] | None = None
     providers: Annotated[tuple[Provider, ...], Field(min_length=1)] = (Provider.CPU,)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        said = {to_camel(name): value for name, value in given.items() if value is not None}
+        return _DEFAULTS.get(str(said.get("scheme", Scheme.NONE)), {}) | said
+
+    @model_validator(mode="after")
+    def _refuse_what_the_scheme_does_not_know(self) -> Self:
+        said = self.model_dump(by_alias=True, include=_BY_SCHEME, exclude_none=True)
+        if unknown := sorted(said.keys() - _DEFAULTS[self.scheme].keys()):
+            raise ValueError(f"{', '.join(unknown)} has no meaning with scheme {self.scheme}")
+        return self
 
     @field_validator("providers")
     @classmethod

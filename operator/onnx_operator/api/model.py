@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -45,6 +45,8 @@ class Scheme(StrEnum):
 
     NONE = "none"
     INT8_DYNAMIC = "int8-dynamic"
+    INT8_WEIGHT_ONLY = "int8-weight-only"
+    INT4_WEIGHT_ONLY = "int4-weight-only"
 
 
 class PersistentVolumeClaimSource(ApiModel):
@@ -134,8 +136,30 @@ class Source(ApiModel):
 class Quantization(ApiModel):
     """How much precision is given up for speed and size."""
 
+    model_config = {
+        "json_schema_extra": schema_extra(
+            cel(
+                "self.scheme.endsWith('-weight-only') || "
+                "!(has(self.blockSize) || has(self.symmetric) || has(self.keepOutputHead))",
+                "blockSize, symmetric and keepOutputHead belong to int8-weight-only and int4-weight-only; "
+                "leave them out, or take one of these schemes",
+            )
+        )
+    }
+
     scheme: Scheme = Scheme.NONE
-    """none keeps float32. int8-dynamic stores weights as 8-bit integers and quantises activations while it runs."""
+    """none keeps float32. int8-dynamic stores weights as 8-bit integers, one scale for each column, and quantises
+    activations while it runs; on the CPU only. int8-weight-only and int4-weight-only store the weights of layers as 8
+    or 4-bit integers in blocks, each with a scale; tables of words stay in float32."""
+    block_size: Literal[16, 32, 64, 128, 256] | None = None
+    """For weight-only schemes: how many weights share a scale; 32 when unset. Smaller is closer to the original and
+    larger on disk."""
+    symmetric: bool | None = None
+    """For weight-only schemes: whether zero lies in the middle of each block's range; false when unset. True saves a
+    little space and costs precision."""
+    keep_output_head: bool | None = None
+    """For weight-only schemes: whether the layer that makes the logits stays in float32; when unset, true for
+    int4-weight-only and false for int8-weight-only."""
 
 
 #: A route takes weights up to a million: 100 percent of up to two thousand parts fit in.
@@ -214,6 +238,18 @@ class Serving(ApiModel):
 
 class OnnxModelSpec(ApiModel):
     """The declared model."""
+
+    model_config = {
+        "json_schema_extra": schema_extra(
+            cel(
+                "self.quantization.scheme != 'int8-dynamic' || "
+                "!self.executionProviders.exists(p, p.name == 'CUDAExecutionProvider')",
+                "int8-dynamic has no kernels on CUDAExecutionProvider; take none, int8-weight-only or "
+                "int4-weight-only, or leave that provider out",
+                field_path=".quantization.scheme",
+            )
+        )
+    }
 
     class_name: ObjectName | None = None
     """The OnnxModelClass to use; unset means the default class."""

@@ -376,7 +376,7 @@ def _conversion(spec: OnnxModelRevisionSpec) -> dict[str, Any]:
     return {
         "task": str(spec.task),
         "opset": spec.opset,
-        "scheme": str(spec.quantization.scheme),
+        **spec.quantization.model_dump(mode="json", exclude_none=True),
         "maxSequenceLength": spec.max_sequence_length,
         "providers": [str(one.name) for one in spec.execution_providers],
     }

@@ -97,6 +97,24 @@ BAD_MODELS: Final = {
     "an unknown quantisation": Bad(
         {"spec.quantization": {"scheme": "int4"}}, "spec.quantization.scheme", '"none", "int8-dynamic"'
     ),
+    "blocks of a scheme without any": Bad(
+        {"spec.quantization": {"scheme": "int8-dynamic", "blockSize": 32}},
+        "spec.quantization",
+        "or take one of these schemes",
+    ),
+    "blocks of a size that no kernel has": Bad(
+        {"spec.quantization": {"scheme": "int4-weight-only", "blockSize": 48}},
+        "spec.quantization.blockSize",
+        "Unsupported value: 48",
+    ),
+    "a scheme that a device has no kernels for": Bad(
+        {
+            "spec.quantization": {"scheme": "int8-dynamic"},
+            "spec.executionProviders": [{"name": "CPUExecutionProvider"}, {"name": "CUDAExecutionProvider"}],
+        },
+        "spec.quantization.scheme",
+        "or leave that provider out",
+    ),
     "an unknown task": Bad({"spec.task": "poetry"}, "spec.task", "sentence-embedding"),
     "an opset that torch cannot export": Bad({"spec.opset": 11}, "spec.opset", "greater than or equal to 18"),
     "an opset from the future": Bad({"spec.opset": 99}, "spec.opset", "less than or equal to 23"),

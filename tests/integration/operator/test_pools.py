@@ -8,12 +8,13 @@ import pytest
 
 from integration.operator.hands import crashed_pod, unschedulable_pod
 from integration.operator.phases import make_class
-from integration.operator.test_rollback import INT8, LONG
+from integration.operator.test_rollback import LONG
 
 if TYPE_CHECKING:
     from integration.operator.conftest import World
 
 POOLS = [{"name": "CPUExecutionProvider", "weight": 1}, {"name": "CUDAExecutionProvider", "weight": 3}]
+INT8 = {"scheme": "int8-weight-only"}
 LOST = unschedulable_pod("0/3 nodes are available: 3 Insufficient nvidia.com/gpu.")
 
 

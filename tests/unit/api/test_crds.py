@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from onnx_operator.api import schema
+from onnx_converter import spec
+from onnx_operator.api import model, schema
 from onnx_operator.api.common import parse_duration
 from onnx_operator.api.model import OnnxModelSpec
 from onnx_operator.api.model_class import OnnxModelClassSpec
@@ -109,3 +110,9 @@ def test_durations_are_read_as_written(text: str, seconds: float) -> None:
 def test_what_is_no_duration_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ValueError, match="write for example"):
         parse_duration(text)
+
+
+def test_what_may_be_said_of_the_graph_is_what_the_converter_takes() -> None:
+    assert [*model.Scheme] == [*spec.Scheme]
+    assert [*model.Task] == [*spec.Task]
+    assert model.Quantization.model_fields.keys() <= spec.ConversionSpec.model_fields.keys()

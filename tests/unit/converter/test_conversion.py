@@ -14,6 +14,7 @@ import transformers
 
 from checkpoints import SHAPES, TINY_LENGTH, change_json, tiny, tiny_sentence
 from onnx_converter import quantize
+from onnx_converter.spec import ConversionSpec, Scheme
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,8 +95,9 @@ def test_the_same_checkpoint_gives_the_same_bytes_wherever_it_lies(
         line.convert(digest)
         line.validate(digest)
         artifacts.append(line.publish().details)
-        quantize.int8_dynamic(graph_of(line), line.root / "int8.onnx")
-        quantised.append((line.root / "int8.onnx").read_bytes())
+        for scheme in set(Scheme) - {Scheme.NONE}:
+            quantize.quantise(ConversionSpec(scheme=scheme), graph_of(line), line.root / f"{scheme}.onnx")
+        quantised.append({path.stem: path.read_bytes() for path in line.root.glob("*.onnx")})
         folder = line.artifact(artifacts[-1]["digest"])
         everything = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
         assert str(tmp_path).encode() not in everything
@@ -103,6 +105,7 @@ def test_the_same_checkpoint_gives_the_same_bytes_wherever_it_lies(
         assert b"site-packages" not in everything
     assert artifacts[0] == artifacts[1]
     assert quantised[0] == quantised[1]
+    assert len(set(quantised[0].values())) == len(Scheme) - 1
 
 
 def test_a_graph_is_named_by_its_task_and_carries_no_trace_of_the_machine(tmp_path: Path, line: Line) -> None:
@@ -166,6 +169,15 @@ def test_a_legal_spec_that_cannot_be_met_names_the_field_and_the_way_out(case: s
     assert (ended.summary.reason, ended.code) == ("SpecImpossible", 24)
     assert names in ended.summary.message
     assert "use " in ended.summary.message
+
+
+def test_what_a_scheme_takes_for_granted_is_written_down(tmp_path: Path, line: Line) -> None:
+    digest = line.fetch(tiny(tmp_path / "model")).details["digest"]
+    assert line.convert(digest, scheme="int4-weight-only", blockSize=64).summary.reason == "Converted"
+    written = json.loads((line.work / "graph" / "conversion.json").read_text())["spec"]
+    assert (written["blockSize"], written["symmetric"], written["keepOutputHead"]) == (64, False, True)
+    blocks = [node for node in onnx.load(graph_of(line)).graph.node if node.op_type == "MatMulNBits"]
+    assert {item.i for node in blocks for item in node.attribute if item.name == "block_size"} == {64}
 
 
 def test_an_earlier_result_of_the_same_inputs_is_reused_and_a_damaged_one_is_not(tmp_path: Path, line: Line) -> None:

@@ -95,6 +95,14 @@ USAGE: dict[str, tuple[list[str], str]] = {
     ),
     "an unknown field": (["convert", "--source-digest", "x", "--spec", '{"opsett":18}'], "opsett"),
     "an opset out of bounds": (["convert", "--source-digest", "x", "--spec", '{"opset":99}'], "opset"),
+    "blocks of a scheme without any": (
+        ["convert", "--source-digest", "x", "--spec", '{"scheme":"int8-dynamic","blockSize":32}'],
+        "blockSize has no meaning",
+    ),
+    "blocks of a size that no kernel has": (
+        ["convert", "--source-digest", "x", "--spec", '{"scheme":"int4-weight-only","blockSize":48}'],
+        "blockSize",
+    ),
     "an unknown scheme": (["convert", "--source-digest", "x", "--spec", '{"scheme":"int3"}'], "scheme"),
     "a provider twice": (
         ["convert", "--source-digest", "x", "--spec", '{"providers":["CPUExecutionProvider","CPUExecutionProvider"]}'],

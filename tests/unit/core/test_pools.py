@@ -12,7 +12,7 @@ from onnx_operator.api.model import ExecutionProviderRequest
 from onnx_operator.core.pools import next_change, parts, weights
 from unit.core.worlds import CPU, CUDA, World, a_class, a_spec
 
-INT8 = {"scheme": "int8-dynamic"}
+INT8 = {"scheme": "int8-weight-only"}
 BOTH = (CPU, CUDA)
 #: Stories begin at midnight, when half an hour on CPU begins.
 HALF_HOURS = {"schedule": "0 * * * *", "duration": "30m"}

@@ -65,6 +65,7 @@ OTHER_GRAPHS = [
     pytest.param({"spec": {"opset": 19}}, id="opset"),
     pytest.param({"spec": {"task": "feature-extraction"}}, id="task"),
     pytest.param({"spec": {"quantization": {"scheme": "int8-dynamic"}}}, id="quantization"),
+    pytest.param({"spec": {"quantization": {"scheme": "none", "keepOutputHead": False}}}, id="a part of it"),
     pytest.param({"spec": {"maxSequenceLength": 128}}, id="length"),
     pytest.param({"class_spec": {"images": {"converter": "converter:2"}}}, id="the converter"),
 ]

@@ -1,0 +1,115 @@
+"""Weights in blocks: which layers, in whatever form the exporter left them, and what is left alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnx_converter import quantize
+from onnx_converter.reasons import StepFailedError
+from onnx_converter.spec import ConversionSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+WIDTH, WORDS = 48, 40
+MATRICES = {
+    "square": (WIDTH, WIDTH),
+    "table": (WORDS, WIDTH),
+    "bias": (WIDTH,),
+}
+
+
+def write(path: Path, layers: Sequence[onnx.NodeProto]) -> Path:
+    """A language model of a table of words, the layers, and the same table turned before the logits."""
+    random = np.random.default_rng(0)
+    tensors = [
+        numpy_helper.from_array(random.standard_normal(shape, dtype=np.float32) / 4, name)
+        for name, shape in MATRICES.items()
+    ]
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["words"], name="words"),
+        *layers,
+        helper.make_node("Transpose", ["table"], ["turned"], name="turn", perm=[1, 0]),
+        helper.make_node("MatMul", ["last", "turned"], ["raw"], name="head"),
+        helper.make_node("Tanh", ["raw"], ["logits"], name="cap"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["sequence"])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["sequence", WORDS])],
+        tensors,
+    )
+    path.write_bytes(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
+    )
+    return path
+
+
+def answer(path: Path) -> NDArray[Any]:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"input_ids": np.arange(WORDS)})
+    return np.asarray(found)
+
+
+LAYERS = {
+    "a product": [helper.make_node("MatMul", ["words", "square"], ["last"], name="layer")],
+    "a product and its bias": [helper.make_node("Gemm", ["words", "square", "bias"], ["last"], name="layer")],
+    "a turned product and its bias": [
+        helper.make_node("Gemm", ["words", "square", "bias"], ["last"], name="layer", transB=1)
+    ],
+    "a turned product": [helper.make_node("Gemm", ["words", "square"], ["last"], name="layer", transB=1)],
+}
+
+
+@pytest.mark.parametrize("form", LAYERS, ids=lambda form: form.replace(" ", "-"))
+@pytest.mark.parametrize("scheme", ["int8-weight-only", "int4-weight-only"])
+@pytest.mark.parametrize("keeps_head", [True, False])
+def test_a_layer_is_quantised_in_whatever_form_it_is_and_the_head_as_asked(
+    form: str, scheme: str, tmp_path: Path, *, keeps_head: bool
+) -> None:
+    source, target = write(tmp_path / "source.onnx", LAYERS[form]), tmp_path / "target.onnx"
+    spec = ConversionSpec.model_validate({"scheme": scheme, "keepOutputHead": keeps_head})
+    quantize.quantise(spec, source, target)
+    onnx.checker.check_model(str(target), full_check=True)
+    graph = onnx.load(target).graph
+    made = {node.name.rpartition("_Q")[0] for node in graph.node if node.op_type == "MatMulNBits"}
+    assert made == ({"layer"} if keeps_head else {"layer", "head"})
+    assert any(node.op_type == "Transpose" for node in graph.node) == keeps_head
+    assert {tensor.name for tensor in graph.initializer if tensor.dims[1:] and tensor.data_type == 1} >= {"table"}
+    np.testing.assert_allclose(answer(target), answer(source), atol=0.05 if "8" in scheme else 0.5)
+
+
+def test_what_is_no_layer_with_weights_is_left_as_it_is_and_a_graph_without_any_is_refused(tmp_path: Path) -> None:
+    layers = [
+        helper.make_node("Gemm", ["words", "square", "bias"], ["scaled"], name="scaled", alpha=2.0),
+        helper.make_node("MatMul", ["scaled", "square"], ["last"], name="layer"),
+    ]
+    source, target = write(tmp_path / "source.onnx", layers), tmp_path / "target.onnx"
+    quantize.quantise(ConversionSpec.model_validate({"scheme": "int8-weight-only"}), source, target)
+    assert [node.op_type for node in onnx.load(target).graph.node if node.name == "scaled"] == ["Gemm"]
+    source = write(tmp_path / "source.onnx", [helper.make_node("Relu", ["words"], ["last"], name="layer")])
+    with pytest.raises(StepFailedError, match="no multiplication"):
+        quantize.quantise(ConversionSpec.model_validate({"scheme": "int4-weight-only"}), source, target)
+
+
+def test_the_same_graph_gives_the_same_bytes(tmp_path: Path) -> None:
+    source = write(tmp_path / "source.onnx", LAYERS["a turned product and its bias"])
+    found = []
+    for number in range(2):
+        quantize.quantise(
+            ConversionSpec.model_validate({"scheme": "int4-weight-only", "keepOutputHead": False}),
+            source,
+            tmp_path / f"{number}.onnx",
+        )
+        found.append((tmp_path / f"{number}.onnx").read_bytes())
+    assert found[0] == found[1]
