@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TIERS = {
     "unit": ("tests/unit", "tests/golden"),
-    "integration": ("tests/integration", "tests/triton_server"),
+    "integration": ("tests/integration", "tests/triton_server", "tests/faults"),
     "e2e": ("tests/e2e",),
 }
 
