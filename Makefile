@@ -45,16 +45,16 @@ test-unit: venv ## The pure core, tables and golden files; the converter on smal
 	$(BIN)/pytest tests/unit tests/golden
 
 .PHONY: test-integration
-test-integration: venv ## A real API server, etcd and controller-manager; a real Triton. Minutes.
-	$(BIN)/pytest tests/integration tests/triton_server
+test-integration: venv ## A real API server, etcd and controller-manager; a real Triton; a hundred faults. Minutes.
+	$(BIN)/pytest tests/integration tests/triton_server tests/faults
 
 .PHONY: test-e2e
 test-e2e: venv ## The whole product on a one-machine Kubernetes, under traffic.
 	$(BIN)/pytest tests/e2e
 
 .PHONY: test-faults
-test-faults: venv ## A fault at a write or an event of a model's life, many times (ONNX_OPERATOR_FAULTS=all: every one, hours).
-	$(BIN)/pytest tests/faults
+test-faults: venv ## Every fault at every write and event of a model's life; `make test` takes a hundred of them. Hours.
+	ONNX_OPERATOR_FAULTS=all $(BIN)/pytest tests/faults
 
 .PHONY: bench-verdicts
 bench-verdicts: venv ## Simulate rollouts: false rollbacks, missed regressions, requests to decide, beside other rules. Minutes.

@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SIDE_BY_SIDE = ("--numprocesses=2", "--dist=loadfile")
 TIERS = {
     "unit": (*SIDE_BY_SIDE, "tests/unit", "tests/golden"),
-    "integration": (*SIDE_BY_SIDE, "tests/integration", "tests/triton_server"),
+    # The longest file first, or one of the two would end alone.
+    "integration": (*SIDE_BY_SIDE, "tests/faults", "tests/integration", "tests/triton_server"),
     "e2e": ("tests/e2e",),
 }
 
