@@ -26,7 +26,14 @@ if TYPE_CHECKING:
 #: Said by every model all the time; an Event would tell nobody anything.
 _QUIET: Final = frozenset({reasons.PENDING, reasons.PROGRESSING, reasons.SETTLED})
 #: The condition holds, and somebody should look all the same.
-_ALARMING: Final = frozenset({reasons.POOL_WITHOUT_PODS, reasons.POOLS_WITHOUT_WEIGHT, reasons.SPLIT_NOT_FOLLOWED})
+_ALARMING: Final = frozenset(
+    {
+        reasons.POOL_WITHOUT_PODS,
+        reasons.POOLS_WITHOUT_WEIGHT,
+        reasons.SPLIT_NOT_FOLLOWED,
+        reasons.AUTOSCALER_BLIND,
+    }
+)
 #: Says what Ready says.
 _ECHO: Final = ConditionType.RECONCILING
 

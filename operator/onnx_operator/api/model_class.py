@@ -130,7 +130,7 @@ class Limits(ApiModel):
     """What a model of this class may ask for at most."""
 
     max_replicas: Annotated[int, Field(ge=1, le=100)] = 10
-    """Upper bound of serving.replicas."""
+    """Upper bound of serving.replicas and serving.autoscaling.maxReplicas."""
 
 
 class OnnxModelClassSpec(ApiModel):

@@ -442,10 +442,10 @@ def _available(view: View) -> Rung:
         message = (
             f"{view.ready_replicas(revision.name)} servers of revision {revision.spec.number} are ready, enough for now"
         )
-        return _met(Finding(ConditionType.CANDIDATE_AVAILABLE, "True", reasons.AVAILABLE, message))
+        return _met(_available_finding(view, message))
     if view.is_available(revision):
         message = f"all {view.ready_replicas(revision.name)} servers of revision {revision.spec.number} are ready"
-        return _met(Finding(ConditionType.CANDIDATE_AVAILABLE, "True", reasons.AVAILABLE, message))
+        return _met(_available_finding(view, message))
     for state in states.values():
         if state is not None and state.trouble is not None:
             reason = reasons.SERVER_CRASHED if state.trouble.is_crash else state.trouble.reason
@@ -460,6 +460,20 @@ def _available(view: View) -> Rung:
     return _waiting(
         Finding(ConditionType.CANDIDATE_AVAILABLE, "Unknown", reasons.STARTING, message), look_at=view.deadline
     )
+
+
+def _available_finding(view: View, message: str) -> Finding:
+    """Servers are available whether or not stable's autoscalers can add to them; the candidate's see little yet."""
+    stable = view.stable
+    troubles = [
+        f"the autoscaler of revision {stable.spec.number} on {provider} says {state.trouble}"
+        for provider in (view.servers(stable) if stable is not None else ())
+        if stable is not None
+        and (state := view.seen.autoscalers.get((stable.name, provider))) is not None
+        and state.trouble
+    ]
+    reason = reasons.AUTOSCALER_BLIND if troubles else reasons.AVAILABLE
+    return Finding(ConditionType.CANDIDATE_AVAILABLE, "True", reason, clipped("; ".join([message, *troubles])))
 
 
 def _first_served(view: View) -> Rung:

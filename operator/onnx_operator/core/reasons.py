@@ -52,6 +52,11 @@ STEP_WITHOUT_ROOM: Final = Reason(
     "StepWithoutRoom",
     "surfaces when maxSurge and maxUnavailable leave a rollout step no room for the servers that it needs",
 )
+AUTOSCALING_WITHOUT_ROOM: Final = Reason(
+    "AutoscalingWithoutRoom",
+    "surfaces when serving.autoscaling meets a rollout in which a side would have fewer servers than it takes, or a "
+    "number of its own",
+)
 FREEZE_WINDOW_INVALID: Final = Reason(
     "FreezeWindowInvalid",
     "surfaces when the schedule or the time zone of a freeze window cannot be read; the message names the field",
@@ -107,6 +112,11 @@ WAITING_FOR_DRAIN: Final = Reason(
 )
 STARTING: Final = Reason("Starting", "surfaces when servers were created and not all of them are ready")
 AVAILABLE: Final = Reason("Available", "surfaces when all servers are ready")
+AUTOSCALER_BLIND: Final = Reason(
+    "AutoscalerBlind",
+    "surfaces when servers are ready and their autoscaler cannot read its metrics or cannot scale; the message is its "
+    "own, the servers stay as many as they are, and no rollout is held for it",
+)
 SERVER_CRASHED: Final = Reason(
     "ServerCrashed", "surfaces when a server ended by itself; the message holds its last words"
 )
