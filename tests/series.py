@@ -34,6 +34,8 @@ TRITON: Mapping[str, Labels] = {
     "nv_inference_request_success": _MODEL,
     "nv_inference_request_failure": _MODEL | {"reason"},
     "nv_inference_queue_duration_us": _MODEL,
+    "nv_inference_request_duration_us": _MODEL,
+    "nv_inference_pending_request_count": _MODEL,
 }
 """What is used of Triton's own series. tests/triton_server/test_series.py asks a real one for them."""
 

@@ -22,6 +22,7 @@ from onnx_operator.api.common import ExecutionProvider
 from onnx_operator.api.model import OnnxModelSpec, OnnxModelStatus
 from onnx_operator.api.model_class import DEFAULT_CLASS_ANNOTATION, OnnxModelClassSpec
 from onnx_operator.api.revision import OnnxModelRevisionSpec, OnnxModelRevisionStatus
+from onnx_operator.core.autoscaling import read_autoscaler
 from onnx_operator.core.conditions import moment
 from onnx_operator.core.jobs import JOB_NAME_LABEL, has_spoken, is_finished, read_analysis_job, read_job
 from onnx_operator.core.ladder import needs_prober
@@ -59,6 +60,8 @@ Object = Mapping[str, Any]
 
 _CHILD_KINDS: Final = (
     kube.JOB,
+    # Before what it scales: what goes, goes in this order.
+    kube.HORIZONTAL_POD_AUTOSCALER,
     kube.DEPLOYMENT,
     kube.SERVICE,
     kube.POD_DISRUPTION_BUDGET,
@@ -93,6 +96,11 @@ async def observe(key: Key, context: Context, now: datetime) -> Observation | No
         jobs={one.name: read_job(*await _job(context, one, pods)) for one in jobs if one not in measuring},
         analysis_jobs={one.name: read_analysis_job(*await _job(context, one, pods)) for one in measuring},
         servers=_servers(children, pods),
+        autoscalers={
+            (child.revision, _provider(child)): read_autoscaler(child.manifest)
+            for child in children
+            if child.kind == "HorizontalPodAutoscaler" and not child.is_deleting
+        },
         has_gateway_api=context.store.is_served(kube.HTTP_ROUTE) and context.store.is_served(kube.GRPC_ROUTE),
     )
     seen = _with_routes(seen, look(seen, now))
@@ -212,17 +220,21 @@ def _servers(children: tuple[Child, ...], pods: list[Object]) -> dict[tuple[str,
     for child in children:
         if child.kind != "Deployment" or child.component != Component.SERVER or child.is_deleting:
             continue
-        short = _label(child.manifest, PROVIDER_LABEL)
-        provider = next(one for one in ExecutionProvider if one.short == short)
+        provider = _provider(child)
         mine = [
             pod
             for pod in pods
             if _label(pod, REVISION_LABEL) == child.revision
-            and _label(pod, PROVIDER_LABEL) == short
+            and _label(pod, PROVIDER_LABEL) == provider.short
             and _label(pod, COMPONENT_LABEL) == Component.SERVER
         ]
         found[child.revision, provider] = read_servers(child.manifest, mine)
     return found
+
+
+def _provider(child: Child) -> ExecutionProvider:
+    short = _label(child.manifest, PROVIDER_LABEL)
+    return next(one for one in ExecutionProvider if one.short == short)
 
 
 # ---- traffic

@@ -23,6 +23,7 @@ from onnx_operator.adapters.errors import (
 from onnx_operator.adapters.kube import controller_uid, resource_of
 from onnx_operator.core import reasons
 from onnx_operator.core.actions import Delete
+from onnx_operator.core.names import FIELD_MANAGER
 from onnx_operator.render.compare import is_as_wanted
 from onnx_operator.render.manifests import build
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 #: Never changed once they exist, so created and not applied.
 _IMMUTABLE: Final = frozenset({"Job", "OnnxModelRevision"})
+#: Holds a Deployment's `replicas` from when we let go until its autoscaler writes them for the first time.
+_AUTOSCALER_MANAGER: Final = f"{FIELD_MANAGER}-autoscaler"
 _RESOURCES: Final[Mapping[str, Resource]] = {
     one.kind: one
     for one in (
@@ -44,6 +47,7 @@ _RESOURCES: Final[Mapping[str, Resource]] = {
         kube.DEPLOYMENT,
         kube.SERVICE,
         kube.POD_DISRUPTION_BUDGET,
+        kube.HORIZONTAL_POD_AUTOSCALER,
         kube.NETWORK_POLICY,
         kube.HTTP_ROUTE,
         kube.GRPC_ROUTE,
@@ -94,10 +98,22 @@ async def _ensure(want: Want, context: Context) -> bool:
                 await _create(manifest, context)
                 has_changed = True
         elif not is_as_wanted(manifest, live):
+            await _hand_over(manifest, live, context)
             written = await context.kube.apply(manifest)
             # An edit that apply cannot undo (somebody else's field) must not make us turn in circles.
             has_changed |= live is None or written["metadata"]["resourceVersion"] != live["metadata"]["resourceVersion"]
     return has_changed
+
+
+async def _hand_over(manifest: Manifest, live: Mapping[str, Any] | None, context: Context) -> None:
+    """A field that its only manager applies no longer is dropped, and a Deployment without `replicas` has 1: before we
+    stop saying how many there are, somebody else has to hold the number that there is.
+    """
+    if manifest["kind"] != "Deployment" or "replicas" in manifest["spec"] or live is None:
+        return
+    metadata = {key: live["metadata"][key] for key in ("namespace", "name", "uid")}
+    held = {"apiVersion": manifest["apiVersion"], "kind": manifest["kind"], "metadata": metadata}
+    await context.kube.share({**held, "spec": {"replicas": live["spec"]["replicas"]}}, _AUTOSCALER_MANAGER)
 
 
 async def _create(manifest: Manifest, context: Context) -> None:

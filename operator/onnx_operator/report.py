@@ -32,6 +32,7 @@ _ALARMING: Final = frozenset(
         reasons.POOL_WITHOUT_PODS,
         reasons.POOLS_WITHOUT_WEIGHT,
         reasons.SPLIT_NOT_FOLLOWED,
+        reasons.AUTOSCALER_BLIND,
     }
 )
 #: Says what Ready says.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 EVERYTHING = (
     "onnxmodelrevisions,jobs,pods,deployments,replicasets,services,httproutes,grpcroutes,"
-    "poddisruptionbudgets,networkpolicies,configmaps"
+    "poddisruptionbudgets,horizontalpodautoscalers,networkpolicies,configmaps"
 )
 SHORT_LIVED = "short-lived"
 

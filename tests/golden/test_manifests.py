@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import os
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 import yaml
 from typing_extensions import override
 
-from onnx_operator.api.model import OnnxModelSpec, OnnxModelStatus
+from onnx_operator.api.model import Autoscaling, OnnxModelSpec, OnnxModelStatus
 from onnx_operator.api.model_class import OnnxModelClassSpec
 from onnx_operator.api.revision import ArtifactStatus, OnnxModelRevisionStatus
 from onnx_operator.core.acceptance import Offer, accept
@@ -34,6 +35,7 @@ from onnx_operator.core.actions import (
     WantService,
     WantValidate,
 )
+from onnx_operator.core.autoscaling import autoscaler
 from onnx_operator.core.names import analysis_job_name
 from onnx_operator.core.observation import ClassSeen, DefaultImages, ModelSeen, RevisionSeen
 from onnx_operator.core.revisions import name_of, resolve, source_key
@@ -78,7 +80,7 @@ def wants(case: dict[str, Any]) -> list[Want]:
     providers = [placed.name for placed in candidate.spec.execution_providers]
     found += [WantValidate(model, candidate, offer.class_spec, provider) for provider in providers]
     found.append(WantPublish(model, candidate, offer.class_spec))
-    found += [WantServers(model, candidate, provider, offer.spec.serving.replicas) for provider in providers]
+    found += [WantServers(model, candidate, provider, offer.plan.capacity.replicas) for provider in providers]
     wanted = split(
         stable=side_of(stable),
         candidate=side_of(candidate),
@@ -243,6 +245,31 @@ def test_amounts_are_compared_by_what_they_mean(wanted: str, live: str, is_same:
         return {"metadata": {}, "spec": {"limits": {"cpu": amount}}}
 
     assert is_as_wanted(with_limit(wanted), with_limit(live)) is is_same
+
+
+def test_an_autoscaler_owns_the_number_of_servers_and_scales_their_deployment() -> None:
+    case = yaml.safe_load((FOLDER / "smallest.in.yaml").read_text())
+    (want,) = (one for one in wants(case) if isinstance(one, WantServers))
+    declared = {"maxReplicas": 8, "target": {"queueTime": "20ms"}}
+    scaler = autoscaler(Autoscaling.model_validate(declared), least=3)
+    made = {one["kind"]: one for one in build(replace(want, replicas=5, autoscaler=scaler, is_autoscaled=True))}
+    assert "replicas" not in made["Deployment"]["spec"]
+    assert build(replace(want, replicas=5, autoscaler=scaler))[1]["spec"]["replicas"] == 5
+    metric = {"name": "onnx_operator_server_queue_seconds"}
+    assert made["HorizontalPodAutoscaler"]["spec"] == {
+        "scaleTargetRef": {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "name": made["Deployment"]["metadata"]["name"],
+        },
+        "minReplicas": 3,
+        "maxReplicas": 8,
+        "metrics": [
+            {"type": "Pods", "pods": {"metric": metric, "target": {"type": "AverageValue", "averageValue": "20m"}}}
+        ],
+        "behavior": {"scaleDown": {"stabilizationWindowSeconds": 300}},
+    }
+    assert [one.kind for one in replace(want, autoscaler=scaler).objects] == list(made)
 
 
 def test_what_others_add_to_lists_with_keys_is_none_of_our_business() -> None:

@@ -1,7 +1,8 @@
 """A real control plane on loopback for the integration tests: etcd, kube-apiserver, kube-controller-manager.
 
-What is real: storage, admission, CRD schemas, server-side apply, watches, RBAC, garbage collection, the controllers
-of Jobs and Deployments. What is not there: nodes; a test writes the statuses that a kubelet would.
+What is real: storage, admission, CRD schemas, server-side apply, watches, RBAC, garbage collection, the controllers of
+Jobs, Deployments and autoscalers. What is not there: nodes and metrics; a test writes the statuses that a kubelet
+would.
 
 Every process dies with the test run (parent-death signal), so a killed run leaves nothing behind that listens; data
 lies in a folder of the run. Each part can be stopped, started, paused and resumed, to test what an outage does.
@@ -422,6 +423,7 @@ class ControlPlane:
             "--concurrent-gc-syncs=5",
             # Pods here have loopback addresses, which endpoints refuse, and these controllers would try for ever.
             "--controllers=*,-endpoints-controller,-endpointslice-controller",
+            "--horizontal-pod-autoscaler-sync-period=1s",
         )
 
     def _part(self, name: str, *flags: str) -> Part:

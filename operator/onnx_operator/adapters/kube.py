@@ -103,6 +103,8 @@ NODE = Resource("", "v1", "nodes", "Node", namespaced=False)
 NETWORK_POLICY = Resource("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy")
 POD_DISRUPTION_BUDGET = Resource("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
 
+HORIZONTAL_POD_AUTOSCALER = Resource("autoscaling", "v2", "horizontalpodautoscalers", "HorizontalPodAutoscaler")
+
 RESOURCES = (
     ONNX_MODEL,
     ONNX_MODEL_REVISION,
@@ -122,6 +124,7 @@ RESOURCES = (
     NODE,
     NETWORK_POLICY,
     POD_DISRUPTION_BUDGET,
+    HORIZONTAL_POD_AUTOSCALER,
 )
 _BY_KIND = {(resource.api_version, resource.kind): resource for resource in RESOURCES}
 
@@ -228,24 +231,15 @@ class Kube:
         else:
             # The server compares it: an object recreated under this name by somebody else stays untouched.
             manifest = {**manifest, "metadata": {**manifest["metadata"], "uid": uid}}
-        try:
-            return await self._write(
-                call,
-                "PATCH",
-                resource.path(namespace, name),
-                query={"fieldManager": FIELD_MANAGER, "force": "true"},
-                body=manifest,
-                content_type="application/apply-patch+yaml",
-            )
-        except Invalid as error:
-            if uid is None or "metadata.uid" not in {cause.field for cause in error.causes}:
-                raise
-            self._forget(resource, namespace, name, uid)
-            raise Conflict(call, "the object was replaced by another of its name", status=409) from error
-        except Conflict:
-            if uid is not None and await self.get(resource, namespace, name) is None:
-                self._forget(resource, namespace, name, uid)
-            raise
+        return await self._apply(call, manifest, uid, {"fieldManager": FIELD_MANAGER, "force": "true"})
+
+    async def share(self, manifest: Manifest, manager: str) -> Manifest:
+        """Let another manager hold fields of an object of ours, named by its UID, at the values that they have: so they
+        outlive an apply that says them no longer. Conflict where one has another value by now.
+        """
+        resource, namespace, name = _whereabouts(manifest)
+        call = Call("apply", str(resource), namespace, name)
+        return await self._apply(call, manifest, str(manifest["metadata"]["uid"]), {"fieldManager": manager})
 
     async def create(self, manifest: Manifest) -> Manifest:
         """Create the object; AlreadyExists where the name is taken."""
@@ -342,6 +336,27 @@ class Kube:
             if not going_on:
                 return Listing(items, int(answer["metadata"]["resourceVersion"]))
             query = {**query, "continue": going_on}
+
+    async def _apply(self, call: Call, manifest: Manifest, uid: str | None, query: Mapping[str, str]) -> Manifest:
+        resource, namespace, name = _whereabouts(manifest)
+        try:
+            return await self._write(
+                call,
+                "PATCH",
+                resource.path(namespace, name),
+                query=query,
+                body=manifest,
+                content_type="application/apply-patch+yaml",
+            )
+        except Invalid as error:
+            if uid is None or "metadata.uid" not in {cause.field for cause in error.causes}:
+                raise
+            self._forget(resource, namespace, name, uid)
+            raise Conflict(call, "the object was replaced by another of its name", status=409) from error
+        except Conflict:
+            if uid is not None and await self.get(resource, namespace, name) is None:
+                self._forget(resource, namespace, name, uid)
+            raise
 
     async def _uid_if_ours(self, call: Call, resource: Resource, manifest: Manifest) -> str | None:
         owner = controller_uid(manifest)

@@ -34,6 +34,7 @@ CHILD_KINDS = (
     kube.SERVICE,
     kube.POD,
     kube.POD_DISRUPTION_BUDGET,
+    kube.HORIZONTAL_POD_AUTOSCALER,
     kube.NETWORK_POLICY,
     kube.HTTP_ROUTE,
     kube.GRPC_ROUTE,

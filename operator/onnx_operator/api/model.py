@@ -16,6 +16,7 @@ from onnx_operator.api.common import (
     DnsLabel,
     ExecutionProvider,
     ObjectName,
+    Quantity,
     Resources,
     Share,
     Text,
@@ -221,11 +222,82 @@ class Batching(ApiModel):
     """How long a request may wait for others to share its batch."""
 
 
-class Serving(ApiModel):
-    """How the model is served. Changing replicas scales; changing anything else makes a new revision."""
+class AutoscalingTarget(ApiModel):
+    """What each pod is to have on average: exactly one of the targets."""
 
-    replicas: Annotated[int, Field(ge=1, le=100)] = 1
-    """Pods per execution provider at full weight."""
+    model_config = {
+        "json_schema_extra": schema_extra(
+            cel(
+                "[has(self.queueTime), has(self.requestsInFlight)].filter(x, x).size() == 1",
+                "exactly one of queueTime and requestsInFlight must be set",
+            ),
+            cel(
+                "!has(self.requestsInFlight) || !isQuantity(string(self.requestsInFlight))"
+                " || quantity(string(self.requestsInFlight)).isGreaterThan(quantity('0'))",
+                "requestsInFlight must be above 0",
+                field_path=".requestsInFlight",
+            ),
+        )
+    }
+
+    queue_time: Annotated[str, duration_field(least="1ms", most="1m")] | None = None
+    """How long a request waits in Triton's queue, on average over a minute, such as 20ms. More than
+    batching.maxQueueDelay, for which a request may wait on purpose."""
+    requests_in_flight: Quantity | None = None
+    """How many requests a pod holds, waiting or under way, such as "4"."""
+
+
+class Autoscaling(ApiModel):
+    """Pods as the load asks for, by a HorizontalPodAutoscaler for each execution provider."""
+
+    model_config = {
+        "json_schema_extra": schema_extra(
+            cel(
+                "!has(self.minReplicas) || self.minReplicas <= self.maxReplicas",
+                "minReplicas must not be above maxReplicas",
+                field_path=".minReplicas",
+            )
+        )
+    }
+
+    min_replicas: Annotated[int, Field(ge=1, le=100)] = 1
+    """The fewest pods per execution provider. While a new revision gets requests, the autoscalers may not go below what
+    each side's weight stands for either."""
+    max_replicas: Annotated[int, Field(ge=1, le=100)]
+    """The most pods per execution provider, of each revision."""
+    target: AutoscalingTarget
+    """What is measured. Needs the metrics that the chart's files/autoscaling describe."""
+    scale_down_stabilization: Annotated[str, duration_field(least="2m", most="1h")] = "5m"
+    """How long fewer pods must have been enough before any goes, and how long stable keeps all it has after a rollout
+    has ended: the metrics speak of before."""
+
+
+class Serving(ApiModel):
+    """How the model is served. Changing replicas or autoscaling scales; changing anything else makes a new revision."""
+
+    model_config = {
+        "json_schema_extra": schema_extra(
+            cel(
+                "!has(self.replicas) || !has(self.autoscaling)",
+                "replicas and autoscaling cannot both be set; take replicas out (or set it to null), and an autoscaler "
+                "goes on from the pods that there are",
+                field_path=".replicas",
+            ),
+            cel(
+                "!has(self.autoscaling) || !has(self.autoscaling.target.queueTime) || !has(self.batching)"
+                " || !has(self.batching.maxQueueDelay)"
+                " || duration(self.autoscaling.target.queueTime) > duration(self.batching.maxQueueDelay)",
+                "target.queueTime must be longer than batching.maxQueueDelay, for which requests wait on purpose",
+                field_path=".autoscaling",
+            ),
+        )
+    }
+
+    # No default: replicas xor autoscaling.
+    replicas: Annotated[int, Field(ge=1, le=100)] | None = None
+    """Pods per execution provider at full weight; 1 when neither this nor autoscaling is set."""
+    autoscaling: Autoscaling | None = None
+    """Pods per execution provider as the load asks for, instead of replicas."""
     resources: Resources = Resources()
     """Resources of each server container; the class's for the execution provider when empty."""
     batching: Batching = Batching()
@@ -586,6 +658,9 @@ class OnnxModelStatus(ApiModel):
     ] = []
     """Revisions that were stable until a later one was promoted, the last one first; what rollbackWindow chooses
     from."""
+    scale_down_after_time: Time | None = None
+    """Until when the autoscalers may take no pods from stable, because it answers all requests only since a moment ago
+    and what they measure speaks of before; unset anywhere else."""
     drain_started_time: Time | None = None
     """When the gateway accepted that the retiring revisions get no traffic."""
     last_failure: FailureStatus | None = None

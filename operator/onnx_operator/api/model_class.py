@@ -146,7 +146,7 @@ class Limits(ApiModel):
     """What a model of this class may ask for at most."""
 
     max_replicas: Annotated[int, Field(ge=1, le=100)] = 10
-    """Upper bound of serving.replicas."""
+    """Upper bound of serving.replicas and serving.autoscaling.maxReplicas."""
     allowed_analysis_images: Annotated[
         list[Image], Field(max_length=16, json_schema_extra=schema_extra(x_kubernetes_list_type="set"))
     ] = []

@@ -22,7 +22,7 @@ from onnx_operator.core.windows import problem_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from onnx_operator.api.model import OnnxModelSpec
+    from onnx_operator.api.model import Autoscaling, OnnxModelSpec, Serving
     from onnx_operator.api.model_class import Limits, OnnxModelClassSpec
     from onnx_operator.api.rollout import (
         Analysis,
@@ -52,7 +52,9 @@ class Plan:
     #: The class's and the model's own.
     freeze_windows: tuple[FreezeWindow, ...]
     rollback_window: RollbackWindow | None
+    #: With an autoscaler, the most that there may be.
     capacity: Capacity
+    autoscaling: Autoscaling | None
     is_paused: bool
     #: Whether no gateway takes weights, so that the numbers of servers are all there is.
     is_by_ratio: bool
@@ -133,7 +135,8 @@ def plan_of(spec: OnnxModelSpec, class_spec: OnnxModelClassSpec) -> Plan:
         bake=parse_duration(bake.duration) if (bake := rollout.bake or fallback.bake) else timedelta(),
         freeze_windows=(*fallback.freeze_windows, *rollout.freeze_windows),
         rollback_window=rollout.rollback_window or fallback.rollback_window,
-        capacity=_capacity(spec.serving.replicas, rollout, fallback),
+        capacity=_capacity(_most(spec.serving), rollout, fallback),
+        autoscaling=spec.serving.autoscaling,
         is_paused=rollout.paused,
         is_by_ratio=False,
     )
@@ -153,6 +156,10 @@ def _asking_servers(analysis: Analysis) -> Analysis:
         for one in analysis.metrics
     ]
     return analysis.model_copy(update={"metrics": metrics})
+
+
+def _most(serving: Serving) -> int:
+    return serving.autoscaling.max_replicas if serving.autoscaling is not None else serving.replicas or 1
 
 
 def _capacity(replicas: int, rollout: Rollout, fallback: RolloutDefaults) -> Capacity:
@@ -206,13 +213,11 @@ def _provider_is_not_offered(offer: Offer) -> Refusal | None:
 
 
 def _replicas_are_too_many(offer: Offer) -> Refusal | None:
-    limit = offer.class_spec.limits.max_replicas
-    if offer.spec.serving.replicas <= limit:
+    limit, most = offer.class_spec.limits.max_replicas, _most(offer.spec.serving)
+    if most <= limit:
         return None
-    message = (
-        f"spec.serving.replicas is {offer.spec.serving.replicas}, above the limit of {limit} of OnnxModelClass "
-        f"{offer.class_name}"
-    )
+    field = "replicas" if offer.spec.serving.autoscaling is None else "autoscaling.maxReplicas"
+    message = f"spec.serving.{field} is {most}, above the limit of {limit} of OnnxModelClass {offer.class_name}"
     return Refusal(reasons.REPLICAS_ABOVE_LIMIT, message)
 
 
@@ -286,6 +291,8 @@ def _only_by_a_gateway(offer: Offer) -> Iterator[str]:
             yield f"{where} needs a gateway that measures how long answers take"
         if metric.name == MetricName.ERROR_RATIO and metric.provider is not Provider.TRITON:
             yield f"{where}.provider: {metric.provider} needs a gateway that counts errors (triton asks the servers)"
+    if plan.autoscaling is not None:
+        yield "spec.serving.autoscaling needs a gateway, as without one the numbers of servers are the weights"
     for pool in pools:
         if pool.schedules and len(pools) > 1:
             yield f"spec.executionProviders[name={pool.name}].schedules needs a gateway that shares by weight"
@@ -314,6 +321,29 @@ def weight_in_words(sides: Sides) -> str:
 
 def _declared(step: Step, replicas: int) -> int | None:
     return min(step.replicas, replicas) if step.replicas is not None else None
+
+
+def _autoscaling_has_no_room(offer: Offer) -> Refusal | None:
+    """Both sides scale up from what they have: neither gives up servers, and nobody says how many they are."""
+    plan, capacity = offer.plan, offer.plan.capacity
+    if plan.autoscaling is None:
+        return None
+    whose = f"(what the model leaves unset comes from OnnxModelClass {offer.class_name})"
+    if capacity.surge < capacity.replicas or capacity.unavailable:
+        message = (
+            "spec.serving.autoscaling takes room for both sides: set rollout.maxSurge to 100% and "
+            "rollout.maxUnavailable to 0, or, where hardware is too scarce for two, spec.serving.replicas instead of "
+            f"autoscaling {whose}"
+        )
+        return Refusal(reasons.AUTOSCALING_WITHOUT_ROOM, message)
+    for index, step in enumerate(plan.steps):
+        if step.replicas is not None:
+            message = (
+                f"rollout step {index} has replicas: {step.replicas}, but with spec.serving.autoscaling a step has "
+                f"what its weight needs of the servers that stable has by then; take replicas out {whose}"
+            )
+            return Refusal(reasons.AUTOSCALING_WITHOUT_ROOM, message)
+    return None
 
 
 def _a_step_has_no_room(offer: Offer) -> Refusal | None:
@@ -345,7 +375,7 @@ def _a_step_has_too_few_replicas(offer: Offer) -> Refusal | None:
         if step.replicas is not None and step.replicas < need:
             message = (
                 f"rollout step {index} has replicas: {step.replicas}, but {reach_of(step)} % of the requests need "
-                f"{need} of {offer.spec.serving.replicas} servers"
+                f"{need} of {offer.plan.capacity.replicas} servers"
             )
             return Refusal(reasons.STEP_WITHOUT_ROOM, message)
     return None
@@ -431,6 +461,7 @@ _CHECKS: Final[tuple[Callable[[Offer], Refusal | None], ...]] = (
     _step_is_too_long,
     _a_step_names_no_metric,
     _a_gateway_is_needed,
+    _autoscaling_has_no_room,
     _a_step_has_no_room,
     _a_step_has_too_few_replicas,
     _stable_has_no_servers,

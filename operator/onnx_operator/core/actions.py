@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from onnx_operator.api.revision import OnnxModelRevisionSpec
     from onnx_operator.api.rollout import AnalysisJob, ConfigMapKey
     from onnx_operator.core.acceptance import Offer
+    from onnx_operator.core.autoscaling import Autoscaler
     from onnx_operator.core.observation import ModelSeen, RevisionSeen
     from onnx_operator.core.traffic import GatewayAddress, Split
 
@@ -112,17 +113,29 @@ class WantPublish:
 
 @dataclass(frozen=True, slots=True)
 class WantServers:
-    """Deployment, Service and, above one replica, PodDisruptionBudget of a revision on one execution provider."""
+    """Deployment, Service and, above one replica, PodDisruptionBudget of a revision on one execution provider; where
+    the load decides how many there are, also their HorizontalPodAutoscaler.
+    """
 
     model: ModelSeen
     revision: RevisionSeen
     provider: ExecutionProvider
     replicas: int
+    autoscaler: Autoscaler | None = None
+    #: Whether an autoscaler is there: then `replicas` is its business and is not written.
+    is_autoscaled: bool = False
+
+    @property
+    def is_protected(self) -> bool:
+        """Whether node drains are kept from taking all servers at once."""
+        return (self.replicas if self.autoscaler is None else self.autoscaler.most) > 1
 
     @property
     def objects(self) -> tuple[ObjectName, ...]:
         name = server_name(self.revision.name, self.provider)
-        kinds = ("Service", "Deployment", *(("PodDisruptionBudget",) if self.replicas > 1 else ()))
+        kinds = ["Service", "Deployment"]
+        kinds += ["HorizontalPodAutoscaler"] if self.autoscaler is not None else []
+        kinds += ["PodDisruptionBudget"] if self.is_protected else []
         return tuple(ObjectName(kind, name) for kind in kinds)
 
 

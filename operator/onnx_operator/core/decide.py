@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 #: After a ledger changed there is always something to do.
 _AT_ONCE: Final = 0.0
 _ROUTES: Final = frozenset({"HTTPRoute", "GRPCRoute"})
-_SERVING_KINDS: Final = frozenset({"Deployment", "Service", "PodDisruptionBudget"})
+_SERVING_KINDS: Final = frozenset({"Deployment", "Service", "PodDisruptionBudget", "HorizontalPodAutoscaler"})
 DEFAULT_MIN_COSINE: Final = "0.95"
 
 
@@ -126,7 +126,14 @@ def _wanted(view: View, standing: Standing) -> Iterator[Want]:
     yield from standing.wants
     for revision in _serving(view):
         for provider in view.servers(revision):
-            yield WantServers(view.seen.model, revision, provider, view.wanted_replicas(revision, provider))
+            yield WantServers(
+                view.seen.model,
+                revision,
+                provider,
+                view.start_replicas(revision, provider),
+                view.autoscaler(revision, provider),
+                is_autoscaled=view.is_autoscaled(revision, provider),
+            )
     split = view.split
     if split is not None and (view.is_by_ratio or view.seen.service is not None):
         # Once a gateway has come, callers may still be at the Service: it is kept until somebody deletes it.
@@ -207,6 +214,8 @@ def _is_in_use(view: View, child: Child) -> bool:
     """What answers requests is never deleted, even where a lost record leaves us unable to say what it should be."""
     if child.component != Component.SERVER or child.kind == "PodDisruptionBudget":
         return False
+    if child.kind == "HorizontalPodAutoscaler":  # goes on where the spec may not be acted on
+        return view.plan is None and child.revision in _named_in_ledger(view)
     if view.split is not None and not view.is_programmed:
         return True  # the gateway may do otherwise than the routes say
     return child.revision in _named_in_ledger(view) or any(
@@ -277,6 +286,7 @@ def _seconds_to(view: View, standing: Standing) -> float | None:
         view.next_analysis,
         view.deadline,
         view.drain_ends,
+        view.scale_down_after,
         view.frozen_until,
         view.pools_change,
     )

@@ -445,7 +445,7 @@ def _available(view: View) -> Rung:
         return _met(_enough_for_now(view, revision))
     if view.suffices(revision):
         message = f"all {view.ready_replicas(revision.name)} servers of revision {revision.spec.number} are ready"
-        return _met(Finding(ConditionType.CANDIDATE_AVAILABLE, "True", reasons.AVAILABLE, message))
+        return _met(_available_finding(view, message))
     for state in states.values():
         if state is not None and state.trouble is not None:
             reason = reasons.SERVER_CRASHED if state.trouble.is_crash else state.trouble.reason
@@ -464,15 +464,28 @@ def _available(view: View) -> Rung:
 
 def _enough_for_now(view: View, revision: RevisionSeen) -> Finding:
     """The step needs no more servers; one that cannot start is worth telling before the next step waits for it."""
-    reason = reasons.AVAILABLE
     message = (
         f"{view.ready_replicas(revision.name)} servers of revision {revision.spec.number} are ready, enough for now"
     )
     found = (one.trouble for one in view.servers(revision).values() if one is not None)
-    if (trouble := next(filter(None, found), None)) is not None:
-        reason = reasons.AVAILABLE_IN_PART
-        message += f"; one that is not: {trouble.reason}: {trouble.message}"
-    return Finding(ConditionType.CANDIDATE_AVAILABLE, "True", reason, message)
+    if (trouble := next(filter(None, found), None)) is None:
+        return _available_finding(view, message)
+    message += f"; one that is not: {trouble.reason}: {trouble.message}"
+    return Finding(ConditionType.CANDIDATE_AVAILABLE, "True", reasons.AVAILABLE_IN_PART, message)
+
+
+def _available_finding(view: View, message: str) -> Finding:
+    """Servers are available whether or not stable's autoscalers can add to them; the candidate's see little yet."""
+    stable = view.stable
+    troubles = [
+        f"the autoscaler of revision {stable.spec.number} on {provider} says {state.trouble}"
+        for provider in (view.servers(stable) if stable is not None else ())
+        if stable is not None
+        and (state := view.seen.autoscalers.get((stable.name, provider))) is not None
+        and state.trouble
+    ]
+    reason = reasons.AUTOSCALER_BLIND if troubles else reasons.AVAILABLE
+    return Finding(ConditionType.CANDIDATE_AVAILABLE, "True", reason, clipped("; ".join([message, *troubles])))
 
 
 def _first_served(view: View) -> Rung:

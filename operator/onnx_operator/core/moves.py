@@ -12,6 +12,7 @@ from onnx_converter.reasons import ARTIFACT_CORRUPT
 from onnx_operator.api.model import HandledTokens, StableStatus
 from onnx_operator.core import reasons
 from onnx_operator.core.analysis import Verdict
+from onnx_operator.core.autoscaling import stabilization
 from onnx_operator.core.conditions import ConditionType, instant
 from onnx_operator.core.ledger import (
     Move,
@@ -298,6 +299,17 @@ def _drain(view: View) -> MoveModel | None:
     return None
 
 
+def _let_stable_shrink_later(view: View) -> MoveModel | None:
+    """What autoscalers measure, and remember, speaks for a while of the requests that stable had before it got all of
+    them: until that is over it keeps its servers.
+    """
+    declared, is_noted = view.plan.autoscaling if view.plan is not None else None, view.scale_down_after is not None
+    is_to_be_noted = declared is not None and view.is_floor_raised and not view.is_split
+    if is_to_be_noted and declared is not None and not is_noted:
+        return change(view, scale_down_after_time=instant(view.now + stabilization(declared)))
+    return change(view, scale_down_after_time=None) if is_noted and not is_to_be_noted else None
+
+
 _RULES: Final[tuple[Callable[[View], Move | None], ...]] = (
     _meet,
     _drop_the_quarantined,
@@ -312,4 +324,5 @@ _RULES: Final[tuple[Callable[[View], Move | None], ...]] = (
     _stop_the_clock,
     _give_up_the_late,
     _drain,
+    _let_stable_shrink_later,
 )

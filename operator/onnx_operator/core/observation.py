@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from onnx_operator.api.model_class import OnnxModelClassSpec
     from onnx_operator.api.revision import OnnxModelRevisionSpec, OnnxModelRevisionStatus
     from onnx_operator.core.analysis import Measurement
+    from onnx_operator.core.autoscaling import AutoscalerState
     from onnx_operator.core.jobs import AnalysisJobState, JobState
     from onnx_operator.core.servers import ServerState
     from onnx_operator.core.traffic import GatewayAddress, RouteSeen
@@ -119,6 +120,8 @@ class Observation:
     analysis_jobs: Mapping[str, AnalysisJobState] = field(default_factory=dict)
     #: By revision and execution provider; only where the Deployment exists.
     servers: Mapping[tuple[str, ExecutionProvider], ServerState] = field(default_factory=dict)
+    #: By revision and execution provider; only where the HorizontalPodAutoscaler exists.
+    autoscalers: Mapping[tuple[str, ExecutionProvider], AutoscalerState] = field(default_factory=dict)
     http_route: RouteSeen | None = None
     grpc_route: RouteSeen | None = None
     has_gateway_api: bool = True

@@ -62,6 +62,11 @@ WEIGHTS_ROUNDED: Final = Reason(
     "WeightsRounded",
     "surfaces when there is no gateway and the numbers of servers come to other weights than the steps ask for",
 )
+AUTOSCALING_WITHOUT_ROOM: Final = Reason(
+    "AutoscalingWithoutRoom",
+    "surfaces when serving.autoscaling meets a rollout in which a side would have fewer servers than it takes, or a "
+    "number of its own",
+)
 FREEZE_WINDOW_INVALID: Final = Reason(
     "FreezeWindowInvalid",
     "surfaces when the schedule or the time zone of a freeze window cannot be read; the message names the field",
@@ -126,6 +131,11 @@ AVAILABLE: Final = Reason("Available", "surfaces when all servers are ready")
 AVAILABLE_IN_PART: Final = Reason(
     "AvailableInPart",
     "surfaces when enough servers for the present step are ready and another one is in trouble; the next step needs it",
+)
+AUTOSCALER_BLIND: Final = Reason(
+    "AutoscalerBlind",
+    "surfaces when servers are ready and their autoscaler cannot read its metrics or cannot scale; the message is its "
+    "own, the servers stay as many as they are, and no rollout is held for it",
 )
 SERVER_CRASHED: Final = Reason(
     "ServerCrashed", "surfaces when a server ended by itself; the message holds its last words"

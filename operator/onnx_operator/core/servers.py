@@ -31,6 +31,10 @@ class ServerState:
         """Whether all of the wanted servers are ready."""
         return self.is_current and self.replicas == replicas and self.ready >= replicas
 
+    def has(self, least: int) -> bool:
+        """Whether at least so many are ready; an autoscaler may be adding more."""
+        return min(self.replicas, self.ready) >= least
+
 
 def read_servers(deployment: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> ServerState:
     """How the Deployment's servers stand."""

@@ -23,7 +23,8 @@ from onnx_operator.core.acceptance import (
 )
 from onnx_operator.core.analysis import Verdict, criteria
 from onnx_operator.core.analysis_jobs import Run, job_name, read_run, told_run
-from onnx_operator.core.capacity import Goal, Share, Sides, allot, by_ratio, towards
+from onnx_operator.core.autoscaling import autoscaler
+from onnx_operator.core.capacity import Capacity, Goal, Share, Sides, allot, by_ratio, towards
 from onnx_operator.core.conditions import moment
 from onnx_operator.core.freezes import frozen_until
 from onnx_operator.core.judged import judged
@@ -36,11 +37,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from onnx_operator.api.common import ExecutionProvider
-    from onnx_operator.api.model import KnownGood, MetricStatus, OnnxModelStatus, SourceStatus
+    from onnx_operator.api.model import Autoscaling, KnownGood, MetricStatus, OnnxModelStatus, SourceStatus
     from onnx_operator.api.model_class import OnnxModelClassSpec
     from onnx_operator.api.revision import OnnxModelRevisionSpec
     from onnx_operator.core.acceptance import Plan
     from onnx_operator.core.analysis import Criterion, Judgement
+    from onnx_operator.core.autoscaling import Autoscaler
     from onnx_operator.core.observation import Observation, RevisionSeen
     from onnx_operator.core.servers import ServerState
     from onnx_operator.core.traffic import RouteSeen
@@ -138,12 +140,15 @@ class View:
     @property
     def goal(self) -> Goal | None:
         """What the candidate is to be scaled for: its step, or what comes next once nothing but servers is missing."""
+        return self._goal(self.plan.capacity) if self.plan is not None else None
+
+    def _goal(self, capacity: Capacity) -> Goal | None:
         plan, candidate, step = self.plan, self.ledger.candidate, self.step_index
         if plan is None or candidate is None:
             return None
-        weight, replicas, last = self.candidate_weight, plan.capacity.replicas, len(plan.steps)
+        weight, replicas, last = self.candidate_weight, capacity.replicas, len(plan.steps)
         goal = Goal(last, FULL, replicas, replicas)
-        can_leap = self.is_hurried and plan.capacity.to_move(weight, FULL) <= plan.capacity.limit
+        can_leap = self.is_hurried and capacity.to_move(weight, FULL) <= capacity.limit
         if self.is_baking or (self.moves_on and can_leap):
             return goal
         index = (-1 if step is None else step) + self.moves_on
@@ -154,24 +159,107 @@ class View:
         if index < 0:  # nothing begins now: it may have what nobody has to give up
             return Goal(index, 0, 0, most)
         reach = reach_of(declared)
-        return Goal(index, reach, declared.replicas or max(1, plan.capacity.share(reach)), most)
+        return Goal(index, reach, declared.replicas or max(1, capacity.share(reach)), most)
 
     def wanted_replicas(self, revision: RevisionSeen, provider: ExecutionProvider) -> int:
-        """How many servers the revision is to have now."""
+        """How many servers the revision is to have now; where an autoscaler decides, at least."""
         state = self.seen.servers.get((revision.name, provider))
         if self.plan is None:  # the spec may not be acted on
             return state.replicas if state is not None else 1
         replicas = self.plan.capacity.replicas
         if revision not in (self.stable, self.candidate):
             return min(replicas, state.replicas) if state is not None else replicas
+        if self.plan.autoscaling is not None:
+            return self._least(revision, provider, self.plan.autoscaling)
         sides = self._sides(provider)
         return sides.stable if revision == self.stable else sides.candidate
 
     def complete(self, revision: RevisionSeen, provider: ExecutionProvider) -> int:
         """How many servers make the revision available: all it gets for now, and all there are where it is alone."""
         if self.plan is not None and revision == self.stable and self.ledger.candidate is None:
-            return self.plan.capacity.replicas
+            declared = self.plan.autoscaling
+            return self.plan.capacity.replicas if declared is None else declared.min_replicas
         return max(1, self.wanted_replicas(revision, provider))
+
+    def capacity(self, provider: ExecutionProvider) -> Capacity:
+        """What the sides share on the execution provider; with autoscaling, full weight takes what stable has now."""
+        if self.plan is None:
+            raise ValueError("a spec that may not be acted on scales nothing")
+        capacity, declared = self.plan.capacity, self.plan.autoscaling
+        if declared is None:
+            return capacity
+        full = min(max(self._asked_for(self.stable, provider), declared.min_replicas), declared.max_replicas)
+        return Capacity(full, capacity.limit - full, unavailable=0)
+
+    # ---- autoscaling
+
+    def autoscaler(self, revision: RevisionSeen, provider: ExecutionProvider) -> Autoscaler | None:
+        """The autoscaler that the servers are to have; what is on its way out is not scaled any more."""
+        declared = self.plan.autoscaling if self.plan is not None else None
+        if declared is None or revision not in (self.stable, self.candidate):
+            return None
+        least = self.wanted_replicas(revision, provider)
+        return autoscaler(declared, least) if least else None
+
+    def is_autoscaled(self, revision: RevisionSeen, provider: ExecutionProvider) -> bool:
+        """Whether an autoscaler owns the number of servers now. One of 0 servers has nothing to go by and rests."""
+        return (revision.name, provider) in self.seen.autoscalers and self._asked_for(revision, provider) > 0
+
+    def start_replicas(self, revision: RevisionSeen, provider: ExecutionProvider) -> int:
+        """How many servers are asked for until an autoscaler is there: those that there are, within its bounds."""
+        wanted = self.wanted_replicas(revision, provider)
+        if (scaled := self.autoscaler(revision, provider)) is None:
+            return wanted
+        return max(wanted, min(self._asked_for(revision, provider), scaled.most))
+
+    def _least(self, revision: RevisionSeen, provider: ExecutionProvider, declared: Autoscaling) -> int:
+        """The fewest that the autoscaler may leave: stable all it has while requests are split, as all of them may come
+        back at once; the candidate what its weight, and the next one it is to get, stand for.
+        """
+        capacity = self.capacity(provider)
+        if revision == self.stable:
+            return capacity.replicas if self.keeps_stables_servers else declared.min_replicas
+        if any(self._leaving(provider)) and not self._asked_for(revision, provider):
+            return 0
+        goal = self._goal(capacity)
+        wanted = capacity.replicas if goal is None or self.stable is None else max(1, goal.servers)
+        # What it was scaled to stays, or a doubtful verdict would stop servers again.
+        return max(wanted, min(self._floor(revision, provider), declared.max_replicas))
+
+    def _floor(self, revision: RevisionSeen, provider: ExecutionProvider) -> int:
+        state = self.seen.autoscalers.get((revision.name, provider))
+        return state.least if state is not None else 0
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the candidate answers requests, or is about to."""
+        candidate = self.ledger.candidate
+        if candidate is None:
+            return False
+        return max(self.candidate_weight, self.accepted_weight(candidate.revision, candidate.weight)) > 0
+
+    @property
+    def is_floor_raised(self) -> bool:
+        """Whether stable's autoscalers may not go as far down as the spec lets them."""
+        stable, declared = self.stable, self.plan.autoscaling if self.plan is not None else None
+        if stable is None or declared is None:
+            return False
+        return any(self._floor(stable, provider) > declared.min_replicas for provider in self.servers(stable))
+
+    @property
+    def keeps_stables_servers(self) -> bool:
+        """Whether stable is not scaled down: while requests are split, and for a while after they were."""
+        if self.is_split:
+            return True
+        after = self.scale_down_after
+        return self.is_floor_raised if after is None else self.now < after
+
+    @property
+    def scale_down_after(self) -> datetime | None:
+        after = self.ledger.scale_down_after_time
+        return moment(after) if after is not None else None
+
+    # ---- both sides
 
     def _sides(self, provider: ExecutionProvider) -> Sides:
         if self.plan is None:
@@ -181,10 +269,6 @@ class View:
         is_coming = candidate is not None and provider in self.servers(candidate) and self.may_have_servers(candidate)
         if goal is None or not is_coming:
             goal = Goal(-1, 0, 0, 0)
-        # Until its Deployment is gone, what is drained takes room.
-        staying = {one.name for one in (stable, candidate) if one is not None}
-        found = self.seen.servers.items()
-        leaving = (state.replicas for (name, of), state in found if of is provider and name not in staying)
         now = Sides(self._asked_for(stable, provider), self._asked_for(candidate, provider))
         if stable is not None and goal.most and self.is_by_ratio:
             wanted = self._sides_by_ratio(goal)
@@ -192,12 +276,12 @@ class View:
                 wanted = replace(wanted, stable=0)
                 capacity = replace(capacity, unavailable=capacity.replicas)
             shares = {"stable": self._share(stable, provider), "candidate": self._share(candidate, provider)}
-            return towards(capacity, wanted, **shares, leaving=sum(leaving))
+            return towards(capacity, wanted, **shares, leaving=sum(self._leaving(provider)))
         if stable is None or provider not in side_of(stable).providers:
             # Nobody gives way, and nobody has to.
             capacity = replace(capacity, unavailable=capacity.replicas)
             goal = replace(goal, servers=capacity.limit, most=capacity.replicas if stable is None else goal.most)
-        return allot(capacity, now, goal, weight=self._weight_in_force, leaving=leaving)
+        return allot(capacity, now, goal, weight=self._weight_in_force, leaving=self._leaving(provider))
 
     def _sides_by_ratio(self, goal: Goal) -> Sides:
         """What the goal takes where the numbers of servers are the weights."""
@@ -230,6 +314,12 @@ class View:
         state = self.seen.servers.get((revision.name, provider)) if revision is not None else None
         return state.replicas if state is not None else 0
 
+    def _leaving(self, provider: ExecutionProvider) -> list[int]:
+        """The servers of each revision on its way out: until its Deployment is gone, what is drained takes room."""
+        staying = {one.name for one in (self.stable, self.candidate) if one is not None}
+        found = self.seen.servers.items()
+        return [state.replicas for (name, of), state in found if of is provider and name not in staying]
+
     def may_have_servers(self, revision: RevisionSeen) -> bool:
         """One leaves before the next comes: never more than two generations of servers at a time."""
         has_to_wait = bool(self.ledger.retiring) and not self.has_servers(revision.name)
@@ -242,9 +332,16 @@ class View:
         if candidate is None or goal is None or self.plan is None or not self.is_available(candidate):
             return False
         is_a_weight = not self.is_by_ratio or goal.reach == FULL
-        least = max(1, self.plan.capacity.need(goal.reach)) if is_a_weight else 1
-        if any(self._asked_for(candidate, provider) < least for provider in self.servers(candidate)):
-            return False
+        for provider in self.servers(candidate):
+            least = max(1, self.capacity(provider).need(goal.reach)) if is_a_weight else 1
+            if self._asked_for(candidate, provider) < least:
+                return False
+        if self.plan.autoscaling is not None:
+            # Bounds that are in force already: nobody takes away again what the traffic comes for.
+            return all(
+                self._floor(candidate, provider) >= self.wanted_replicas(candidate, provider)
+                for provider in self.servers(candidate)
+            )
         return all(
             self._asked_for(one, provider) == self.wanted_replicas(one, provider)
             for one in (self.stable, candidate)
@@ -256,18 +353,25 @@ class View:
         """Whether the candidate has servers enough for the step it is in."""
         if self.plan is None or self.step_index is None or revision != self.candidate:
             return False
-        need = max(1, self.plan.capacity.need(self.candidate_mirror or self.candidate_weight))
-        return all(state is not None and state.ready >= need for state in self.servers(revision).values())
+        reach = self.candidate_mirror or self.candidate_weight
+        return all(
+            state is not None and state.ready >= max(1, self.capacity(provider).need(reach))
+            for provider, state in self.servers(revision).items()
+        )
 
     def servers(self, revision: RevisionSeen) -> dict[ExecutionProvider, ServerState | None]:
         return {provider: self.seen.servers.get((revision.name, provider)) for provider in side_of(revision).providers}
 
     def is_available(self, revision: RevisionSeen) -> bool:
         """Whether every server of the revision is ready."""
-        return all(
-            state is not None and state.is_available(self.complete(revision, provider))
-            for provider, state in self.servers(revision).items()
-        )
+        return all(self._is_pool_available(revision, provider) for provider in self.servers(revision))
+
+    def _is_pool_available(self, revision: RevisionSeen, provider: ExecutionProvider) -> bool:
+        state, complete = self.seen.servers.get((revision.name, provider)), self.complete(revision, provider)
+        if state is None:
+            return False
+        is_autoscaled = self.autoscaler(revision, provider) is not None
+        return state.has(complete) if is_autoscaled else state.is_available(complete)
 
     def suffices(self, revision: RevisionSeen) -> bool:
         """The same, and where it is the candidate, they are enough for the step it is in."""

@@ -29,6 +29,7 @@ from onnx_operator.render.jobs import (
 from onnx_operator.render.parts import Manifest, labels, metadata, owned_by_model
 from onnx_operator.render.routes import build_grpc_route, build_http_route
 from onnx_operator.render.servers import (
+    build_autoscaler,
     build_deployment,
     build_disruption_budget,
     build_model_service,
@@ -56,8 +57,9 @@ def build(want: Want) -> tuple[Manifest, ...]:  # noqa: C901, PLR0911  (a table)
         case WantJobsPolicy():
             return (build_jobs_policy(want),)
         case WantServers():
-            budget = (build_disruption_budget(want),) if want.replicas > 1 else ()
-            return (build_service(want), build_deployment(want), *budget)
+            scaler = (build_autoscaler(want, want.autoscaler),) if want.autoscaler is not None else ()
+            budget = (build_disruption_budget(want),) if want.is_protected else ()
+            return (build_service(want), build_deployment(want), *scaler, *budget)
         case WantRoutes():
             return (build_http_route(want), build_grpc_route(want))
         case WantService():

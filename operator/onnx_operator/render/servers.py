@@ -40,6 +40,7 @@ from onnx_operator.render.parts import (
 
 if TYPE_CHECKING:
     from onnx_operator.core.actions import WantProber, WantServers, WantService
+    from onnx_operator.core.autoscaling import Autoscaler
     from onnx_operator.core.observation import RevisionSeen
     from onnx_operator.core.traffic import GatewayAddress
 
@@ -90,7 +91,7 @@ def build_deployment(want: WantServers) -> Manifest:
             "kind": "Deployment",
             "metadata": _metadata(want),
             "spec": {
-                "replicas": want.replicas,
+                **({} if want.is_autoscaled else {"replicas": want.replicas}),
                 "revisionHistoryLimit": 1,
                 "selector": {"matchLabels": _selector(want)},
                 "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
@@ -144,6 +145,24 @@ def build_disruption_budget(want: WantServers) -> Manifest:
             "kind": "PodDisruptionBudget",
             "metadata": _metadata(want),
             "spec": {"maxUnavailable": 1, "selector": {"matchLabels": _selector(want)}},
+        }
+    )
+
+
+def build_autoscaler(want: WantServers, scaler: Autoscaler) -> Manifest:
+    target = {"type": "AverageValue", "averageValue": scaler.target}
+    return stamped(
+        {
+            "apiVersion": "autoscaling/v2",
+            "kind": "HorizontalPodAutoscaler",
+            "metadata": _metadata(want),
+            "spec": {
+                "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": want.objects[0].name},
+                "minReplicas": scaler.least,
+                "maxReplicas": scaler.most,
+                "metrics": [{"type": "Pods", "pods": {"metric": {"name": scaler.metric}, "target": target}}],
+                "behavior": {"scaleDown": {"stabilizationWindowSeconds": scaler.stabilization}},
+            },
         }
     )
 

@@ -194,6 +194,41 @@ BAD_MODELS: Final = {
     # Serving
     "no replicas": Bad({"spec.serving.replicas": 0}, "spec.serving.replicas", "greater than or equal to 1"),
     "replicas below nothing": Bad({"spec.serving.replicas": -1}, "spec.serving.replicas", "greater than or equal to 1"),
+    "replicas and an autoscaler": Bad(
+        {"spec.serving": {"replicas": 2, "autoscaling": {"maxReplicas": 4, "target": {"queueTime": "20ms"}}}},
+        "spec.serving.replicas",
+        "take replicas out",
+    ),
+    "an autoscaler without a target": Bad(
+        {"spec.serving": {"autoscaling": {"maxReplicas": 4, "target": {}}}},
+        "spec.serving.autoscaling.target",
+        "exactly one of queueTime and requestsInFlight",
+    ),
+    "an autoscaler with two targets": Bad(
+        {"spec.serving": {"autoscaling": {"maxReplicas": 4, "target": {"queueTime": "1s", "requestsInFlight": 4}}}},
+        "spec.serving.autoscaling.target",
+        "exactly one of queueTime and requestsInFlight",
+    ),
+    "an autoscaler for nothing in flight": Bad(
+        {"spec.serving": {"autoscaling": {"maxReplicas": 4, "target": {"requestsInFlight": 0}}}},
+        "spec.serving.autoscaling.target.requestsInFlight",
+        "above 0",
+    ),
+    "an autoscaler with more at least than at most": Bad(
+        {"spec.serving": {"autoscaling": {"minReplicas": 5, "maxReplicas": 4, "target": {"queueTime": "20ms"}}}},
+        "spec.serving.autoscaling.minReplicas",
+        "must not be above maxReplicas",
+    ),
+    "a queue shorter than batching makes it": Bad(
+        {
+            "spec.serving": {
+                "autoscaling": {"maxReplicas": 4, "target": {"queueTime": "20ms"}},
+                "batching": {"maxQueueDelay": "20ms"},
+            }
+        },
+        "spec.serving.autoscaling",
+        "longer than batching.maxQueueDelay",
+    ),
     "a PodSpec smuggled in": Bad(
         {"spec.serving.template": {"spec": {"hostNetwork": True, "containers": []}}},
         "spec.serving.template",
@@ -494,6 +529,11 @@ BAD_MODELS: Final = {
     # What the class does not allow
     "more replicas than the class allows": Bad(
         {"spec.serving.replicas": 11}, "spec.serving.replicas", "above the 10 that OnnxModelClass default allows"
+    ),
+    "more of an autoscaler than the class allows": Bad(
+        {"spec.serving": {"autoscaling": {"maxReplicas": 11, "target": {"queueTime": "20ms"}}}},
+        "spec.serving.autoscaling.maxReplicas",
+        "above the 10 that OnnxModelClass default allows",
     ),
     "a branch where the class wants a commit": Bad(
         hub(revision="main"), "spec.source.huggingFace.revision", "40 hexadecimal digits"

@@ -38,7 +38,7 @@ def test_the_smallest_spec_shows_its_defaults(installation: Installation, namesp
     assert shown["executionProviders"] == [{"name": "CPUExecutionProvider"}]
     assert shown["quantization"] == {"scheme": "none"}
     assert (shown["task"], shown["opset"], shown["revisionHistoryLimit"]) == ("auto", 18, 5)
-    assert shown["serving"]["replicas"] == 1
+    assert not {"replicas", "autoscaling"} & shown["serving"].keys()
     assert shown["serving"]["batching"] == {"maxBatchSize": 32, "maxQueueDelay": "500us"}
     # What the class decides is not frozen into the model.
     assert not {"steps", "analysis", "progressDeadline"} & shown["rollout"].keys()

@@ -21,6 +21,7 @@ OWNED = (
     "apps/v1/deployments",
     "v1/services",
     "policy/v1/poddisruptionbudgets",
+    "autoscaling/v2/horizontalpodautoscalers",
     "networking.k8s.io/v1/networkpolicies",
     "gateway.networking.k8s.io/v1/httproutes",
     "gateway.networking.k8s.io/v1/grpcroutes",

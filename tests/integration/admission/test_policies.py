@@ -223,7 +223,13 @@ def test_the_operator_has_no_business_with(resource: str, installation: Installa
 
 def test_the_operator_does_what_it_must(installation: Installation, namespace: str) -> None:
     for resource in (
-        *("batch/jobs", "apps/deployments", "services", "policy/poddisruptionbudgets"),
+        *(
+            "batch/jobs",
+            "apps/deployments",
+            "services",
+            "policy/poddisruptionbudgets",
+            "autoscaling/horizontalpodautoscalers",
+        ),
         *("networking.k8s.io/networkpolicies", "gateway.networking.k8s.io/httproutes"),
         "gateway.networking.k8s.io/grpcroutes",
     ):

@@ -55,6 +55,7 @@ KINDS = (
     "v1/services",
     "v1/pods",
     "policy/v1/poddisruptionbudgets",
+    "autoscaling/v2/horizontalpodautoscalers",
     "networking.k8s.io/v1/networkpolicies",
     "gateway.networking.k8s.io/v1/httproutes",
     "gateway.networking.k8s.io/v1/grpcroutes",

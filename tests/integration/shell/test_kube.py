@@ -103,6 +103,23 @@ async def test_apply_creates_then_changes_and_drops_what_the_manifest_no_longer_
     assert "managedFields" not in changed["metadata"]
 
 
+async def test_what_another_manager_shares_outlives_an_apply_that_says_it_no_longer(api: Kube, namespace: str) -> None:
+    applied = await api.apply(config_map(namespace, a="1", b="2"))
+    shared = config_map(namespace, a="1")
+    shared["metadata"]["uid"] = applied["metadata"]["uid"]
+    await api.share(shared, "another")
+    assert (await api.apply(config_map(namespace)))["data"] == {"a": "1"}
+
+
+async def test_what_has_changed_meanwhile_is_not_shared(api: Kube, namespace: str) -> None:
+    applied = await api.apply(config_map(namespace, a="2"))
+    stale = config_map(namespace, a="1")
+    stale["metadata"]["uid"] = applied["metadata"]["uid"]
+    with pytest.raises(Conflict):
+        await api.share(stale, "another")
+    assert await api.get(kube.CONFIG_MAP, namespace, "a") == applied
+
+
 async def test_applying_the_same_twice_writes_nothing(api: Kube, namespace: str) -> None:
     first = await api.apply(service(namespace))
     second = await api.apply(service(namespace))

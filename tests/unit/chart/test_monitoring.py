@@ -19,6 +19,7 @@ import series
 from helm import CHART, ROOT, Helm
 from onnx_operator.api.common import ExecutionProvider
 from onnx_operator.core import queries, reasons
+from onnx_operator.core.autoscaling import IN_FLIGHT_METRIC, QUEUE_METRIC
 from onnx_operator.core.conditions import ConditionType
 from onnx_operator.core.names import revision_name, server_name
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 RULES = CHART / "files" / "rules.yaml"
+AUTOSCALING = CHART / "files" / "autoscaling"
 DASHBOARD = CHART / "files" / "dashboard.json"
 STORIES = Path(__file__).parent / "rules_test.yaml"
 RUNBOOK = ROOT / "docs" / "runbook.md"
@@ -104,6 +106,24 @@ def test_every_query_of_the_dashboard_parses(tmp_path: Path) -> None:
     path = tmp_path / "dashboard.yaml"
     path.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
     promtool("check", "rules", "--lint=none", str(path))
+
+
+def test_what_autoscalers_go_by_is_what_triton_means(tmp_path: Path) -> None:
+    promtool("check", "rules", "--lint=all", "--lint-fatal", str(AUTOSCALING / "rules.yaml"))
+    shutil.copy(AUTOSCALING / "rules.yaml", tmp_path / "autoscaling.yaml")
+    shutil.copy(STORIES.with_name("autoscaling_test.yaml"), tmp_path)
+    promtool("test", "rules", str(tmp_path / "autoscaling_test.yaml"))
+
+
+def test_the_metrics_that_an_autoscaler_asks_for_are_recorded_and_offered() -> None:
+    asked = {QUEUE_METRIC, IN_FLIGHT_METRIC}
+    (group,) = yaml.safe_load((AUTOSCALING / "rules.yaml").read_text())["groups"]
+    assert {rule["record"] for rule in group["rules"]} == asked
+    assert {metric for rule in group["rules"] for metric in metrics_in(rule["expr"])} <= series.TRITON.keys()
+    (offered,) = yaml.safe_load((AUTOSCALING / "prometheus-adapter.yaml").read_text())["rules"]["custom"]
+    (pattern,) = _NAMED_BY_PATTERN.findall(offered["seriesQuery"])
+    assert {name for name in asked if re.fullmatch(pattern, name)} == asked
+    assert set(offered["resources"]["overrides"]) == {"namespace", "pod"}
 
 
 # ---- only series that exist
@@ -232,6 +252,11 @@ def test_the_rules_are_those_of_the_file_with_the_users_runbook(helm: Helm) -> N
     switch = "--set=metrics.prometheusRule.enabled=true"
     (rule,) = rendered(helm, "PrometheusRule", switch, f"--set=metrics.prometheusRule.runbook={base}")
     assert rule["spec"] == yaml.safe_load(RULES.read_text().replace("docs/runbook.md", base))
+
+
+def test_what_autoscalers_go_by_is_recorded_where_asked_for(helm: Helm) -> None:
+    (rule,) = rendered(helm, "PrometheusRule", "--set=metrics.autoscaling.enabled=true")
+    assert rule["spec"] == yaml.safe_load((AUTOSCALING / "rules.yaml").read_text())
 
 
 def test_the_dashboard_is_the_file_under_the_label_that_the_sidecar_looks_for(helm: Helm) -> None:

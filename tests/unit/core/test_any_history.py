@@ -110,6 +110,14 @@ SURGES = st.sampled_from(
         {"maxSurge": 1, "maxUnavailable": "50%"},
     ]
 )
+SCALED = {"minReplicas": 2, "maxReplicas": 6, "target": {"requestsInFlight": 4}, "scaleDownStabilization": "2m"}
+SERVINGS = st.sampled_from(
+    [
+        *({"replicas": one} for one in (1, 2, 3, 50)),
+        {"autoscaling": SCALED},
+        {"autoscaling": SCALED | {"minReplicas": 1}},
+    ]
+)
 ROLLOUTS = st.builds(
     lambda plan, surge: plan | surge,
     st.fixed_dictionaries(
@@ -133,25 +141,26 @@ class AnyHistory(RuleBasedStateMachine):
         self.world = World(spec=a_spec(executionProviders=[{"name": CPU}, {"name": CUDA}]), classes=(offered,))
         self.world.measure(0, 1000)
         self.classes = self.world.classes
+        #: What stable had on each execution provider when the last step with traffic was entered.
+        self.full: dict[tuple[str, ExecutionProvider], int] = {}
         self.world.serve_first()
 
     # ---- users
 
     @rule(threads=st.integers(1, 5))
     def edit(self, threads: int) -> None:
-        serving = self.world.spec.serving.model_dump(mode="json") | {"threads": threads}
-        self.world.change(serving=serving)
+        self.world.change(serving=self._serving(threads=threads))
 
     @rule(threads=st.integers(1, 5), looks=st.integers(1, 5))
     def edit_in_mid_rollout(self, threads: int, looks: int) -> None:
         self.edit(threads)
         self.be_well(looks)
 
-    @rule(path=st.sampled_from(["v1", "v2"]), replicas=st.sampled_from([1, 2, 3, 50]), is_there=st.integers(0, 4))
-    def change_something_else(self, path: str, replicas: int, is_there: int) -> None:
-        serving = self.world.spec.serving.model_dump(mode="json") | {"replicas": replicas}
+    @rule(path=st.sampled_from(["v1", "v2"]), serving=SERVINGS, is_there=st.integers(0, 4))
+    def change_something_else(self, path: str, serving: dict[str, Any], is_there: int) -> None:
         source = {"persistentVolumeClaim": {"claimName": "checkpoints", "path": path}}
-        self.world.change(serving=serving, source=source)
+        self.full = {}
+        self.world.change(serving=self._serving(replicas=None, autoscaling=None) | serving, source=source)
         self.world.classes = self.classes if is_there else ()
 
     @rule(paused=st.booleans(), promote=TOKENS, abort=TOKENS, retry=TOKENS)
@@ -161,6 +170,17 @@ class AnyHistory(RuleBasedStateMachine):
     @rule(rollout=ROLLOUTS)
     def plan(self, rollout: dict[str, Any]) -> None:
         self.world.steer(**rollout)
+
+    @rule(threads=st.integers(1, 5), looks=st.integers(5, 25), load=st.integers(1, 6))
+    def roll_out_under_a_load(self, threads: int, looks: int, load: int) -> None:
+        """Chance alone hardly ever lets an autoscaler meet a rollout that it may."""
+        self.full = {}
+        self.world.change(serving=self._serving(replicas=None, autoscaling=SCALED))
+        self.world.steer(maxSurge="100%", maxUnavailable=0, paused=False)
+        self.edit(threads)
+        for look in range(looks):
+            self.scale(1 + (load + look // 4) % 6)
+            self.be_well(1)
 
     @rule(pools=POOLS)
     def weigh(self, pools: list[dict[str, Any]]) -> None:
@@ -185,7 +205,7 @@ class AnyHistory(RuleBasedStateMachine):
         earlier = self.world.revisions.get(data.draw(st.sampled_from(self.world.status.known_good)).revision)
         if earlier is None:
             return
-        serving = self.world.spec.serving.model_dump(mode="json") | {"threads": earlier.spec.threads}
+        serving = self._serving(threads=earlier.spec.threads)
         source = earlier.spec.source.model_dump(mode="json", exclude_none=True)
         self.world.change(serving=serving, source=source)
         self.world.steer(rollbackWindow={"revisions": 3}, paused=False)
@@ -234,6 +254,24 @@ class AnyHistory(RuleBasedStateMachine):
         for _ in range(looks):
             self.world.accept()
             self._looked(self.world.look)
+
+    @rule(load=st.integers(1, 6))
+    def scale(self, load: int) -> None:
+        """Autoscalers look whenever they like, and go wherever their bounds let them."""
+        self.world.autoscale(load)
+        in_force, stable, world = self.world.in_force, self.world.status.stable, self.world
+        if (
+            in_force is None
+            or stable is None
+            or in_force.percent(side_of(world.revisions[stable.revision]).services) == 100
+        ):
+            return
+        for name, provider in world.autoscalers.keys() & world.servers.keys():
+            full = self.full.get((stable.revision, provider), 0)
+            percent = (
+                100 if name == stable.revision else in_force.percent([server_name(name, one) for one in (CPU, CUDA)])
+            )
+            assert world.servers[name, provider].replicas >= -(-full * percent // 100)
 
     @rule()
     def accept(self) -> None:
@@ -402,6 +440,8 @@ class AnyHistory(RuleBasedStateMachine):
             assert after.candidate.step - began in {0, 1}
             if after.candidate.step > began:
                 self._has_servers_for(view, after.candidate)
+                stable = after.stable.revision if after.stable is not None else ""
+                self.full = {key: one.replicas for key, one in self.world.servers.items() if key[0] == stable}
             if after.candidate.step > began >= 0 and not candidate.rollback:
                 self._may_advance(candidate, is_promotion=False)
             elif after.candidate.step > began:
@@ -464,10 +504,10 @@ class AnyHistory(RuleBasedStateMachine):
         assert view.plan is not None
         assert candidate.step is not None
         step = view.plan.steps[candidate.step]
-        need = max(1, view.plan.capacity.need(step.mirror or step.weight))
-        ready = [state.ready for (name, _), state in self.world.servers.items() if name == candidate.revision]
+        ready = {of: one.ready for (name, of), one in self.world.servers.items() if name == candidate.revision}
         assert ready
-        assert min(ready) >= need
+        for provider, found in ready.items():
+            assert found >= max(1, view.capacity(provider).need(step.mirror or step.weight))
 
     def _may_begin(self, candidate: CandidateStatus) -> None:
         rollout = self.world.spec.rollout
@@ -510,9 +550,13 @@ class AnyHistory(RuleBasedStateMachine):
         world.mebibytes = 64
         # Two of which one may be missing can be rolled out in any steps, and only a bake takes a server more.
         resting = [{"name": one.name, "weight": one.weight} for one in world.spec.execution_providers]
-        world.change(serving=world.spec.serving.model_dump(mode="json") | {"replicas": 2}, executionProviders=resting)
-        world.steer(paused=False, maxUnavailable=1)
-        if world.spec.rollout.max_surge == "0":
+        is_autoscaled = world.spec.serving.autoscaling is not None
+        serving = self._serving() if is_autoscaled else self._serving(replicas=2)
+        world.change(serving=serving, executionProviders=resting)
+        world.steer(paused=False, maxUnavailable=0 if is_autoscaled else 1)
+        if is_autoscaled:
+            world.steer(maxSurge="100%")
+        elif world.spec.rollout.max_surge == "0":
             world.steer(bake=None)
         for look in range(200):
             self.settle()
@@ -539,6 +583,9 @@ class AnyHistory(RuleBasedStateMachine):
             world.look()
         assert world.writes == before
 
+    def _serving(self, **changes: Any) -> dict[str, Any]:
+        return self.world.spec.serving.model_dump(mode="json", exclude_none=True) | changes
+
     def _running(self) -> list[str]:
         return sorted(name for name, state in self.world.jobs.items() if isinstance(state, JobRunning | JobBlocked))
 
@@ -561,7 +608,6 @@ def _as_it_ends(world: World) -> Any:
 AnyHistory.TestCase.settings = settings(
     max_examples=30,
     stateful_step_count=40,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )

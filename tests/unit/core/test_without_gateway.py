@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from onnx_operator.core.actions import WantProber
@@ -57,7 +57,6 @@ CAPACITIES = st.integers(1, 12).flatmap(
 )
 
 
-@settings(deadline=None)
 @given(CAPACITIES, st.integers(1, 99))
 def test_no_other_numbers_are_closer_but_by_taking_more_of_stable(capacity: Capacity, weight: int) -> None:
     found = by_ratio(capacity, weight)
@@ -75,7 +74,6 @@ def test_no_other_numbers_are_closer_but_by_taking_more_of_stable(capacity: Capa
         assert all(off <= abs(one.candidate / (one.stable + one.candidate) - weight / 100) + 1e-9 for one in others)
 
 
-@settings(deadline=None)
 @given(CAPACITIES, st.integers(0, 99), st.integers(1, 100))
 def test_on_the_way_the_limit_holds_and_enough_servers_answer(capacity: Capacity, before: int, after: int) -> None:
     wanted, now = by_ratio(capacity, after), by_ratio(capacity, before)

@@ -34,6 +34,7 @@ from onnx_operator.core.actions import (
     WantValidate,
 )
 from onnx_operator.core.analysis import Measurement, Outcome
+from onnx_operator.core.autoscaling import Autoscaler, AutoscalerState
 from onnx_operator.core.counts import Counts
 from onnx_operator.core.decide import Decision, decide
 from onnx_operator.core.jobs import AnalysisJobState, JobBlocked, JobFailed, JobRunning, JobState, JobSucceeded
@@ -110,6 +111,9 @@ class World:
     analysis_jobs: dict[str, AnalysisJobState] = field(default_factory=dict)
     children: dict[ObjectName, Child] = field(default_factory=dict)
     servers: dict[tuple[str, ExecutionProvider], ServerState] = field(default_factory=dict)
+    #: The bounds of each autoscaler, and why those that cannot scale say so.
+    autoscalers: dict[tuple[str, ExecutionProvider], Autoscaler] = field(default_factory=dict)
+    blind: str = ""
     split: Split | None = None
     #: Where there is no gateway.
     has_gateway_api: bool = True
@@ -147,6 +151,7 @@ class World:
             jobs=dict(self.jobs),
             analysis_jobs=dict(self.analysis_jobs),
             servers=dict(self.servers),
+            autoscalers={key: AutoscalerState(one.least, self.blind) for key, one in self.autoscalers.items()},
             http_route=route,
             grpc_route=route,
             gateway=self.gateway,
@@ -206,6 +211,7 @@ class World:
             dict(self.analysis_jobs),
             sorted((name.kind, name.name) for name in self.children),
             dict(self.servers),
+            dict(self.autoscalers),
             self.split,
             self.service,
         )
@@ -248,7 +254,15 @@ class World:
             if isinstance(before, JobRunning | JobBlocked):
                 self.analysis_jobs[name] = state
 
+    def autoscale(self, wanted: int = 0) -> None:
+        """Every autoscaler comes to its conclusion: so many, within its bounds; one of nothing rests."""
+        for key, bounds in self.autoscalers.items():
+            state = self.servers.get(key)
+            if state is not None and state.replicas:
+                self.servers[key] = _scaled(state, min(max(wanted or state.replicas, bounds.least), bounds.most))
+
     def make_ready(self) -> None:
+        self.autoscale()
         for key, state in self.servers.items():
             self.servers[key] = replace(state, ready=state.replicas, is_current=True, trouble=None)
 
@@ -279,8 +293,9 @@ class World:
         del self.revisions[revision]
         for name in [name for name, child in self.children.items() if child.revision == revision]:
             del self.children[name]
-        for key in [key for key in self.servers if key[0] == revision]:
-            del self.servers[key]
+        for found in (self.servers, self.autoscalers):
+            for key in [key for key in found if key[0] == revision]:
+                del found[key]
 
     def measure(self, bad: int, total: int, *, mirrored: int | None = None) -> None:
         counts, copies = (Counts(bad, total), Counts(0, total)), total if mirrored is None else mirrored
@@ -387,15 +402,7 @@ class World:
                 self._create(action.objects[0], component, self._revision_of(action))
                 self.jobs.setdefault(action.objects[0].name, JobRunning("runs"))
             case WantServers():
-                for name in action.objects:
-                    self._create(name, Component.SERVER, action.revision.name)
-                key = (action.revision.name, action.provider)
-                state = self.servers.get(key)
-                if state is None or state.replicas != action.replicas:
-                    self._wrote()
-                    ready = 0 if state is None else min(state.ready, action.replicas)
-                    self.servers[key] = ServerState(action.replicas, ready, is_current=ready == action.replicas)
-                    self.peak |= self.asked_for()
+                self._serve(action)
             case WantRoutes():
                 for name in action.objects:
                     self._create(name, "", "")
@@ -418,6 +425,21 @@ class World:
                 self._create(action.objects[0], Component.ANALYSIS, action.candidate.name)
                 self.analysis_jobs.setdefault(action.name, JobRunning(f"Job {action.name} runs"))
 
+    def _serve(self, action: WantServers) -> None:
+        key = (action.revision.name, action.provider)
+        state = self.servers.get(key)
+        for name in action.objects:
+            self._create(name, Component.SERVER, action.revision.name)
+        if not action.is_autoscaled and (state is None or state.replicas != action.replicas):
+            assert state is None or not state.replicas or key not in self.autoscalers, "an autoscaler owns this number"
+            self._wrote()
+            self.servers[key] = _scaled(state or ServerState(0, 0, is_current=True), action.replicas)
+            self.peak |= self.asked_for()
+        assert key in self.servers, "a Deployment that does not say how many there are is made with 1"
+        if action.autoscaler is not None and self.autoscalers.get(key) != action.autoscaler:
+            self._wrote()
+            self.autoscalers[key] = action.autoscaler
+
     def _create(self, name: ObjectName, component: str, revision: str) -> None:
         if name not in self.children:
             self._wrote()
@@ -436,11 +458,13 @@ class World:
         if name.kind == "Job":
             self.jobs.pop(name.name, None)
             self.analysis_jobs.pop(name.name, None)
-        if name.kind == "Deployment" and child is not None:
+        if name.kind == "Deployment":
             self._is_out_of_the_traffic(name.name)
+        gone: dict[str, dict[Any, Any]] = {"Deployment": self.servers, "HorizontalPodAutoscaler": self.autoscalers}
+        if name.kind in gone and child is not None:
             for provider in ExecutionProvider:
                 if name.name == f"{child.revision}-{provider.short}":
-                    self.servers.pop((child.revision, provider), None)
+                    gone[name.kind].pop((child.revision, provider), None)
 
     def _is_out_of_the_traffic(self, service: str) -> None:
         if self.in_force is not None:
@@ -475,6 +499,11 @@ class World:
         if "-publish-" in job:
             return a_summary("publish", digest=a_digest(job.split("-publish-", 1)[0]), bytes=90)
         return a_summary("convert")
+
+
+def _scaled(state: ServerState, replicas: int) -> ServerState:
+    ready = min(state.ready, replicas)
+    return replace(state, replicas=replicas, ready=ready, is_current=ready == replicas)
 
 
 def _busy(split: Split | None) -> set[str]:

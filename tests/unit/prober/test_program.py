@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,12 +80,17 @@ class Nonsense(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
 
     candidate: str = "good"
     stable: str = "good"
-    asked: set[tuple[str, str, str]] = field(default_factory=set)
+    asked: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether each protocol has asked each side twice, and so counted its first answers."""
+        return len(self.asked) == len(Side) * 2 and min(self.asked.values()) > 1
 
     async def over_http(self, request: web.Request) -> web.Response:
         side = request.headers["x-onnx-track"]
-        self.asked.add(("http", side, request.headers["Host"]))
+        self.asked["http", side, request.headers["Host"]] += 1
         said = await self._said(side)
         if said is None:
             page = PAGES[getattr(self, side)]
@@ -96,7 +102,7 @@ class Nonsense(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802 - the protocol's name
         side = dict(context.invocation_metadata())["x-onnx-track"]
-        self.asked.add(("grpc", side, request.model_name))
+        self.asked["grpc", side, request.model_name] += 1
         said = await self._said(side)
         if said is None:
             await context.abort(grpc.StatusCode.INTERNAL, "boom")
@@ -160,13 +166,13 @@ async def probing(nonsense: Nonsense, *, patience: float = 5.0) -> AsyncIterator
                 await asker.close()
 
 
-async def counted(counters: Counters, wanted: str, at_least: int = 6) -> dict[str, Any]:
-    """The counters, once a kind of pair was counted often enough."""
+async def counted(nonsense: Nonsense, counters: Counters, wanted: str, at_least: int = 6) -> dict[str, Any]:
+    """The counters, once a kind of pair was counted often enough, and by both protocols."""
     deadline = time.monotonic() + 120
-    while (told := counters.as_json())["pairs"][wanted] < at_least:
+    while (told := counters.as_json())["pairs"][wanted] < at_least or not nonsense.is_known:
         assert time.monotonic() < deadline, told
         await asyncio.sleep(0.02)
-    return told
+    return counters.as_json()
 
 
 @pytest.mark.parametrize(
@@ -193,7 +199,7 @@ async def test_every_kind_of_answer_is_counted_as_what_it_is(
 ) -> None:
     nonsense = Nonsense(candidate, stable)
     async with probing(nonsense) as counters:
-        told = await counted(counters, pair)
+        told = await counted(nonsense, counters, pair)
     assert {name for name, count in told["pairs"].items() if count} == {pair}
     assert set(told["reasons"]) == reasons
     if kinds is not None:
@@ -206,8 +212,9 @@ async def test_every_kind_of_answer_is_counted_as_what_it_is(
 
 
 async def test_a_side_that_never_answers_is_a_timeout_and_nothing_piles_up() -> None:
-    async with probing(Nonsense(candidate="never"), patience=0.2) as counters:
-        told = await counted(counters, "candidateFailed")
+    nonsense = Nonsense(candidate="never")
+    async with probing(nonsense, patience=0.2) as counters:
+        told = await counted(nonsense, counters, "candidateFailed")
     assert set(told["sides"]["candidate"]["errorKinds"]) == {"Timeout"}
     assert abs(told["sides"]["candidate"]["requests"] - told["sides"]["stable"]["requests"]) <= 2
 
