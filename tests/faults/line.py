@@ -135,6 +135,8 @@ class Line:
             self._up.set()
             await self._stopping.wait()
             await runner.cleanup()
+        # Connections that are closed need a moment of the loop to say goodbye in TLS.
+        await asyncio.sleep(0.25)
 
     async def _carry(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
