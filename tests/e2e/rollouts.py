@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import yaml
 
-from demo.scenario import ACTS
+from demo.scenario import ACTS, MODEL
 from demo.site import EXAMPLES
 from demo.waiting import until
 
@@ -39,7 +39,9 @@ def declared(key: str, **rollout: Any) -> Manifest:
     """An example, of the quick model and with some of its rollout changed."""
     manifest: Manifest = yaml.safe_load((EXAMPLES / ACT[key].file).read_text())
     manifest["metadata"]["name"] = QUICK_MODEL
-    manifest["spec"]["source"]["persistentVolumeClaim"]["path"] = QUICK_MODEL
+    claim = manifest["spec"]["source"]["persistentVolumeClaim"]
+    if claim["path"] == MODEL:
+        claim["path"] = QUICK_MODEL
     manifest["spec"]["rollout"] |= rollout
     return manifest
 
