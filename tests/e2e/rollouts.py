@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: The model that most files share, and how many requests a second it gets.
 QUICK_MODEL: Final = "quick"
+#: The folder of its retrained checkpoint, whose vectors moved.
+QUICK_MODEL_MOVED: Final = "quick-moved"
 RATE: Final = 200
 #: The requests after which a test may say that none is lost.
 ENOUGH: Final = 10_000
@@ -40,8 +42,7 @@ def declared(key: str, **rollout: Any) -> Manifest:
     manifest: Manifest = yaml.safe_load((EXAMPLES / ACT[key].file).read_text())
     manifest["metadata"]["name"] = QUICK_MODEL
     claim = manifest["spec"]["source"]["persistentVolumeClaim"]
-    if claim["path"] == MODEL:
-        claim["path"] = QUICK_MODEL
+    claim["path"] = claim["path"].replace(MODEL, QUICK_MODEL)
     manifest["spec"]["rollout"] |= rollout
     return manifest
 

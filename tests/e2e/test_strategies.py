@@ -242,6 +242,19 @@ def test_a_version_that_is_too_slow_at_half_of_the_traffic_only_is_taken_back_th
     assert_nothing_lost(serving)
 
 
+def test_a_version_whose_vectors_moved_is_taken_back_and_fails_nobody(serving: Stage) -> None:
+    before = stable_version(serving)
+    declare(serving, declared("v3c"))
+    end = finish(serving)
+
+    assert end.is_given_up
+    assert end.reason("Promoted") == "AnalysisFailed"
+    assert "disagreement" in end.message("Promoted")
+    assert stable_version(serving) == before
+    assert_nothing_lost(serving)
+    assert not serving.counters().errors
+
+
 def test_a_version_that_answers_a_third_with_errors_is_taken_back_and_how_long_it_did_harm_is_told(
     serving: Stage, capsys: pytest.CaptureFixture[str]
 ) -> None:
