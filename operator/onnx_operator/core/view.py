@@ -353,9 +353,11 @@ class View:
         """Whether the candidate has servers enough for the step it is in."""
         if self.plan is None or self.step_index is None or revision != self.candidate:
             return False
-        reach = self.candidate_mirror or self.candidate_weight
+        reach, most = self.candidate_mirror or self.candidate_weight, self.plan.capacity.limit
+        if self.is_by_ratio and reach < FULL and (sides := self.plan.sides_of(self.plan.steps[self.step_index])):
+            most = sides.candidate  # what comes closest to the weight may be fewer than it stands for
         return all(
-            state is not None and state.ready >= max(1, self.capacity(provider).need(reach))
+            state is not None and state.ready >= max(1, min(self.capacity(provider).need(reach), most))
             for provider, state in self.servers(revision).items()
         )
 

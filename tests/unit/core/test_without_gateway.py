@@ -200,6 +200,23 @@ def test_what_is_bad_loses_its_traffic_at_once_and_its_servers_once_they_are_dra
     assert world.status.retiring == []
 
 
+@pytest.mark.parametrize(
+    ("replicas", "step"),
+    [
+        pytest.param(2, {"weight": 55}, id="one beside one comes closest, and 55 % of two are two"),
+        pytest.param(4, {"weight": 90, "replicas": 1}, id="the step says how many"),
+    ],
+)
+def test_a_step_whose_servers_are_fewer_than_its_weight_stands_for_is_passed(
+    replicas: int, step: dict[str, Any]
+) -> None:
+    world = a_world(replicas=replicas, maxSurge=1, steps=[step | {"duration": "1m"}])
+    world.change(opset=19)
+    world.measure(0, 1000)
+    world.finish()
+    assert lead(world, 2)
+
+
 def test_with_one_more_servers_change_sides_in_the_step_and_enough_answer_at_all_times() -> None:
     world = a_world(steps=HALF, maxSurge=1)
     world.change(opset=19)
