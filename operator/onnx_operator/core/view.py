@@ -404,7 +404,11 @@ class View:
         stable, candidate, weight = self.stable, self.candidate, self.candidate_weight
         if candidate is None or not weight:
             return stable.name if stable is not None else None
-        return candidate.name if weight == FULL else None
+        if weight < FULL:
+            return None
+        # All requests wait for the servers that answer them, where a step is given all of them in mid-step.
+        now = self.seen.service
+        return candidate.name if now is None or self.bears_its_weight(candidate) else now.revision
 
     @property
     def routes(self) -> tuple[RouteSeen | None, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -246,6 +247,26 @@ def test_a_rollback_gives_stable_its_servers_back_before_the_candidates_are_gone
     world.settle()
     assert lead(world, 1)
     assert sides(world) == (4, 3)
+
+
+@pytest.mark.parametrize("weight", [0, 10])
+def test_a_step_that_is_given_all_requests_in_its_middle_waits_for_the_servers(weight: int) -> None:
+    world = a_world(steps=[{"weight": weight, "duration": "5m"}])
+    world.change(opset=19)
+    world.up_to_step(0)
+    before = world.service
+    world.steer(steps=[{"weight": 100, "duration": "5m"}])
+    world.settle()
+    assert sides(world) == (4, 4)
+    assert world.service == before, "one server of four is ready"
+    assert world.condition("CandidateAvailable") == ("Unknown", "Starting")
+    world.make_ready()
+    world.settle()
+    assert lead(world, 2)
+    key = (world.numbered(2).name, CPU)
+    world.servers[key] = replace(world.servers[key], ready=3)
+    world.settle()
+    assert lead(world, 2), "one that is lost changes nothing"
 
 
 def test_a_bake_keeps_stable_warm_and_out_of_the_traffic() -> None:
