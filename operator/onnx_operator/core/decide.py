@@ -115,9 +115,11 @@ def _note_an_idle_promotion(view: View, standing: Standing) -> MoveModel | None:
 
 
 def _needs(view: View, standing: Standing) -> Iterator[Action]:
-    wants = [*_wanted(view, standing)]
+    wants, checks = [*_wanted(view, standing)], [*_analysis_jobs(view)]
     yield from wants
-    yield from _unwanted(view, wants)
+    yield from _unwanted(view, [*wants, *checks])
+    # Last, as a Job that is refused must keep nothing else from being done, be it to make room for it.
+    yield from checks
 
 
 def _wanted(view: View, standing: Standing) -> Iterator[Want]:
@@ -142,8 +144,6 @@ def _wanted(view: View, standing: Standing) -> Iterator[Want]:
         yield WantRoutes(view.seen.model, view.class_spec, split)
     if (prober := _prober(view)) is not None:
         yield prober
-    # Last, as a Job that is refused must keep nothing else from being done.
-    yield from _analysis_jobs(view)
 
 
 def _serving(view: View) -> Iterator[RevisionSeen]:
