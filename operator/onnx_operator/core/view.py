@@ -467,11 +467,15 @@ class View:
     def _borne(
         self, candidate: RevisionSeen | None, declared: int, read: Callable[[Split, Collection[str]], int]
     ) -> int:
-        """What the candidate gets of a step's share: no more than the route says already until it has the servers."""
-        if candidate is None:
+        """What the candidate gets of a step's share: no more than the route says already until it has the servers, and
+        no less until stable has any.
+        """
+        if candidate is None or self.stable is None:
             return 0
         route = self.seen.http_route
         written = read(route.split, side_of(candidate).services) if route is not None else 0
+        if declared < written and self.step_index is not None:
+            return declared if any(self.ready_pools(self.stable)) else written
         return declared if declared <= written or self.bears_its_weight(candidate) else written
 
     def _side(self, revision: RevisionSeen) -> Side:
