@@ -381,7 +381,7 @@ def test_a_class_that_gives_its_gateway_up_takes_the_routes_away_once_the_servic
             "spec.executionProviders[name=CPUExecutionProvider].schedules",
         ),
     ],
-    ids=["mirror", "slowRatio", "errors that a gateway counts", "autoscaling", "weights of pools", "schedules of pools"],
+    ids=["mirror", "slowRatio", "errors of the gateway", "autoscaling", "weights of pools", "schedules of pools"],
 )
 def test_what_only_a_gateway_can_do_is_refused_by_the_name_of_its_field(changes: dict[str, Any], field: str) -> None:
     offered = a_class(traffic=NO_GATEWAY, executionProviders=[{"name": CPU}, {"name": CUDA}])
