@@ -378,7 +378,7 @@ class Kube:
         collector did the owner's deletion preceded, so that a read from now on shows it.
         """
         reference = _controller(manifest)
-        if reference is None:
+        if reference is None or resource_of(manifest) == ONNX_MODEL:  # what users own by what is theirs
             return None
         resource, namespace, name = resource_of(reference), manifest["metadata"]["namespace"], reference["name"]
         owner = await self.get(resource, namespace, name)

@@ -115,15 +115,22 @@ def _note_an_idle_promotion(view: View, standing: Standing) -> MoveModel | None:
 
 
 def _needs(view: View, standing: Standing) -> Iterator[Action]:
-    wants = [*_wanted(view, standing)]
-    yield from wants
-    yield from _unwanted(view, wants)
+    """In this order, as nothing that comes after what is refused is done: traffic, servers, what makes room, and Jobs,
+    which a quota may refuse.
+    """
+    serving, jobs = [*_wanted(view)], [*_jobs(view, standing)]
+    yield from serving
+    yield from _unwanted(view, [*serving, *jobs])
+    yield from jobs
 
 
-def _wanted(view: View, standing: Standing) -> Iterator[Want]:
-    if view.offer is not None:
-        yield WantJobsPolicy(view.seen.model)
-    yield from standing.wants
+def _wanted(view: View) -> Iterator[Want]:
+    split = view.split
+    if split is not None and (view.is_by_ratio or view.seen.service is not None):
+        # Once a gateway has come, callers may still be at the Service: it is kept until somebody deletes it.
+        yield WantService(view.seen.model, view.selected)
+    if split is not None and view.class_spec is not None and not view.is_by_ratio:
+        yield WantRoutes(view.seen.model, view.class_spec, split)
     for revision in _serving(view):
         for provider in view.servers(revision):
             yield WantServers(
@@ -134,15 +141,14 @@ def _wanted(view: View, standing: Standing) -> Iterator[Want]:
                 view.autoscaler(revision, provider),
                 is_autoscaled=view.is_autoscaled(revision, provider),
             )
-    split = view.split
-    if split is not None and (view.is_by_ratio or view.seen.service is not None):
-        # Once a gateway has come, callers may still be at the Service: it is kept until somebody deletes it.
-        yield WantService(view.seen.model, view.selected)
-    if split is not None and view.class_spec is not None and not view.is_by_ratio:
-        yield WantRoutes(view.seen.model, view.class_spec, split)
     if (prober := _prober(view)) is not None:
         yield prober
-    # Last, as a Job that is refused must keep nothing else from being done.
+
+
+def _jobs(view: View, standing: Standing) -> Iterator[Want]:
+    if view.offer is not None:
+        yield WantJobsPolicy(view.seen.model)
+    yield from standing.wants
     yield from _analysis_jobs(view)
 
 

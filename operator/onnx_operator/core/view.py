@@ -353,9 +353,11 @@ class View:
         """Whether the candidate has servers enough for the step it is in."""
         if self.plan is None or self.step_index is None or revision != self.candidate:
             return False
-        reach = self.candidate_mirror or self.candidate_weight
+        reach, most = self.candidate_mirror or self.candidate_weight, self.plan.capacity.limit
+        if self.is_by_ratio and reach < FULL and (sides := self.plan.sides_of(self.plan.steps[self.step_index])):
+            most = sides.candidate  # what comes closest to the weight may be fewer than it stands for
         return all(
-            state is not None and state.ready >= max(1, self.capacity(provider).need(reach))
+            state is not None and state.ready >= max(1, min(self.capacity(provider).need(reach), most))
             for provider, state in self.servers(revision).items()
         )
 
@@ -402,7 +404,11 @@ class View:
         stable, candidate, weight = self.stable, self.candidate, self.candidate_weight
         if candidate is None or not weight:
             return stable.name if stable is not None else None
-        return candidate.name if weight == FULL else None
+        if weight < FULL:
+            return None
+        # All requests wait for the servers that answer them, where a step is given all of them in mid-step.
+        now = self.seen.service
+        return candidate.name if now is None or self.bears_its_weight(candidate) else now.revision
 
     @property
     def routes(self) -> tuple[RouteSeen | None, ...]:
@@ -461,11 +467,15 @@ class View:
     def _borne(
         self, candidate: RevisionSeen | None, declared: int, read: Callable[[Split, Collection[str]], int]
     ) -> int:
-        """What the candidate gets of a step's share: no more than the route says already until it has the servers."""
-        if candidate is None:
+        """What the candidate gets of a step's share: no more than the route says already until it has the servers, and
+        no less until stable has any.
+        """
+        if candidate is None or self.stable is None:
             return 0
         route = self.seen.http_route
         written = read(route.split, side_of(candidate).services) if route is not None else 0
+        if declared < written and self.step_index is not None:
+            return declared if any(self.ready_pools(self.stable)) else written
         return declared if declared <= written or self.bears_its_weight(candidate) else written
 
     def _side(self, revision: RevisionSeen) -> Side:

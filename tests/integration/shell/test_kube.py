@@ -187,6 +187,15 @@ async def test_nothing_is_created_for_an_owner_whose_end_the_watch_has_not_told(
         control_plane.admin.merge(path, {"metadata": {"finalizers": None}})
 
 
+async def test_whoever_controls_the_model_itself_is_not_asked_for(api: Kube, namespace: str) -> None:
+    manifest = model(namespace)
+    manifest["metadata"]["ownerReferences"] = [
+        owner("0d9b6f3c-0000-4000-8000-000000000001") | {"apiVersion": "example.com/v1", "kind": "App"}
+    ]
+    await api.apply(service(**owned_by(await api.create(manifest))))
+    assert await api.get(kube.SERVICE, namespace, "a") is not None
+
+
 async def test_own_writes_are_in_the_store_at_once(api: Kube, store: Store, namespace: str) -> None:
     applied = await api.apply(service(namespace))
     assert store.children(kube.SERVICE, namespace, "m") == [applied]

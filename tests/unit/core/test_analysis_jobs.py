@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from onnx_operator.api.rollout import Analysis
-from onnx_operator.core.actions import WantAnalysisJob
+from onnx_operator.core.actions import Delete, WantAnalysisJob
 from onnx_operator.core.analysis import Criterion, Outcome, criteria, judge
 from onnx_operator.core.analysis_jobs import read_run
 from onnx_operator.core.decide import obstacle_finding
@@ -162,6 +162,15 @@ def test_another_job_in_the_spec_takes_the_place_of_the_one_that_runs() -> None:
     world.settle()
     (second,) = jobs(world)
     assert second != first
+
+
+def test_a_job_is_created_only_after_all_that_makes_room_for_it_is_done() -> None:
+    world = rolling()
+    (first,) = jobs(world)
+    world.steer(analysis={"interval": "10s", "metrics": [a_metric(job={"image": IMAGE, "args": ["--all"]})]})
+    actions = world.decide().actions
+    assert isinstance(actions[-1], WantAnalysisJob), "a quota that refuses it would keep the first one there for ever"
+    assert first in [one.object.name for one in actions if isinstance(one, Delete)]
 
 
 def test_nobody_waits_for_a_job_that_is_only_told_of() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from onnx_operator.core.actions import WantRoutes, WantServers
 from onnx_operator.core.autoscaling import read_autoscaler
 from onnx_operator.core.observation import ObjectName
 from unit.core.worlds import CPU, World, a_class
@@ -280,6 +281,18 @@ def test_only_what_keeps_it_from_scaling_is_a_trouble(conditions: list[tuple[str
     told = [{"type": kind, "status": status, "reason": "Why", "message": "it does not"} for kind, status in conditions]
     found = read_autoscaler({"spec": {"minReplicas": 3}, "status": {"conditions": told}})
     assert (found.least, found.trouble) == (3, trouble)
+
+
+def test_an_autoscaler_that_is_refused_keeps_nobody_in_the_traffic(busy: World) -> None:
+    busy.change(opset=19)
+    busy.up_to_step(1)
+    busy.steer(abortToken="stop")
+    while not (actions := busy.decide().actions):
+        busy.look()
+    kinds = [type(one) for one in actions]
+    assert kinds.index(WantRoutes) < kinds.index(WantServers), "nothing that comes after what is refused is done"
+    assert isinstance(routes := actions[kinds.index(WantRoutes)], WantRoutes)
+    assert routes.split.percent([f"{busy.numbered(1).name}-cpu"]) == 100
 
 
 # ---- what is refused

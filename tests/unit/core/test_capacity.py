@@ -315,6 +315,21 @@ def test_a_share_that_is_lowered_in_mid_step_is_followed_at_once() -> None:
     assert world.weights() == {1: 50, 2: 50}
 
 
+def test_nothing_is_taken_from_the_candidate_for_a_stable_that_has_no_server_left() -> None:
+    half, all_of_it = {"weight": 50, "duration": "1m"}, {"weight": 100, "duration": "5m"}
+    world = rolling(4, **NO_SURGE, steps=[half, all_of_it])
+    world.up_to_step(1)
+    world.settle()
+    assert sides(world) == (0, 4)
+    world.steer(steps=[half, {"weight": 50, "duration": "5m"}])
+    world.settle()
+    assert sides(world) == (1, 3), "one of stable is asked for"
+    assert world.weights() == {1: 0, 2: 100}
+    world.make_ready()
+    world.settle()
+    assert world.weights() == {1: 50, 2: 50}
+
+
 def test_a_server_that_crashes_beyond_what_the_step_needs_is_told_at_once_and_ends_the_next_one() -> None:
     world = rolling(4, maxUnavailable=1)
     world.up_to_step(1)

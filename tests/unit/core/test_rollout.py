@@ -9,6 +9,7 @@ import pytest
 from onnx_operator.api.model import OnnxModelStatus
 from onnx_operator.api.revision import OnnxModelRevisionStatus
 from onnx_operator.api.rollout import MetricName
+from onnx_operator.core.actions import WantFetch, WantServers
 from onnx_operator.core.analysis import Measurement, Outcome
 from onnx_operator.core.counts import Counts
 from onnx_operator.core.jobs import JobBlocked, JobRunning
@@ -105,6 +106,15 @@ def test_a_candidate_is_routed_at_weight_0_with_pins_before_its_first_step(servi
     assert [pin.track for pin in serving.split.pins] == ["candidate", "stable"]
     assert serving.status.candidate is not None
     assert serving.status.candidate.step is None
+
+
+def test_servers_that_somebody_deleted_do_not_wait_for_a_job_that_may_be_refused(serving: World) -> None:
+    serving.change(source={"persistentVolumeClaim": {"claimName": "checkpoints", "path": "v2"}})
+    name = f"{serving.numbered(1).name}-cpu"
+    del serving.children[ObjectName("Deployment", name)]
+    del serving.servers[serving.numbered(1).name, CPU]
+    kinds = [type(one) for one in serving.decide().actions]
+    assert kinds.index(WantServers) < kinds.index(WantFetch)
 
 
 def test_a_steps_clock_starts_when_the_gateway_has_accepted_its_weight(serving: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -200,6 +201,23 @@ def test_what_is_bad_loses_its_traffic_at_once_and_its_servers_once_they_are_dra
     assert world.status.retiring == []
 
 
+@pytest.mark.parametrize(
+    ("replicas", "step"),
+    [
+        pytest.param(2, {"weight": 55}, id="one beside one comes closest, and 55 % of two are two"),
+        pytest.param(4, {"weight": 90, "replicas": 1}, id="the step says how many"),
+    ],
+)
+def test_a_step_whose_servers_are_fewer_than_its_weight_stands_for_is_passed(
+    replicas: int, step: dict[str, Any]
+) -> None:
+    world = a_world(replicas=replicas, maxSurge=1, steps=[step | {"duration": "1m"}])
+    world.change(opset=19)
+    world.measure(0, 1000)
+    world.finish()
+    assert lead(world, 2)
+
+
 def test_with_one_more_servers_change_sides_in_the_step_and_enough_answer_at_all_times() -> None:
     world = a_world(steps=HALF, maxSurge=1)
     world.change(opset=19)
@@ -229,6 +247,26 @@ def test_a_rollback_gives_stable_its_servers_back_before_the_candidates_are_gone
     world.settle()
     assert lead(world, 1)
     assert sides(world) == (4, 3)
+
+
+@pytest.mark.parametrize("weight", [0, 10])
+def test_a_step_that_is_given_all_requests_in_its_middle_waits_for_the_servers(weight: int) -> None:
+    world = a_world(steps=[{"weight": weight, "duration": "5m"}])
+    world.change(opset=19)
+    world.up_to_step(0)
+    before = world.service
+    world.steer(steps=[{"weight": 100, "duration": "5m"}])
+    world.settle()
+    assert sides(world) == (4, 4)
+    assert world.service == before, "one server of four is ready"
+    assert world.condition("CandidateAvailable") == ("Unknown", "Starting")
+    world.make_ready()
+    world.settle()
+    assert lead(world, 2)
+    key = (world.numbered(2).name, CPU)
+    world.servers[key] = replace(world.servers[key], ready=3)
+    world.settle()
+    assert lead(world, 2), "one that is lost changes nothing"
 
 
 def test_a_bake_keeps_stable_warm_and_out_of_the_traffic() -> None:
@@ -326,6 +364,10 @@ def test_a_class_that_gives_its_gateway_up_takes_the_routes_away_once_the_servic
             "rollout.analysis.metrics[name=errorRatio].provider: prometheus",
         ),
         (
+            {"serving": {"autoscaling": {"maxReplicas": 4, "target": {"queueTime": "20ms"}}}},
+            "spec.serving.autoscaling",
+        ),
+        (
             {"executionProviders": [{"name": CPU, "weight": 3}, {"name": CUDA}]},
             "spec.executionProviders[].weight",
         ),
@@ -339,7 +381,7 @@ def test_a_class_that_gives_its_gateway_up_takes_the_routes_away_once_the_servic
             "spec.executionProviders[name=CPUExecutionProvider].schedules",
         ),
     ],
-    ids=["mirror", "slowRatio", "errors that a gateway counts", "weights of pools", "schedules of pools"],
+    ids=["mirror", "slowRatio", "errors of the gateway", "autoscaling", "weights of pools", "schedules of pools"],
 )
 def test_what_only_a_gateway_can_do_is_refused_by_the_name_of_its_field(changes: dict[str, Any], field: str) -> None:
     offered = a_class(traffic=NO_GATEWAY, executionProviders=[{"name": CPU}, {"name": CUDA}])
