@@ -373,7 +373,8 @@ def _tokenizer_of(folder: Path, config: PreTrainedConfig, *, pads: bool) -> PreT
 
 def _padding_of(tokenizer: PreTrainedTokenizerBase, rows: int) -> str:
     """The checkpoint's own, if the model has a row for it: classes of tokenizers add one to what the checkpoint has."""
-    known = [tokenizer.pad_token, tokenizer.eos_token, tokenizer.convert_ids_to_tokens(0)]
+    first = min(tokenizer.get_vocab().values())
+    known = [tokenizer.pad_token, tokenizer.eos_token, tokenizer.convert_ids_to_tokens(first)]
     return next(str(token) for token in known if token is not None and tokenizer.convert_tokens_to_ids(token) < rows)
 
 
