@@ -500,6 +500,10 @@ def _foreign_tokenizer(folder: Path) -> None:
     write_json(folder / "tokenizer.json", tokenizer)
 
 
+def _only_model(folder: Path) -> None:
+    (folder / "tokenizer.json").rename(folder / "tokenizer.model")
+
+
 def _broken_tokenizer(folder: Path) -> None:
     write_json(folder / "tokenizer.json", {"version": "1.0", "model": {"type": "WordPiece"}})
 
@@ -540,6 +544,7 @@ BAD: Final[tuple[Bad, ...]] = (
         _index_of("model-00001.safetensors"),
     ),
     Bad("the tokenizer is missing", "convert", "CheckpointIncomplete", "tokenizer.json", _remove("tokenizer.json")),
+    Bad("the tokenizer is for sentencepiece", "convert", "CheckpointIncomplete", "tokenizer.model alone", _only_model),
     Bad(
         "config.json is cut off",
         "fetch",

@@ -337,6 +337,12 @@ def _tokenizer_of(folder: Path, config: PreTrainedConfig, *, pads: bool) -> PreT
     if not any(
         (folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
     ):
+        if (folder / "tokenizer.model").is_file():
+            raise StepFailedError(
+                CHECKPOINT_INCOMPLETE,
+                "tokenizer.json is missing, and tokenizer.model alone is not read: load the tokenizer with transformers "
+                "and save it beside the model",
+            )
         raise StepFailedError(
             CHECKPOINT_INCOMPLETE,
             "the checkpoint has neither tokenizer.json nor a vocabulary: save the tokenizer beside the model",
