@@ -575,6 +575,13 @@ BAD: Final[tuple[Bad, ...]] = (
     Bad("a tensor has another name", "convert", "WeightsMismatch", "layer.1.output.dense.weight", _rename_tensor),
     Bad("a layer is missing", "convert", "WeightsMismatch", "layer.1.", _drop_layer),
     Bad(
+        "config.json describes a table without end",
+        "convert",
+        "WeightsMismatch",
+        "numbers",
+        _set_config(vocab_size=10**9),
+    ),
+    Bad(
         "config.json describes another width", "convert", "WeightsMismatch", "shape", _set_config(intermediate_size=128)
     ),
     Bad("weights come as pickle only", "fetch", "PickleRefused", "pytorch_model.bin", _only_pickle),
