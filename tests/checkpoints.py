@@ -500,6 +500,10 @@ def _foreign_tokenizer(folder: Path) -> None:
     write_json(folder / "tokenizer.json", tokenizer)
 
 
+def _only_model(folder: Path) -> None:
+    (folder / "tokenizer.json").rename(folder / "tokenizer.model")
+
+
 def _broken_tokenizer(folder: Path) -> None:
     write_json(folder / "tokenizer.json", {"version": "1.0", "model": {"type": "WordPiece"}})
 
@@ -540,6 +544,7 @@ BAD: Final[tuple[Bad, ...]] = (
         _index_of("model-00001.safetensors"),
     ),
     Bad("the tokenizer is missing", "convert", "CheckpointIncomplete", "tokenizer.json", _remove("tokenizer.json")),
+    Bad("the tokenizer is for sentencepiece", "convert", "CheckpointIncomplete", "tokenizer.model alone", _only_model),
     Bad(
         "config.json is cut off",
         "fetch",
@@ -569,6 +574,13 @@ BAD: Final[tuple[Bad, ...]] = (
     Bad("a weight is infinite", "fetch", "WeightsNotFinite", WEIGHTS, _spoil_a_weight(float("-inf"))),
     Bad("a tensor has another name", "convert", "WeightsMismatch", "layer.1.output.dense.weight", _rename_tensor),
     Bad("a layer is missing", "convert", "WeightsMismatch", "layer.1.", _drop_layer),
+    Bad(
+        "config.json describes a table without end",
+        "convert",
+        "WeightsMismatch",
+        "numbers",
+        _set_config(vocab_size=10**9),
+    ),
     Bad(
         "config.json describes another width", "convert", "WeightsMismatch", "shape", _set_config(intermediate_size=128)
     ),

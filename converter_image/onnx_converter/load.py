@@ -8,9 +8,11 @@ architecture that is not in the tables, and tensors that are missing, left over 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,6 +34,7 @@ from onnx_converter.reasons import (
 from onnx_converter.spec import Task
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -114,6 +117,9 @@ _HEADS: Final = {
     "ForTokenClassification": Task.TOKEN_CLASSIFICATION,
 }
 _GENERATORS: Final = ("ForCausalLM", "LMHeadModel")
+#: How many numbers a model may have for each of its weights, and besides: matrices used twice, masks, positions.
+_MOST_TIMES: Final = 4
+_BESIDES: Final = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +273,17 @@ def _model_of(folder: Path, kind: type[PreTrainedModel], config: PreTrainedConfi
             WEIGHTS_MISMATCH,
             f"{policy.CONFIG} has {layers} layers, the weights {len(tensors)} tensors: they are of two models",
         )
-    try:
+    # The same for widths: what has another shape than its weight is made before that is told.
+    with _errors_of_config(kind), torch.device("meta"):
+        outline = kind(copy.deepcopy(config), **options)
+    described = sum(one.numel() for one in (*outline.parameters(), *outline.buffers()))
+    there = sum(one.numel() for one in tensors.values())
+    if described > _MOST_TIMES * there + _BESIDES:
+        raise StepFailedError(
+            WEIGHTS_MISMATCH,
+            f"{policy.CONFIG} describes {described} numbers, the weights hold {there}: they are of two models",
+        )
+    with _errors_of_config(kind):
         model, found = kind.from_pretrained(
             None,
             config=config,
@@ -278,14 +294,20 @@ def _model_of(folder: Path, kind: type[PreTrainedModel], config: PreTrainedConfi
             ignore_mismatched_sizes=True,
             **options,
         )
-    except Exception as error:
-        raise StepFailedError(
-            CONFIG_INVALID, f"{policy.CONFIG} describes no {kind.__name__} that can be built: {gist(error)}"
-        ) from error
     _refuse_misfits(found, kind.__name__)
     model.eval()
     model.requires_grad_(requires_grad=False)
     return model
+
+
+@contextmanager
+def _errors_of_config(kind: type[PreTrainedModel]) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise StepFailedError(
+            CONFIG_INVALID, f"{policy.CONFIG} describes no {kind.__name__} that can be built: {gist(error)}"
+        ) from error
 
 
 def _refuse_misfits(found: dict[str, Any], kind: str) -> None:
@@ -337,6 +359,12 @@ def _tokenizer_of(folder: Path, config: PreTrainedConfig, *, pads: bool) -> PreT
     if not any(
         (folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
     ):
+        if (folder / "tokenizer.model").is_file():
+            raise StepFailedError(
+                CHECKPOINT_INCOMPLETE,
+                "tokenizer.json is missing, and tokenizer.model alone is not read: load the tokenizer with transformers"
+                " and save it beside the model",
+            )
         raise StepFailedError(
             CHECKPOINT_INCOMPLETE,
             "the checkpoint has neither tokenizer.json nor a vocabulary: save the tokenizer beside the model",
@@ -373,7 +401,8 @@ def _tokenizer_of(folder: Path, config: PreTrainedConfig, *, pads: bool) -> PreT
 
 def _padding_of(tokenizer: PreTrainedTokenizerBase, rows: int) -> str:
     """The checkpoint's own, if the model has a row for it: classes of tokenizers add one to what the checkpoint has."""
-    known = [tokenizer.pad_token, tokenizer.eos_token, tokenizer.convert_ids_to_tokens(0)]
+    first = min(tokenizer.get_vocab().values())
+    known = [tokenizer.pad_token, tokenizer.eos_token, tokenizer.convert_ids_to_tokens(first)]
     return next(str(token) for token in known if token is not None and tokenizer.convert_tokens_to_ids(token) < rows)
 
 

@@ -144,8 +144,8 @@ def _products(
         name = f"{weights}_turned"
         if name not in constants:
             matrix = numpy_helper.to_array(constants[weights]).T
-            constants[name] = numpy_helper.from_array(np.ascontiguousarray(matrix), name)
-            graph.initializer.append(constants[name])
+            graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(matrix), name))
+            constants[name] = graph.initializer[-1]
         weights = name
     if len(node.input) == 2:  # noqa: PLR2004  without a bias
         return [helper.make_node("MatMul", [node.input[0], weights], node.output, name=node.name)]

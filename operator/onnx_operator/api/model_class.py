@@ -152,7 +152,8 @@ class Limits(ApiModel):
     ] = []
     """Which images rollout.analysis.metrics[].job may run, by how they begin: registry.example/checks allows
     registry.example/checks:1 and registry.example/checks/accuracy:2, and not registry.example/checks-of-others:1. None
-    by default: such a Job reaches the network of the model's namespace and may be given its Secrets."""
+    by default: such a Job reaches the network of the model's namespace, and what it runs there is up to the model, as
+    is any Secret of the namespace that it is given. So whoever may write models reads those Secrets, too."""
     max_analysis_deadline: Annotated[str, duration_field(least="1s")] = "15m"
     """Upper bound of the deadline of such a Job."""
     max_analysis_resources: Amounts = {"cpu": "500m", "memory": "1Gi"}

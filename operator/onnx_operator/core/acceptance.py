@@ -449,8 +449,11 @@ def _begins(image: str, allowed: str) -> bool:
     if not image.startswith(allowed):
         return False
     rest = image[len(allowed) :]
+    if rest.startswith("/"):
+        # python is an image of Docker's own, and python/any one of whoever has that name there.
+        return "/" in allowed or "." in allowed
     # A colon begins a tag, unless it begins the port of a registry of a longer name.
-    return not rest or allowed.endswith("/") or rest[0] in "/@" or (rest[0] == ":" and "/" not in rest)
+    return not rest or allowed.endswith("/") or rest[0] == "@" or (rest[0] == ":" and "/" not in rest)
 
 
 _CHECKS: Final[tuple[Callable[[Offer], Refusal | None], ...]] = (

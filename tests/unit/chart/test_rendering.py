@@ -270,6 +270,12 @@ def test_a_value_that_cannot_be_right_is_refused_by_its_name(flag: str, named: s
     assert named in str(refusal.value)
 
 
+def test_a_class_that_comes_with_the_release_needs_no_gateway(helm: Helm) -> None:
+    flags = ("--set=defaultClass.create=true", "--set=defaultClass.spec.artifactStore.claimName=onnx")
+    (found,) = [one for one in helm.template(REGISTRY, *flags) if one["kind"] == "OnnxModelClass"]
+    assert found["spec"] == {"artifactStore": {"claimName": "onnx"}}
+
+
 def test_notes_say_what_is_missing(helm: Helm) -> None:
     said = helm.run("install", RELEASE, str(CHART), f"--namespace={NAMESPACE}", REGISTRY, "--dry-run=client")
     notes = said.partition("NOTES:")[2]

@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from onnx import TensorProto, helper
+from tokenizers import Tokenizer, models
 
 from checkpoints import DECODER_LENGTH, DECODERS, change_json, tiny, tiny_decoder
 from onnx_converter import load, parity, quantize, validate
@@ -298,6 +299,13 @@ def test_a_special_token_that_the_model_has_no_row_for_is_none_of_its_business(t
     found = load.load(folder, Task.AUTO, None).tokenizer
     assert found.convert_tokens_to_ids("<image>") >= 258
     assert found.pad_token == "</s>"  # noqa: S105  no password
+
+
+def test_a_tokenizer_that_neither_ends_nor_pads_nor_begins_at_0_pads_with_its_first_word(tmp_path: Path) -> None:
+    folder = tiny_decoder(tmp_path / "model")
+    words = Tokenizer(models.WordLevel({"one": 5, "two": 6}, unk_token="one"))  # noqa: S106  no password
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
+    assert load.load(folder, Task.AUTO, None).tokenizer.pad_token == "one"  # noqa: S105  no password
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str, str]] = {

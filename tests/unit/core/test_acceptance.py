@@ -19,13 +19,14 @@ def hub(revision: str) -> dict[str, Any]:
     return {"huggingFace": {"repository": "a/b", "revision": revision}}
 
 
-CHECKS = {"limits": {"allowedAnalysisImages": ["registry.example/checks", "registry.example:5000/team/"]}}
+CHECKS = {"limits": {"allowedAnalysisImages": ["registry.example/checks", "registry.example:5000/team/", "python"]}}
 
 
 ALLOWED_JOBS: dict[str, dict[str, Any]] = {
     "of an allowed repository": {},
     "of one below it": {"image": "registry.example/checks/accuracy@sha256:00"},
     "of an allowed folder": {"image": "registry.example:5000/team/any"},
+    "of an allowed image of Docker's own": {"image": "python:3.13"},
     "as large and as long as allowed": {
         "deadline": "15m",
         "resources": {"requests": {"cpu": "0.5"}, "limits": {"cpu": "500m", "memory": "1024Mi"}},
@@ -34,6 +35,7 @@ ALLOWED_JOBS: dict[str, dict[str, Any]] = {
 REFUSED_JOBS: dict[str, dict[str, Any]] = {
     "job.image": {"image": "registry.example/checks-of-others:1"},
     "job.image is registry.example/checks:5000/other": {"image": "registry.example/checks:5000/other"},
+    "job.image is python/any": {"image": "python/any"},
     "job.deadline is 16m, above the limits.maxAnalysisDeadline of 15m": {"deadline": "16m"},
     "job.resources.limits asks for 2Gi of memory, above": {"resources": {"limits": {"memory": "2Gi"}}},
     "asks for 1 of x.com/gpu, above": {"resources": {"requests": {"x.com/gpu": "1"}}},
