@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Files share what is slow to start, a control plane or a checkpoint, so a file stays with one of the processes.
-SIDE_BY_SIDE = ("--numprocesses=2", "--dist=loadfile")
+SIDE_BY_SIDE = ("--numprocesses=2", "--dist=loadfile", "--no-loadscope-reorder")
 TIERS = {
     "unit": (*SIDE_BY_SIDE, "tests/unit", "tests/golden"),
     # The longest file first, or one of the two would end alone.
