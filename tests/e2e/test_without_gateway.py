@@ -1,6 +1,7 @@
 """A class without a gateway in a cluster that has one: a model answers at its Service, and its servers are the weights.
 
-The traffic keeps its connections, as clients do: what is lost when servers change sides, or end, shows here.
+Each request has a connection of its own, because that is what a Service shares. One that is kept stays with its server
+to the end, and Triton, while it ends, still answers it, with NOT_FOUND.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def plain(cluster: Site, models: Kubectl) -> Iterator[Stage]:
         "requests.json": texts.as_json(20),
     }
     host = end.status.endpoint.host
-    arguments = [f"--http={host}:8000", f"--grpc={host}:8001", f"--host={host}", f"--model={NAME}", "--rate=20"]
+    arguments = [f"--http={host}:8000", "--close", f"--host={host}", f"--model={NAME}", "--rate=20"]
     models.apply(objects.load_pod(LOAD, image=cluster.images["operator"], files=files, arguments=arguments))
     until("the load pod to be ready", lambda: models.is_ready(LOAD), seconds=60)
     yield stage

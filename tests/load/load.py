@@ -162,15 +162,17 @@ class Counts:
 
 
 class Http:
-    """Sends by HTTP over a few connections that stay open."""
+    """Sends by HTTP over a few connections that stay open, or a new one for each request."""
 
     protocol = "http"
 
-    def __init__(self, address: str, host: str, model: str, timeout: float) -> None:
+    def __init__(self, address: str, host: str, model: str, timeout: float, *, closes: bool = False) -> None:
         self._url = f"http://{address}/v2/models/{model}/infer"
         self._host = {"Host": host}
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
+            connector=aiohttp.TCPConnector(limit=0, force_close=True)
+            if closes
+            else aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
             timeout=aiohttp.ClientTimeout(total=timeout),
         )
 
@@ -397,7 +399,7 @@ async def run(options: argparse.Namespace) -> None:
         for model, host in zip(options.model, options.host, strict=True):
             senders: list[Http | Grpc] = []
             if options.http:
-                senders.append(Http(options.http, host, model, options.timeout))
+                senders.append(Http(options.http, host, model, options.timeout, closes=options.close))
             if options.grpc:
                 senders.append(Grpc(options.grpc, host, options.timeout))
             for sender in senders:
@@ -426,6 +428,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     option("--host", action="append", required=True, help="host name of its routes, in the order of the models")
     option("--http", metavar="ADDRESS:PORT", help="the gateway's HTTP listener")
     option("--grpc", metavar="ADDRESS:PORT", help="the gateway's gRPC listener")
+    option("--close", action="store_true", help="a new connection for each request by HTTP")
     option("--requests", type=Path, help="requests as in an artifact's golden.json; made up when not given")
     option("--inputs", type=lambda text: text.split(","), default=["input_ids", "attention_mask", "token_type_ids"])
     option("--longest", type=int, default=256, help="length of the longest made-up text, in tokens")
