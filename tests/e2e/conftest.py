@@ -21,6 +21,7 @@ from e2e.rollouts import QUICK_MODEL, QUICK_MODEL_MOVED, RATE, declare, declared
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
+    from pathlib import Path
 
     from demo.kubectl import Kubectl
     from demo.site import Site
@@ -44,11 +45,20 @@ def cluster() -> Iterator[Site]:
 
 
 @pytest.fixture(scope="session")
-def models(cluster: Site) -> Kubectl:
-    """A namespace with claims, and the checkpoints of the demo in one of them."""
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint so small that its model answers ten thousand requests in a minute."""
+    return minilm_cut(tmp_path_factory.mktemp("checkpoints") / QUICK_MODEL)
+
+
+@pytest.fixture(scope="session")
+def models(cluster: Site, quick: Path) -> Kubectl:
+    """A namespace with claims, and the checkpoints of the demo and the small one in one of them."""
     installation.prepare(cluster, NAMESPACE)
     inside = cluster.kubectl.within(NAMESPACE)
-    checkpoints.put(inside, checkpoints.of_demo(), claim=installation.CHECKPOINTS, image=cluster.images["operator"])
+    files = checkpoints.of(quick)
+    archives = {QUICK_MODEL: files, QUICK_MODEL_MOVED: checkpoints.moved(files)}
+    packed = {name: checkpoints.packed(each) for name, each in archives.items()} | checkpoints.of_demo()
+    checkpoints.put(inside, packed, claim=installation.CHECKPOINTS, image=cluster.images["operator"])
     return inside
 
 
@@ -59,18 +69,13 @@ def stage(models: Kubectl) -> Stage:
 
 
 @pytest.fixture(scope="session")
-def served(cluster: Site, models: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """A model so small that it answers ten thousand requests in a minute, its two good versions made, and traffic."""
-    checkpoint = minilm_cut(tmp_path_factory.mktemp("checkpoints") / QUICK_MODEL)
-    files = checkpoints.of(checkpoint)
-    archives = {QUICK_MODEL: files, QUICK_MODEL_MOVED: checkpoints.moved(files)}
-    packed = {name: checkpoints.packed(each) for name, each in archives.items()}
-    checkpoints.put(models, packed, claim=installation.CHECKPOINTS, image=cluster.images["operator"])
+def served(cluster: Site, models: Kubectl, quick: Path) -> Iterator[Stage]:
+    """The small model with its two good versions made, one of them stable, and traffic on it."""
     stage = Stage(models, PlainScreen(Console(width=200)), name=QUICK_MODEL)
     declare(stage, declared("v1"))
     assert finish(stage).is_promoted
     # Without requests nothing is judged, so no second version is promoted either.
-    stage.load = Load.start(cluster, models, stage.model(), checkpoint=checkpoint, rate=RATE)
+    stage.load = Load.start(cluster, models, stage.model(), checkpoint=quick, rate=RATE)
     declare(stage, declared("v2"))
     assert finish(stage).is_promoted
     yield stage
