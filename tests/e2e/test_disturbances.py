@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from demo import installation
 from demo.site import ROOT
 from demo.waiting import until
-from e2e.rollouts import QUICK, assert_nothing_lost, begin_flip, finish, owned, stable_version
+from e2e.rollouts import OURS, QUICK, assert_nothing_lost, begin_flip, finish, owned, stable_version
 from onnx_operator.api.common import parse_duration
 
 if TYPE_CHECKING:
@@ -142,6 +142,9 @@ def test_while_the_gateway_and_its_control_plane_are_restarted_no_request_is_los
 
 def test_when_the_kubelet_is_killed_the_servers_go_on_and_so_does_the_rollout(cluster: Site, serving: Stage) -> None:
     begin_flip(serving)
+    # A kubelet that comes back takes running pods for unready until it has asked them, and a gateway then tries those
+    # that are ending: there must be none left of the same revision's last life.
+    until("the servers of before to be gone", lambda: not ending(serving), seconds=60)
     killed = datetime.now(UTC)
     onebox("signal", "--process=kubelet", "--signal=KILL")
     until("the kubelet to renew its lease", lambda: last_heartbeat(cluster) > killed, seconds=120)
@@ -149,6 +152,12 @@ def test_when_the_kubelet_is_killed_the_servers_go_on_and_so_does_the_rollout(cl
 
     assert end.is_promoted, end.message("Ready")
     assert_nothing_lost(serving)
+
+
+def ending(stage: Stage) -> list[str]:
+    """Server pods on their way out."""
+    pods = stage.kubectl.list("pods", selector=f"{OURS},onnx-operator.io/component=server")
+    return [pod["metadata"]["name"] for pod in pods if "deletionTimestamp" in pod["metadata"]]
 
 
 def last_heartbeat(cluster: Site) -> datetime:
