@@ -16,6 +16,7 @@ from onnx_operator.api.model_class import SourceKind
 from onnx_operator.api.rollout import DEFAULT_JOB_DEADLINE, DEFAULT_STEP_DURATION, MetricName, Provider
 from onnx_operator.core import reasons
 from onnx_operator.core.capacity import Capacity, amount, by_ratio, shortage, shortage_by_ratio
+from onnx_operator.core.pools import DEFAULT_WEIGHT
 from onnx_operator.core.traffic import FULL
 from onnx_operator.core.windows import problem_of
 
@@ -296,7 +297,7 @@ def _only_by_a_gateway(offer: Offer) -> Iterator[str]:
     for pool in pools:
         if pool.schedules and len(pools) > 1:
             yield f"spec.executionProviders[name={pool.name}].schedules needs a gateway that shares by weight"
-    if len({1 if pool.weight is None else pool.weight for pool in pools}) > 1:
+    if len({DEFAULT_WEIGHT if pool.weight is None else pool.weight for pool in pools}) > 1:
         yield "spec.executionProviders[].weight needs a gateway that shares by weight"
 
 
