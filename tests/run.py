@@ -51,6 +51,18 @@ def counts(report: Path) -> Counts:
     return total
 
 
+def failures(report: Path) -> list[str]:
+    """The names of the tests that failed, for whoever sees nothing but the end of the output."""
+    if not report.exists():
+        return []
+    cases = ET.parse(report).getroot().iter("testcase")  # noqa: S314  (written by our own pytest)
+    return [
+        f"{case.get('classname')}::{case.get('name')}"
+        for case in cases
+        if case.find("failure") is not None or case.find("error") is not None
+    ]
+
+
 def step(name: str, *command: str) -> bool:
     """Run a command with its output as it comes; True when it succeeded."""
     print(f"\n=== {name}: {' '.join(command)}", flush=True)
@@ -74,6 +86,7 @@ def main(wanted: list[str]) -> int:
         ok = step(name, ".venv/bin/pytest", f"--junitxml={report}", "--durations=10", *TIERS[name])
         tier = counts(report)
         lines.append(f"{name}: {tier.passed} passed, {tier.failed} failed, {tier.skipped} skipped")
+        lines += [f"  failed: {test}" for test in failures(report)]
         if not ok or not tier.passed:
             broken.append(name)
         total += tier
