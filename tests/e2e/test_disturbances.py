@@ -157,7 +157,11 @@ def test_when_the_kubelet_is_killed_the_servers_go_on_and_so_does_the_rollout(cl
 def ending(stage: Stage) -> list[str]:
     """Server pods on their way out."""
     pods = stage.kubectl.list("pods", selector=f"{OURS},onnx-operator.io/component=server")
-    return [pod["metadata"]["name"] for pod in pods if "deletionTimestamp" in pod["metadata"]]
+    return [pod["metadata"]["name"] for pod in pods if is_ending(pod)]
+
+
+def is_ending(pod: Manifest) -> bool:
+    return "deletionTimestamp" in pod["metadata"]
 
 
 def last_heartbeat(cluster: Site) -> datetime:
@@ -205,7 +209,8 @@ def test_while_the_counters_of_the_servers_are_out_of_reach_a_candidate_is_held_
     candidate = begin_flip(serving, steps=steps, analysis=analysis).status.candidate
     assert candidate is not None
     selector = f"onnx-operator.io/revision={candidate.revision},onnx-operator.io/component=server"
-    (pod,) = serving.kubectl.list("pods", selector=selector)
+    # The same revision's pods of the test before may still be on their way out.
+    (pod,) = (one for one in serving.kubectl.list("pods", selector=selector) if not is_ending(one))
     with unreachable(pod, port=8002):
         held = until("the analysis to miss the servers", lambda: missed(serving.model()), seconds=60)
         # Longer than the step, of which nothing else would keep it.

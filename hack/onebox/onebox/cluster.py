@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _CGROUPS = Path("/sys/fs/cgroup")
 _API_PORT = 6443
 _PATIENCE_SECONDS = 60  # what came back from an outage gets this long before it counts as broken
+#: client-go asks a server that is away at most every 30 s, and up to twice as long by chance: a minute, and some more.
+_INFORMER_PATIENCE_SECONDS = 90
 _WEIGHT = 10  # the cluster's share of the processors, in ordinary processes of the host
 _USUAL_INDEX = {"demo": 0, "e2e": 1}
 
@@ -232,7 +234,7 @@ def start_apiserver(cluster: Cluster) -> None:
     """Give the manifest back and wait until the API server is ready, for pods as well.
 
     Pods reach it through its Service. On its way out it took its endpoint from there, and kube-proxy, which asks less
-    and less often while nobody answers, may take half a minute more to hear that it is back.
+    and less often while nobody answers, may take a minute more to hear that it is back.
     """
     if _parked(cluster).exists():
         _parked(cluster).replace(_manifest(cluster))
@@ -243,9 +245,11 @@ def start_apiserver(cluster: Cluster) -> None:
             machine.kubectl("get", "--raw", "/readyz", "--request-timeout=5s")
         except OneboxError:
             return False
-        return _accepts(cluster.api_service_address, 443)
+        return True
 
     wait_for("the API server to be ready", ready, _PATIENCE_SECONDS)
+    service = cluster.api_service_address
+    wait_for("kube-proxy to know it again", lambda: _accepts(service, 443), _INFORMER_PATIENCE_SECONDS)
 
 
 def _manifest(cluster: Cluster) -> Path:
