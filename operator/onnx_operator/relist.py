@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 
 #: After a failure the next try comes soon, since everything waits for it.
 _RETRY_SECONDS = 5.0
+#: A kind that was served is taken for gone when it has been missing for so long. An API server that starts, or whose
+#: CRDs are being replaced, does not know it for a moment; models without their gateway would change all they own.
+_GONE_AFTER_SECONDS = 60.0
 
 
 class Relist:
@@ -57,6 +60,8 @@ class Relist:
         self._class_changed = class_changed
         self._kinds_changed = kinds_changed
         self._complete_at: float | None = None
+        #: Since when a kind that was served has been missing.
+        self._missing_since: dict[Resource, float] = {}
         #: Kinds that could not be read last time, so that a lasting trouble is told once.
         self._troubled: set[Resource] = set()
         #: What the watch was started for.
@@ -107,6 +112,10 @@ class Relist:
                 touched = self._store.replace(resource, namespace, listing)
                 self._look_at(resource, touched, classes)
         except NotFound as error:
+            since = self._missing_since.setdefault(resource, self._now())
+            if self._store.is_served(resource) and self._now() - since < _GONE_AFTER_SECONDS:
+                self._trouble(resource, error, "kind was served until now; waiting for it")
+                return
             self._store.not_served(resource)
             if resource not in OPTIONAL_KINDS:
                 self._trouble(resource, error, "kind not served; install the CRDs of this release (crds/)")
@@ -114,6 +123,8 @@ class Relist:
         except ApiError as error:
             self._trouble(resource, error, "kind not readable")
             return
+        else:
+            self._missing_since.pop(resource, None)
         self._troubled.discard(resource)
 
     def _namespaces_of(self, resource: Resource) -> tuple[str | None, ...]:

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 LEASE_SECONDS = 20
 """The longest that a rollout may be without an operator, by the design."""
 OUTAGE_SECONDS = 120
-RESUME_SECONDS = 30
+#: client-go asks an API server that was away after up to a minute, and so does the gateway's control plane, for whose
+#: word on its routes a rollout waits.
+RESUME_SECONDS = 90
 DEADLINE = "1m"
 
 

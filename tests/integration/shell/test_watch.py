@@ -88,6 +88,16 @@ class Line:
 
 
 @dataclass
+class Clock:
+    """The loop's, and as far ahead of it as a test says."""
+
+    ahead: float = 0.0
+
+    def now(self) -> float:
+        return asyncio.get_running_loop().time() + self.ahead
+
+
+@dataclass
 class World:
     """What the leader runs, short of a reconciler."""
 
@@ -97,6 +107,7 @@ class World:
     relist: Relist
     watch: Watch
     metrics: Metrics
+    clock: Clock
 
     def looked_at(self) -> set[Key]:
         """The keys queued since the last call."""
@@ -121,7 +132,7 @@ async def world(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> 
     environment = {"OPERATOR_IMAGE": "o", "CONVERTER_IMAGE": "c", "TRITON_IMAGE": "t"}
     settings = read_settings(["--watch-namespaces", namespace], environment)
     configuration = await load_configuration(str(path))
-    store, queue, metrics = Store(), WorkQueue(), Metrics()
+    store, queue, metrics, clock = Store(), WorkQueue(), Metrics(), Clock()
     inbox = Inbox(store, queue)
     watch = Watch(settings, configuration, inbox, metrics)
     async with Kube(configuration, fence=lambda: True, cache=store, timeout=10) as api:
@@ -131,7 +142,7 @@ async def world(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> 
             queue,
             settings,
             metrics,
-            now=asyncio.get_running_loop().time,
+            now=clock.now,
             attempted=lambda: None,
             class_changed=inbox.class_changed,
             kinds_changed=watch.restart,
@@ -139,7 +150,7 @@ async def world(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> 
         await relist.first()
         watching = asyncio.create_task(watch.run())
         try:
-            yield World(line, store, queue, relist, watch, metrics)
+            yield World(line, store, queue, relist, watch, metrics, clock)
         finally:
             watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -311,7 +322,12 @@ async def test_a_kind_that_appears_later_is_watched_from_then_on(
     control_plane.admin.create(kube.JOB.path(namespace), job(namespace, "after"))
     await until(lambda: world.store.get(kube.JOB, namespace, "after"), what="other kinds are still watched")
     async with asyncio.timeout(30):  # the definition goes when its last object is gone
+        while await world.relist.once():
+            pass
+    assert world.store.is_served(kube.GRPC_ROUTE), "it may be back in a moment"
+    async with asyncio.timeout(30):
         while world.store.is_served(kube.GRPC_ROUTE):
+            world.clock.ahead += 30
             await world.relist.once()
 
 

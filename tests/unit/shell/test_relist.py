@@ -51,14 +51,25 @@ def restarts() -> list[str]:
 
 
 @pytest.fixture
-def relist(server: Server, restarts: list[str]) -> Relist:
+def store() -> Store:
+    return Store()
+
+
+@pytest.fixture
+def seconds() -> list[float]:
+    """The clock; its last entry is now."""
+    return [0.0]
+
+
+@pytest.fixture
+def relist(server: Server, store: Store, seconds: list[float], restarts: list[str]) -> Relist:
     return Relist(
         cast("Kube", server),
-        Store(),
+        store,
         WorkQueue(),
         read_settings([], ENVIRONMENT),
         Metrics(),
-        now=lambda: 0.0,
+        now=lambda: seconds[-1],
         attempted=lambda: None,
         class_changed=lambda _: None,
         kinds_changed=lambda: restarts.append("again"),
@@ -96,3 +107,34 @@ async def test_a_kind_of_ours_that_is_not_served_is_a_trouble(server: Server, re
     server.answers = {}
     assert await relist.once()
     assert relist.age == 0
+
+
+async def test_a_kind_that_is_missing_for_a_moment_is_a_trouble_and_what_it_has_stays(
+    server: Server, relist: Relist, store: Store, seconds: list[float], restarts: list[str]
+) -> None:
+    server.answers = {}
+    assert await relist.once()
+    for server.answers, moment, is_well in (
+        ({kube.HTTP_ROUTE: ABSENT}, 10, False),
+        ({kube.HTTP_ROUTE: ABSENT}, 69, False),
+        ({}, 70, True),
+        ({kube.HTTP_ROUTE: ABSENT}, 75, False),
+        ({kube.HTTP_ROUTE: ABSENT}, 134, False),
+    ):
+        seconds.append(moment)
+        assert await relist.once() == is_well
+        assert store.is_served(kube.HTTP_ROUTE)
+    assert not restarts
+
+
+async def test_a_kind_that_is_missing_for_a_minute_is_gone(
+    server: Server, relist: Relist, store: Store, seconds: list[float], restarts: list[str]
+) -> None:
+    server.answers = {}
+    assert await relist.once()
+    server.answers = {kube.HTTP_ROUTE: ABSENT}
+    assert not await relist.once()
+    seconds.append(60)
+    assert await relist.once()
+    assert not store.is_served(kube.HTTP_ROUTE)
+    assert len(restarts) == 1
