@@ -226,12 +226,15 @@ class Kube:
         resource, namespace, name = _whereabouts(manifest)
         call = Call("apply", str(resource), namespace, name)
         uid = await self._uid_if_ours(call, resource, manifest)
+        query = {"fieldManager": FIELD_MANAGER}
         if uid is None:
+            # Without force, so that nothing is taken over that somebody made since we looked.
             await self._check_owners(call, manifest)
         else:
             # The server compares it: an object recreated under this name by somebody else stays untouched.
             manifest = {**manifest, "metadata": {**manifest["metadata"], "uid": uid}}
-        return await self._apply(call, manifest, uid, {"fieldManager": FIELD_MANAGER, "force": "true"})
+            query["force"] = "true"
+        return await self._apply(call, manifest, uid, query)
 
     async def share(self, manifest: Manifest, manager: str) -> Manifest:
         """Let another manager hold fields of an object of ours, named by its UID, at the values that they have: so they

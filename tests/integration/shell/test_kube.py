@@ -135,6 +135,20 @@ async def test_apply_leaves_an_object_of_another_owner_alone(api: Kube, namespac
     assert now["metadata"]["resourceVersion"] == theirs["metadata"]["resourceVersion"]
 
 
+async def test_apply_takes_nothing_over_that_was_made_since_it_looked(
+    api: Kube, namespace: str, control_plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = control_plane.admin.create(kube.CONFIG_MAP.path(namespace), config_map(namespace, a="theirs"))
+
+    async def nothing_yet(*_: object) -> None:
+        """What a look a moment earlier would have found."""
+
+    monkeypatch.setattr(api, "get", nothing_yet)
+    with pytest.raises(Conflict):
+        await api.apply(config_map(namespace, a="ours"))
+    assert control_plane.admin.request("GET", kube.CONFIG_MAP.path(namespace, "a")) == theirs
+
+
 async def test_apply_refuses_an_object_recreated_behind_our_back(
     api: Kube, store: Store, namespace: str, control_plane: ControlPlane
 ) -> None:
