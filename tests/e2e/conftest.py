@@ -97,6 +97,7 @@ _ORDER = (
     "test_rights",
     "test_truth",
     "test_strategies",
+    "test_pools",
     "test_disturbances",
     "test_bad_checkpoints",
     "test_providers",
