@@ -547,6 +547,8 @@ class CandidateStatus(RevisionInUse):
     """The worst verdict of the last analysis."""
     verdict_time: Time | None = None
     """When it was judged."""
+    verdict_since_time: Time | None = None
+    """Since when the verdict has been the same; rollout.analysis.limits counts from here."""
     measured_split: SplitStatus | None = None
     """What the gateway made of the weight, as errorRatio counts requests; unset where that is not measured, and in a
     preview."""

@@ -331,6 +331,17 @@ class AtDeadline(StrEnum):
     PROCEED = "proceed"
 
 
+class VerdictLimits(ApiModel):
+    """How long a step may stand at one verdict without a break. What is unset may last to the progress deadline."""
+
+    no_data: Annotated[str, duration_field(least="1s")] | None = None
+    """Too few samples to judge, or none."""
+    provider_error: Annotated[str, duration_field(least="1s")] | None = None
+    """What should measure does not answer."""
+    inconclusive: Annotated[str, duration_field(least="1s")] | None = None
+    """Neither harm nor its absence was shown."""
+
+
 class ConfigMapKey(ApiModel):
     """A key of a ConfigMap in the model's own namespace; mounted by the prober, never read by the operator."""
 
@@ -377,8 +388,12 @@ class Analysis(ApiModel):
     """guard: a step ends when it has lasted and no harm was shown, with the samples that detect and minimumSamples ask
     for. prove: a step ends only when the candidate is shown to be within every bound, as surely as harm is shown."""
     on_inconclusive: AtDeadline = AtDeadline.ROLLBACK
-    """What happens when the progress deadline of a step passes and the verdict is Inconclusive: neither harm nor its
-    absence was shown. rollback gives the candidate up; proceed takes the step as passed."""
+    """What happens when the progress deadline of a step, or limits.inconclusive, passes and the verdict is
+    Inconclusive: neither harm nor its absence was shown. rollback gives the candidate up; proceed takes the step as
+    passed."""
+    limits: VerdictLimits = VerdictLimits()
+    """How long the worst verdict of a step may be one that decides nothing, before the candidate meets the end that it
+    has at the progress deadline. Pass needs no limit, and Fail has none."""
     golden_requests: GoldenRequests | None = None
     """What disagreement asks both versions; what the validation of stable's revision asked, when unset."""
     metrics: Annotated[

@@ -294,6 +294,17 @@ def overall(judgements: Iterable[Judgement]) -> Verdict:
     return worst(one.verdict for one in judgements if not one.is_dry_run)
 
 
+def limit_of(analysis: Analysis, verdict: str | None) -> str | None:
+    """How long this verdict may last by the spec; None where the progress deadline alone counts."""
+    limits = analysis.limits
+    limited = {
+        Verdict.NO_DATA: limits.no_data,
+        Verdict.PROVIDER_ERROR: limits.provider_error,
+        Verdict.INCONCLUSIVE: limits.inconclusive,
+    }
+    return None if verdict is None else limited.get(Verdict(verdict))
+
+
 def judge(wanted: Criterion, seen: Measurement, *, alpha: float, before: tuple[Evidence, ...] = ()) -> Judgement:
     """Judge one metric, with a chance of at most `alpha` per bound of failing a candidate that keeps to it."""
     evidence = before

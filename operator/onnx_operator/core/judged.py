@@ -42,10 +42,12 @@ def judged(view: View, measurements: tuple[Measurement, ...]) -> View:
     for one in measurements:
         if one.scrapes is not None:
             tallies[one.metric] = tallies.get(one.metric, Tallies()).then(one.scrapes)
+    verdict = str(overall(judgements))
     judged = candidate.model_copy(
         update={
-            "verdict": str(overall(judgements)),
+            "verdict": verdict,
             "verdict_time": instant(view.now),
+            "verdict_since_time": candidate.verdict_since_time if verdict == candidate.verdict else instant(view.now),
             "analysis": [
                 _metric_status(
                     criterion, judgement, tallies.get(judgement.metric, Tallies()), jobs.get(judgement.metric)

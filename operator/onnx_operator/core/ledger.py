@@ -96,7 +96,7 @@ def enter_step(view: View, step: int | None) -> MoveModel:
     updates: dict[str, Any] = {"step": step, "step_started_time": None, "held_time": None, "baking": False}
     updates["scaling_time"] = None
     going_on = _counted_through_all_steps(view)
-    updates |= {"verdict": None, "verdict_time": None, "analysis": going_on}
+    updates |= {"verdict": None, "verdict_time": None, "verdict_since_time": None, "analysis": going_on}
     updates |= {"measured_split": None, "golden_requests_before": sum(one.candidate_samples for one in going_on)}
     if candidate is not None and candidate.step is not None and (step is None or not view.is_hurried):
         updates["promotion_asked_time"] = None

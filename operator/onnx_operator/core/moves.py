@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from onnx_converter.reasons import ARTIFACT_CORRUPT
 from onnx_operator.api.model import HandledTokens, StableStatus
 from onnx_operator.core import reasons
-from onnx_operator.core.analysis import Verdict
+from onnx_operator.core.analysis import Verdict, limit_of
 from onnx_operator.core.autoscaling import stabilization
 from onnx_operator.core.conditions import ConditionType, instant
 from onnx_operator.core.ledger import (
@@ -258,6 +258,9 @@ def _give_up_the_late(view: View) -> MoveRevision | None:
         return None  # what is left of the step is a matter of time, not of proof
     stage = Stage.AVAILABLE if candidate.step is None and not is_available else Stage.ROLLOUT
     late = f"no progress within {plan.progress_deadline}"
+    if view.verdict_limit is not None and view.verdict_limit <= view.now:
+        limit = limit_of(plan.analysis, candidate.verdict)
+        late = f"{candidate.verdict} for {limit}, as long as rollout.analysis.limits lets it last"
     if candidate.step_started_time is None or not is_available:
         reason: str = reasons.PROGRESS_DEADLINE_EXCEEDED
         message = f"{late}: {_why_unavailable(view, revision) or _why_unrouted(view)}"

@@ -21,7 +21,7 @@ from onnx_operator.core.acceptance import (
     percent_of,
     reach_of,
 )
-from onnx_operator.core.analysis import Verdict, criteria
+from onnx_operator.core.analysis import Verdict, criteria, limit_of
 from onnx_operator.core.analysis_jobs import Run, job_name, read_run, told_run
 from onnx_operator.core.autoscaling import autoscaler
 from onnx_operator.core.capacity import Capacity, Goal, Share, Sides, allot, by_ratio, towards
@@ -669,7 +669,20 @@ class View:
         counts_from = moment(candidate.progress_time)
         if self.is_baking and self.step_ends is not None:
             counts_from = max(counts_from, self.step_ends)
-        return counts_from + self.plan.progress_deadline
+        deadline = counts_from + self.plan.progress_deadline
+        return min(deadline, self.verdict_limit or deadline)
+
+    @property
+    def verdict_limit(self) -> datetime | None:
+        """When the candidate is given up unless it is judged in another way; time that stood still does not count."""
+        candidate = self.ledger.candidate
+        if candidate is None or self.plan is None or candidate.verdict is None or candidate.verdict_since_time is None:
+            return None
+        limit = limit_of(self.plan.analysis, candidate.verdict)
+        # Once the step has passed in doubt, servers are waited for and no verdict.
+        if limit is None or candidate.progress_time is None or candidate.scaling_time is not None:
+            return None
+        return max(moment(candidate.verdict_since_time), moment(candidate.progress_time)) + parse_duration(limit)
 
     @property
     def next_analysis(self) -> datetime | None:

@@ -83,7 +83,11 @@ ANALYSES = st.sampled_from(
     [
         None,
         {"interval": "10s", "metrics": [ERRORS, {"name": "memory", "maximumValue": "128Mi", "maximumOfStable": "1.5"}]},
-        {"interval": "10s", "metrics": [ERRORS, {"name": "throughputPerReplica", "minimumValue": "1"}]},
+        {
+            "interval": "10s",
+            "metrics": [ERRORS, {"name": "throughputPerReplica", "minimumValue": "1"}],
+            "limits": {"noData": "3m", "providerError": "1m", "inconclusive": "2m"},
+        },
         {"interval": "10s", "metrics": [ERRORS, {"name": "memory", "maximumValue": "128Mi", "dryRun": True}]},
         {
             "interval": "10s",

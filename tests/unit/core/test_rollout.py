@@ -404,6 +404,88 @@ def test_what_is_in_doubt_at_the_deadline_proceeds_where_that_is_declared(canary
     assert canary.status.candidate.step == 1
 
 
+@pytest.mark.parametrize(
+    ("outcome", "limits", "seconds", "reason"),
+    [
+        (Outcome.NO_DATA, {"noData": "2m"}, 120, "AnalysisNoData"),
+        (Outcome.NO_DATA, {"providerError": "2m"}, 600, "AnalysisNoData"),
+        (Outcome.NO_DATA, {"noData": "1h"}, 600, "AnalysisNoData"),
+        (Outcome.PROVIDER_ERROR, {"providerError": "2m"}, 120, "AnalysisProviderError"),
+    ],
+)
+def test_a_verdict_that_decides_nothing_lasts_as_long_as_its_limit_and_the_deadline_let_it(
+    canary: World, outcome: Outcome, limits: dict[str, str], seconds: int, reason: str
+) -> None:
+    metrics = [{"name": "errorRatio", "maximum": "0.05"}]
+    canary.change(rollout={"analysis": {"interval": "10s", "metrics": metrics, "limits": limits}})
+    canary.measure_nothing(outcome)
+    for _ in range(seconds // 10):
+        assert canary.status.candidate is not None
+        canary.wait(10)
+        canary.settle()
+    # Counted from the first look, which is an interval after the step began.
+    canary.wait(10)
+    canary.settle()
+    assert canary.status.candidate is None
+    assert canary.condition("Promoted") == ("False", reason)
+
+
+def test_a_limit_counts_from_the_last_change_of_the_verdict(canary: World) -> None:
+    metrics = [{"name": "errorRatio", "maximum": "0.05"}]
+    limits = {"noData": "60s", "providerError": "60s"}
+    canary.change(rollout={"analysis": {"interval": "10s", "metrics": metrics, "limits": limits}})
+    for outcome in (Outcome.NO_DATA, Outcome.PROVIDER_ERROR, Outcome.NO_DATA, Outcome.PROVIDER_ERROR):
+        canary.measure_nothing(outcome)
+        for _ in range(5):
+            canary.wait(10)
+            canary.settle()
+            assert canary.status.candidate is not None
+    canary.wait(10)
+    canary.settle()
+    canary.wait(10)
+    canary.settle()
+    assert canary.condition("Promoted") == ("False", "AnalysisProviderError")
+    failure = canary.status.last_failure
+    assert failure is not None
+    assert "ProviderError for 60s, as long as rollout.analysis.limits lets it last: errorRatio" in failure.message
+
+
+def test_a_limit_does_not_count_while_the_rollout_is_paused(canary: World) -> None:
+    metrics = [{"name": "errorRatio", "maximum": "0.05"}]
+    analysis = {"interval": "10s", "metrics": metrics, "limits": {"noData": "60s"}}
+    canary.change(rollout={"analysis": analysis, "paused": True})
+    canary.measure_nothing(Outcome.NO_DATA)
+    for _ in range(20):
+        canary.wait(10)
+        canary.settle()
+    canary.change(rollout={"analysis": analysis, "paused": False})
+    for _ in range(6):
+        canary.settle()
+        assert canary.status.candidate is not None
+        canary.wait(10)
+    canary.settle()
+    assert canary.status.candidate is None
+
+
+def test_what_is_in_doubt_at_its_limit_proceeds_where_that_is_declared(canary: World) -> None:
+    metrics = [{"name": "errorRatio", "maximum": "0.05"}]
+    steps = [{"weight": 10, "duration": "1m"}, {"weight": 50}]
+    analysis = {"interval": "10s", "metrics": metrics, "proof": "prove", "onInconclusive": "proceed"}
+    canary.change(rollout={"steps": steps, "analysis": analysis | {"limits": {"inconclusive": "2m"}}})
+    canary.measure(1, 60)
+    for _ in range(12):
+        canary.wait(10)
+        canary.settle()
+        assert canary.status.candidate is not None
+        assert canary.status.candidate.step == 0
+    for _ in range(3):
+        canary.wait(10)
+        canary.settle()
+        canary.accept()
+    assert canary.status.candidate is not None
+    assert canary.status.candidate.step == 1
+
+
 def test_what_is_proved_harmless_ends_its_step(canary: World) -> None:
     metrics = [{"name": "errorRatio", "maximum": "0.05"}]
     steps = [{"weight": 10, "duration": "10s"}, {"weight": 50}]
