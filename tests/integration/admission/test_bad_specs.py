@@ -498,6 +498,12 @@ BAD_MODELS: Final = {
     "a wish for the case of doubt": Bad(
         {f"{ANALYSIS}.onInconclusive": "promote"}, f"{ANALYSIS}.onInconclusive", '"rollback", "proceed"'
     ),
+    "a limit of no time for a verdict": Bad(
+        {f"{ANALYSIS}.limits": {"noData": "0s"}}, f"{ANALYSIS}.limits.noData", "at least 1s"
+    ),
+    "a limit for a verdict that is acted on at once": Bad(
+        {f"{ANALYSIS}.limits": {"fail": "1m"}}, f"{ANALYSIS}.limits.fail", "unknown field"
+    ),
     "harm of no size to detect": Bad(
         {METRICS: [{"name": "errorRatio", "tolerance": "0", "detect": "0"}]}, f"{METRICS}[0].detect", "from 0.0001 to 1"
     ),
