@@ -122,7 +122,8 @@ def edit(world: World, names: list[tuple[str, str]], *, rate: int, seconds: int)
     answered: dict[str, dict[int, float]] = defaultdict(dict)
     models = f"{GROUP}/onnxmodels"
     version = world.client.request("GET", f"{models}?limit=1")["metadata"]["resourceVersion"]
-    threading.Thread(target=listen, args=(world.client.watch(models, version), answered), daemon=True).start()
+    listener = threading.Thread(target=listen, args=(world.client.watch(models, version), answered), daemon=True)
+    listener.start()
     begun = time.monotonic()
 
     def send(number: int) -> tuple[str, int, float]:
@@ -135,12 +136,12 @@ def edit(world: World, names: list[tuple[str, str]], *, rate: int, seconds: int)
 
     with ThreadPoolExecutor(EDITORS) as pool:
         sent = list(pool.map(send, range(rate * seconds)))
-    wait_until(
-        lambda: all(max(answered[model], default=0) >= generation for model, generation, _ in sent),
-        within=120,
-        what="every model answers its last edit",
-        every=1,
-    )
+
+    def is_answered() -> bool:
+        assert listener.is_alive(), "the watch has ended"
+        return all(max(answered[model], default=0) >= generation for model, generation, _ in sent)
+
+    wait_until(is_answered, within=300, what="every model answers its last edit", every=1)
     return [
         min(at for spoken, at in answered[model].items() if spoken >= generation) - asked
         for model, generation, asked in sent
