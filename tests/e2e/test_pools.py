@@ -90,10 +90,10 @@ def version(pools: list[dict[str, Any]], **serving: Any) -> Manifest:
 
 
 def split(stage: Stage) -> dict[str, int]:
-    """The weight of each Service that the HTTPRoute of the model leads to."""
+    """The weight of each Service among which the model's HTTPRoute shares requests that name no side."""
     route = stage.kubectl.get("httproute", stage.name)
     assert route is not None
-    return {one["name"]: one["weight"] for rule in route["spec"]["rules"] for one in rule.get("backendRefs", ())}
+    return {one["name"]: one["weight"] for one in route["spec"]["rules"][0]["backendRefs"]}
 
 
 def percents(model: Model) -> tuple[int, ...]:

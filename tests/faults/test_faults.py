@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from faults.line import Fault, Line, Plan
-from integration.apiserver import ROOT, ControlPlane, find_binaries, wait_until
+from integration.apiserver import ControlPlane, running_control_plane, wait_until
 from integration.operator.conftest import World, add_gateway_and_class
 from integration.operator.hands import Hands
 from integration.operator.phases import KINDS, QUICK, Births, end_state, steady_success
@@ -179,14 +179,10 @@ def plans(reference: Sequence[Chapter]) -> list[dict[int, Plan]]:
 @pytest.fixture(scope="module")
 def own_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """A control plane without the models of other tests: here one operator serves all of it."""
-    made = ControlPlane(tmp_path_factory.mktemp("faults"), find_binaries())
-    made.up({})
-    try:
-        made.install_crds(ROOT / "crds")
+    with running_control_plane(tmp_path_factory.mktemp("faults")) as made:
+        made.install_crds()
         add_gateway_and_class(made)
         yield made
-    finally:
-        made.down()
 
 
 class Stage:

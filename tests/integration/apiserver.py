@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 ROOT = Path(__file__).resolve().parents[2]
 BINARIES = ("etcd", "kube-apiserver", "kube-controller-manager")
@@ -232,6 +232,17 @@ def _send(connection: http.client.HTTPSConnection, timeout: float, *request: Any
         raise
 
 
+@contextlib.contextmanager
+def running_control_plane(folder: Path, users: Mapping[str, tuple[str, ...]] | None = None) -> Iterator[ControlPlane]:
+    """etcd, API server and controller manager; `users` are the names that may log in beside ADMIN, and their groups."""
+    plane = ControlPlane(folder, find_binaries())
+    plane.up(users or {})
+    try:
+        yield plane
+    finally:
+        plane.down()
+
+
 class ControlPlane:
     """Start with `up`, end with `down`; the parts are attributes, to be tormented one by one."""
 
@@ -324,11 +335,11 @@ class ControlPlane:
             return False
         return True
 
-    def install_crds(self, folder: Path) -> None:
-        """Apply every CRD of a folder and wait until the API server serves it."""
+    def install_crds(self) -> None:
+        """Apply every CRD of ours and wait until the API server serves it."""
         import yaml  # noqa: PLC0415
 
-        for path in sorted(folder.glob("*.yaml")):
+        for path in sorted((ROOT / "crds").glob("*.yaml")):
             for manifest in yaml.safe_load_all(path.read_text()):
                 if manifest:
                     self.install_crd(manifest)

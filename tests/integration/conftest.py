@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from integration.apiserver import ROOT, ControlPlane, find_binaries
+from integration.apiserver import running_control_plane
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from integration.apiserver import ControlPlane
 
 _NUMBERS = itertools.count(1)
 
@@ -21,13 +23,9 @@ USERS = {"operator": (), "reader": (), "nobody": ()}
 @pytest.fixture(scope="session")
 def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """etcd, API server and controller manager with our CRDs installed."""
-    plane = ControlPlane(tmp_path_factory.mktemp("control-plane"), find_binaries())
-    plane.up(USERS)
-    try:
-        plane.install_crds(ROOT / "crds")
+    with running_control_plane(tmp_path_factory.mktemp("control-plane"), USERS) as plane:
+        plane.install_crds()
         yield plane
-    finally:
-        plane.down()
 
 
 @pytest.fixture

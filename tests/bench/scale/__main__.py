@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import quantiles
 from typing import TYPE_CHECKING, Any, Final
 
-from integration.apiserver import ROOT, ControlPlane, find_binaries, wait_until
+from integration.apiserver import running_control_plane, wait_until
 from integration.operator.conftest import GROUP, World, add_gateway_and_class
 
 if TYPE_CHECKING:
@@ -36,15 +36,10 @@ def main() -> None:
     parser.add_argument("--rate", type=int, default=100, help="edits a second")
     parser.add_argument("--seconds", type=int, default=60, help="how long to be silent, and how long to edit")
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        plane = ControlPlane(Path(folder), find_binaries())
-        plane.up({})
-        try:
-            plane.install_crds(ROOT / "crds")
-            add_gateway_and_class(plane)
-            measure(World(plane, "", Path(folder)), asked.models, asked.rate, asked.seconds)
-        finally:
-            plane.down()
+    with tempfile.TemporaryDirectory() as folder, running_control_plane(Path(folder)) as plane:
+        plane.install_crds()
+        add_gateway_and_class(plane)
+        measure(World(plane, "", Path(folder)), asked.models, asked.rate, asked.seconds)
 
 
 def measure(world: World, models: int, rate: int, seconds: int) -> None:

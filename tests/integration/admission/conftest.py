@@ -16,7 +16,7 @@ import yaml
 
 from helm import CHART, NAMESPACE, RELEASE, ROOT, Helm, find_helm
 from integration.admission.specs import GROUP, Manifest, revision
-from integration.apiserver import ApiAnswer, ControlPlane, find_binaries, wait_until
+from integration.apiserver import ApiAnswer, ControlPlane, find_binaries, running_control_plane, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,16 +80,12 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
     """The chart, installed, with its policies in force."""
     find_helm()
     folder = tmp_path_factory.mktemp("admission")
-    plane = ControlPlane(folder / "plane", find_binaries())
-    plane.up({DEVELOPER: (), BACKUP: ("system:masters",)})
-    try:
+    with running_control_plane(folder / "plane", {DEVELOPER: (), BACKUP: ("system:masters",)}) as plane:
         helm = Helm(folder / "helm", plane.kubeconfig())
         installation = Installation(plane, helm, f"--values={write_values(folder)}")
         helm.run("install", RELEASE, str(CHART), f"--namespace={NAMESPACE}", "--create-namespace", installation.values)
         wait_for_policies(plane)
         yield installation
-    finally:
-        plane.down()
 
 
 def write_values(folder: Path) -> Path:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from integration.apiserver import ROOT, ControlPlane, find_binaries
+from integration.apiserver import running_control_plane
 from integration.conftest import USERS
 from integration.operator.conftest import GROUP, World, standard_class
 from integration.operator.phases import V2
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from integration.apiserver import ControlPlane
+
 REVISION = "onnx-operator.io/revision"
 KINDS = ("v1/services", "apps/v1/deployments", "v1/pods")
 _NUMBERS = itertools.count(1)
@@ -26,14 +28,10 @@ _NUMBERS = itertools.count(1)
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """A control plane of its own: what the other one has heard of cannot be taken back."""
-    plane = ControlPlane(tmp_path_factory.mktemp("bare"), find_binaries())
-    plane.up(USERS)
-    try:
-        plane.install_crds(ROOT / "crds")
+    with running_control_plane(tmp_path_factory.mktemp("bare"), USERS) as plane:
+        plane.install_crds()
         plane.admin.create(f"{GROUP}/onnxmodelclasses", standard_class())
         yield plane
-    finally:
-        plane.down()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 import pytest_asyncio
 
-from integration.apiserver import AGENT, ROOT, ControlPlane, find_binaries
+from integration.apiserver import AGENT, ControlPlane, running_control_plane
 from onnx_operator.adapters import kube
 from onnx_operator.adapters.kube import Kube, load_configuration
 from onnx_operator.adapters.store import Store
@@ -33,13 +33,9 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="module")
 def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """One of this file's own: it is killed here, and other tests have the Gateway API installed in theirs."""
-    plane = ControlPlane(tmp_path_factory.mktemp("watched"), find_binaries())
-    plane.up({})
-    try:
-        plane.install_crds(ROOT / "crds")
+    with running_control_plane(tmp_path_factory.mktemp("watched")) as plane:
+        plane.install_crds()
         yield plane
-    finally:
-        plane.down()
 
 
 @dataclass
