@@ -106,17 +106,17 @@ class Phases:
             extra = {"className": draining} if phase == "draining" else {}
             self.world.apply(phase, rollout={"steps": steps, "paused": False}, **extra)
         for phase in PHASES:
-            status = self.world.until_ready(phase, within=180)
+            status = self.world.until_ready(phase)
             self._stable[phase] = status["stable"]["revision"]
 
     def hold(self) -> None:
         """A second revision for every model, each as far as its phase."""
         self._held = set(PHASES)
         self.change()
-        self.world.until(lambda: self.is_held("rolling-back"), "the one to abort has its step", within=120)
+        self.world.until(lambda: self.is_held("rolling-back"), "the one to abort has its step")
         self.abort()
         for phase in PHASES:
-            self.world.until(partial(self.is_held, phase), f"a model is in phase {phase}", within=120)
+            self.world.until(partial(self.is_held, phase), f"a model is in phase {phase}")
 
     def change(self) -> None:
         """The second revision, without hindrance where nothing is to be held."""

@@ -70,7 +70,7 @@ def test_a_model_made_again_at_once_inherits_nothing_from_the_one_that_goes(worl
     world.delete("minilm")
     world.apply("minilm")
     # What still has the name belongs to the one that goes: told as a conflict at worst, and over once it is gone.
-    world.until_ready("minilm", within=90)
+    world.until_ready("minilm")
     after = {one["metadata"]["uid"] for kind in KINDS for one in world.items(kind)}
     world.until(lambda: not before & {o["metadata"]["uid"] for k in KINDS for o in world.items(k)}, "the old is gone")
     assert after

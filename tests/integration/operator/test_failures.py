@@ -135,7 +135,7 @@ class Wrecks:
         for name in names:
             self.world.apply(name, **({"className": impatient} if name == "endless" else {}))
         for name in names:
-            self.stable[name] = self.world.until_ready(name, within=180)["stable"]["revision"]
+            self.stable[name] = self.world.until_ready(name)["stable"]["revision"]
         self._is_well = False
         self._first_jobs = {one["metadata"]["uid"] for one in self.world.items("batch/v1/jobs")}
         self.world.client.merge(f"{GROUP}/onnxmodelclasses/{impatient}", {"spec": {"jobs": {"deadline": "15s"}}})
@@ -200,7 +200,7 @@ def wrecks(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Ite
 @pytest.mark.parametrize("name", ENDINGS)
 def test_a_failed_job_is_told_by_its_reason_and_costs_stable_nothing(wrecks: Wrecks, name: str) -> None:
     ending, world = ENDINGS[name], wrecks.world
-    stalled = world.until_condition(name, "Stalled", "True", ending.reason, within=120)
+    stalled = world.until_condition(name, "Stalled", "True", ending.reason)
     assert "keeps serving" in stalled["message"]
     assert world.condition(name, "Ready")["reason"] == ending.reason
     failure = world.status(name)["lastFailure"]
@@ -225,7 +225,7 @@ def test_a_job_that_waits_says_for_what_and_goes_on_once_it_is_there(wrecks: Wre
 
 @pytest.mark.parametrize("name", STUMBLES)
 def test_what_was_not_the_jobs_own_fault_is_tried_again_by_the_same_job(wrecks: Wrecks, name: str) -> None:
-    assert wrecks.world.until_ready(name, within=90)["stable"]["number"] == 2
+    assert wrecks.world.until_ready(name)["stable"]["number"] == 2
     component, _ = STUMBLES[name]
     (job,) = wrecks.jobs(name, component)
     assert job["status"]["succeeded"] == 1
@@ -235,7 +235,7 @@ def test_what_was_not_the_jobs_own_fault_is_tried_again_by_the_same_job(wrecks: 
 def test_a_better_spec_and_a_retry_recover_and_no_job_was_made_twice(wrecks: Wrecks) -> None:
     world = wrecks.world
     for name, ending in ENDINGS.items():
-        world.until_condition(name, "Stalled", "True", ending.reason, within=120)
+        world.until_condition(name, "Stalled", "True", ending.reason)
     assert set(wrecks.births.names.values()) == {1}
     wrecks.lift(*ENDINGS)
     by_spec, by_token = list(ENDINGS)[::2], list(ENDINGS)[1::2]
@@ -244,7 +244,7 @@ def test_a_better_spec_and_a_retry_recover_and_no_job_was_made_twice(wrecks: Wre
     for name in by_token:
         world.patch(name, {"rollout": {"retryToken": "again"}})
     for name in (*by_spec, *by_token):
-        assert world.until_ready(name, within=120)["stable"]["revision"] != wrecks.stable[name]
+        assert world.until_ready(name)["stable"]["revision"] != wrecks.stable[name]
     assert set(wrecks.births.names.values()) == {1}
 
 
@@ -270,7 +270,7 @@ def test_a_quota_and_a_limit_range_are_told_and_waited_for(world: World) -> None
         assert world.condition("minilm", "Stalled")["status"] == "False"
         assert world.split("minilm") == {stable: 100}
         world.client.delete(path)
-        stable = f"{world.until_ready('minilm', within=120)['stable']['revision']}-cpu"
+        stable = f"{world.until_ready('minilm')['stable']['revision']}-cpu"
         assert world.status("minilm")["stable"]["number"] == number
 
 

@@ -159,7 +159,7 @@ def test_of_ten_edits_in_a_second_the_last_is_served(world: World) -> None:
     for number in range(10):
         path = f"edit-{number}"
         world.patch("minilm", {"source": {"persistentVolumeClaim": {"claimName": "checkpoints", "path": path}}})
-    status = world.until_ready("minilm", within=90)
+    status = world.until_ready("minilm")
     (revision,) = [one for one in world.revisions() if one["metadata"]["name"] == status["stable"]["revision"]]
     assert revision["spec"]["source"]["persistentVolumeClaim"]["path"] == "edit-9"
     world.until(lambda: world.names("apps/v1/deployments") == [f"{revision['metadata']['name']}-cpu"], "one serves")

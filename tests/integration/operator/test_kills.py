@@ -109,7 +109,7 @@ class Turns:
             is_at_rest = self._world.condition("minilm", "Reconciling").get("status") == "False"
             return bool(is_current and is_at_rest and (found["status"], found["reason"]) == ("True", reason))
 
-        self._world.until(is_over, f"{kind} is True, {reason}", within=180)
+        self._world.until(is_over, f"{kind} is True, {reason}")
 
     def _is_new(self) -> bool:
         status = self._world.status("minilm")
