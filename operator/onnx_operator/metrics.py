@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from onnx_operator.workqueue import Key
 
 _MODEL = ("namespace", "model")
+_SECONDS: Final = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 #: The conditions that sum up the others; what each stage says is in the model's status.
 _SUMMARY: Final = frozenset({ConditionType.READY, ConditionType.RECONCILING, ConditionType.STALLED})
 
@@ -35,7 +36,13 @@ class Metrics:
             "onnx_operator_reconcile_duration_seconds",
             "Time one reconcile took.",
             registry=self.registry,
-            buckets=(0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120),
+            buckets=_SECONDS,
+        )
+        self.queue_seconds = Histogram(
+            "onnx_operator_queue_duration_seconds",
+            "Time from the event or the hour that asks for a reconcile to its beginning.",
+            registry=self.registry,
+            buckets=_SECONDS,
         )
         self.reconciles = Counter(
             "onnx_operator_reconciles",

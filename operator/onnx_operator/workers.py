@@ -67,6 +67,7 @@ class Workers:
 
     async def _work(self) -> None:
         while (key := await self._queue.get()) is not None:
+            self._metrics.queue_seconds.observe(self._queue.waited(key))
             started = time.perf_counter()
             outcome = await self._attempt(key)
             self._metrics.reconcile_seconds.observe(time.perf_counter() - started)

@@ -135,8 +135,8 @@ class WorkQueue:
         """It went well: failures are forgotten; look again in `next_look` seconds, if at all."""
         del self._working[key]
         self._failures.pop(key, None)
-        if self._asked_again.pop(key, None) is not None:
-            self.add(key)
+        if (since := self._asked_again.pop(key, None)) is not None:
+            self._make_ready(key, since)
         elif next_look is not None:
             self.add_after(key, next_look)
 
@@ -160,6 +160,10 @@ class WorkQueue:
         return 0 if failure is None else failure.count
 
     # ---- seeing
+
+    def waited(self, key: Key) -> float:
+        """Seconds since the key that is being worked on was due: asked for first, or its time come."""
+        return self._now() - self._working[key]
 
     @property
     def depth(self) -> int:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import re
 import tempfile
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import quantiles
@@ -24,6 +26,8 @@ from integration.operator.conftest import GROUP, World, add_gateway_and_class
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse
+
+    from integration.processes import OperatorProcess
 
 NAMESPACES: Final = 20
 EDITORS: Final = 8
@@ -65,15 +69,29 @@ def measure(world: World, models: int, rate: int, seconds: int) -> None:
         time.sleep(seconds)  # the claim is about a span of time, so there is nothing to be waited for
         print(f"silence: {len(set(versions(world).items()) - set(before.items()))} writes in {seconds} s")
 
+        waits = waited(operator)
         took = edit(world, names, rate=rate, seconds=seconds)
         cuts = quantiles(took, n=100)
         print(
             f"edits: {len(took)} at {rate} a second, from the request to a status that answers it: "
             f"p50 {cuts[49] * 1000:.0f} ms, p99 {cuts[98] * 1000:.0f} ms, longest {max(took) * 1000:.0f} ms"
         )
+        waits = waited(operator) - waits
+        print(f"from an event to its reconcile: p50 {below(waits, 0.5)}, p99 {below(waits, 0.99)}")
         print(f"memory: {operator.peak_mib()} MiB at most; CPU: {operator.cpu_seconds():.1f} s in {since(begun):.0f} s")
     finally:
         operator.end()
+
+
+def waited(operator: OperatorProcess) -> Counter[float]:
+    """How many reconciles waited at most so many seconds for their turn, by the operator's own histogram."""
+    page = operator.page("/metrics")[1]
+    found = re.findall(r'^onnx_operator_queue_duration_seconds_bucket{le="(.+)"} (.+)$', page, re.MULTILINE)
+    return Counter({float(bound): int(float(count)) for bound, count in found})
+
+
+def below(waits: Counter[float], share: float) -> str:
+    return f"at most {min(bound for bound, count in waits.items() if count >= share * waits[math.inf]) * 1000:.0f} ms"
 
 
 def since(begun: float) -> float:

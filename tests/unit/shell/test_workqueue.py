@@ -206,6 +206,18 @@ def test_a_key_that_hangs_in_work_counts_as_waiting(queue: WorkQueue, clock: Han
     assert queue.oldest_age == 0.0
 
 
+def test_a_key_says_since_when_it_was_due(queue: WorkQueue, clock: Hands) -> None:
+    queue.add(key("a"))
+    clock.at += 3
+    queue.take()
+    assert queue.waited(key("a")) == 3
+    queue.add(key("a"))
+    clock.at += 5
+    queue.done(key("a"))
+    queue.take()
+    assert queue.waited(key("a")) == 5, "what was asked for while it was worked on has waited since"
+
+
 async def test_waiting_ends_when_a_key_is_added() -> None:
     queue = WorkQueue()
     waiting = asyncio.create_task(queue.get())
