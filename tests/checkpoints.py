@@ -39,11 +39,18 @@ class Shape:
 
     config: type[Any]
     encoder: type[Any]
-    sequence: type[Any]
-    token: type[Any]
-    sizes: Mapping[str, int]
+    sequence: type[Any] | None
+    token: type[Any] | None
+    sizes: Mapping[str, Any]
     #: Positions of RoBERTa and its like begin after the padding id, which is 1 there.
     roberta_like: bool = False
+    #: The class that makes one vector of a text.
+    embedder: type[Any] | None = None
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        names = ("encoder", "embedder", "sequence", "token")
+        return tuple(name for name in names if getattr(self, name) is not None)
 
 
 _BERT_SIZES: Final = {
@@ -53,12 +60,39 @@ _BERT_SIZES: Final = {
     "intermediate_size": 64,
 }
 SHAPES: Final[dict[str, Shape]] = {
+    "albert": Shape(
+        transformers.AlbertConfig,
+        transformers.AlbertModel,
+        transformers.AlbertForSequenceClassification,
+        transformers.AlbertForTokenClassification,
+        _BERT_SIZES | {"embedding_size": 16},
+    ),
     "bert": Shape(
         transformers.BertConfig,
         transformers.BertModel,
         transformers.BertForSequenceClassification,
         transformers.BertForTokenClassification,
         _BERT_SIZES,
+    ),
+    "clip_text_model": Shape(
+        transformers.CLIPTextConfig,
+        transformers.CLIPTextModel,
+        None,
+        None,
+        # The end of a text, where its vector is read.
+        _BERT_SIZES | {"projection_dim": 24, "eos_token_id": 3},
+        embedder=transformers.CLIPTextModelWithProjection,
+    ),
+    # As the third version has it; its lengths are cut to fit the small ones.
+    "deberta-v2": Shape(
+        transformers.DebertaV2Config,
+        transformers.DebertaV2Model,
+        transformers.DebertaV2ForSequenceClassification,
+        transformers.DebertaV2ForTokenClassification,
+        _BERT_SIZES
+        | {"relative_attention": True, "position_buckets": 8, "norm_rel_ebd": "layer_norm", "share_att_key": True}
+        | {"pos_att_type": ["p2c", "c2p"], "position_biased_input": False, "type_vocab_size": 0}
+        | {"max_relative_positions": -1, "conv_kernel_size": 3, "conv_act": "gelu"},
     ),
     "distilbert": Shape(
         transformers.DistilBertConfig,
@@ -73,6 +107,14 @@ SHAPES: Final[dict[str, Shape]] = {
         transformers.ElectraForSequenceClassification,
         transformers.ElectraForTokenClassification,
         _BERT_SIZES | {"embedding_size": 16},
+    ),
+    # Of four layers two look at all tokens and two at a window that is shorter than most samples.
+    "modernbert": Shape(
+        transformers.ModernBertConfig,
+        transformers.ModernBertModel,
+        transformers.ModernBertForSequenceClassification,
+        transformers.ModernBertForTokenClassification,
+        _BERT_SIZES | {"num_hidden_layers": 4, "local_attention": 8, "eos_token_id": 3, "bos_token_id": 2},
     ),
     "mpnet": Shape(
         transformers.MPNetConfig,
@@ -101,15 +143,28 @@ SHAPES: Final[dict[str, Shape]] = {
 }
 
 
+#: What is in no table of the converter, and built into transformers.
+UNKNOWN: Final[dict[str, Shape]] = {
+    "camembert": Shape(
+        transformers.CamembertConfig,
+        transformers.CamembertModel,
+        transformers.CamembertForSequenceClassification,
+        transformers.CamembertForTokenClassification,
+        _BERT_SIZES,
+        roberta_like=True,
+    ),
+}
+
+
 def tiny(folder: Path, architecture: str = "bert", head: str = "encoder", seed: int = 0) -> Path:
-    """A small checkpoint; `head` is encoder, sequence (3 labels) or token (5 labels)."""
-    shape = SHAPES[architecture]
+    """A small checkpoint; `head` is encoder, embedder, sequence (3 labels) or token (5 labels)."""
+    shape = SHAPES.get(architecture) or UNKNOWN[architecture]
     tokenizer = _tokenizer(roberta_like=shape.roberta_like)
     settings: dict[str, Any] = dict(shape.sizes)
     settings["vocab_size"] = len(tokenizer.get_vocab())
     settings["pad_token_id"] = tokenizer.pad_token_id
     settings["max_position_embeddings"] = TINY_LENGTH + (2 if shape.roberta_like else 0)
-    if head != "encoder":
+    if head in ("sequence", "token"):
         labels = 3 if head == "sequence" else 5
         settings["id2label"] = {number: f"LABEL_{number}" for number in range(labels)}
         settings["label2id"] = {f"LABEL_{number}": number for number in range(labels)}
@@ -121,6 +176,18 @@ def tiny(folder: Path, architecture: str = "bert", head: str = "encoder", seed: 
             torch.nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def tiny_clip(folder: Path) -> Path:
+    """Both towers in one checkpoint, padded with the end of a text as everybody's are."""
+    tiny(folder, "clip_text_model", "embedder")
+    text = json.loads((folder / "config.json").read_text())
+    sizes = _BERT_SIZES | {"image_size": 8, "patch_size": 4}
+    config = transformers.CLIPConfig(text_config=text, vision_config=sizes, projection_dim=24)
+    torch.manual_seed(0)
+    transformers.CLIPModel(config).save_pretrained(folder)
+    change_json(folder / "tokenizer_config.json", pad_token="[SEP]")  # noqa: S106  no password
     return folder
 
 
@@ -194,9 +261,16 @@ DECODERS: Final[dict[str, DecoderShape]] = {
 }
 
 
+#: What is in no table of the converter, and built into transformers; the second keeps no keys and values.
+UNKNOWN_DECODERS: Final[dict[str, DecoderShape]] = {
+    "granite": DecoderShape(transformers.GraniteForCausalLM, _GROUPED),
+    "mamba": DecoderShape(transformers.MambaForCausalLM, {"hidden_size": 32, "num_hidden_layers": 2}),
+}
+
+
 def tiny_decoder(folder: Path, name: str = "llama", seed: int = 0, **sizes: Any) -> Path:
     """A small language model whose tokenizer has a token for each byte, and as usual none for padding."""
-    shape = DECODERS[name]
+    shape = DECODERS.get(name) or UNKNOWN_DECODERS[name]
     tokenizer = _byte_tokenizer()
     special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     torch.manual_seed(seed)
@@ -633,11 +707,39 @@ BAD: Final[tuple[Bad, ...]] = (
         _modules("sentence_transformers.models.Transformer", "mine.Pooling"),
     ),
     Bad(
-        "the architecture is unknown",
+        "the architecture is built into nothing",
         "convert",
         "ArchitectureUnsupported",
-        "model_type",
-        _set_config(model_type="mamba"),
+        "code of the checkpoint's own is never run",
+        _set_config(model_type="mine"),
+    ),
+    Bad(
+        "the architecture takes images",
+        "convert",
+        "ArchitectureUnsupported",
+        "pixel_values",
+        _set_config(model_type="vit"),
+    ),
+    Bad(
+        "the architecture is the other tower of CLIP",
+        "convert",
+        "ArchitectureUnsupported",
+        "pixel_values",
+        _set_config(model_type="clip_vision_model", architectures=["CLIPVisionModelWithProjection"]),
+    ),
+    Bad(
+        "the architecture has a decoder besides",
+        "convert",
+        "ArchitectureUnsupported",
+        "an encoder and a decoder",
+        _set_config(model_type="bart"),
+    ),
+    Bad(
+        "the architecture is built in, and these are not its weights",
+        "convert",
+        "WeightsMismatch",
+        "tensors",
+        _set_config(model_type="nomic_bert"),
     ),
     Bad(
         "the architecture is no word",

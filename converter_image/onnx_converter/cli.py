@@ -106,7 +106,8 @@ def _convert(arguments: argparse.Namespace, progress: Progress) -> tuple[Reason,
     details = convert.run(
         convert.Convert(arguments.checkpoint, arguments.source_digest, wanted, arguments.output), progress
     )
-    return reasons.CONVERTED, f"{details['architecture']} for {details['task']}", details
+    untested = "" if details["knownArchitecture"] else "; there is no tested route for it, so the gate alone decides"
+    return reasons.CONVERTED, f"{details['architecture']} for {details['task']}{untested}", details
 
 
 def _validate(arguments: argparse.Namespace, progress: Progress) -> tuple[Reason, str, dict[str, Any]]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FILE: Final = "conversion.json"
 _TOOLS: Final = ("torch", "transformers", "tokenizers", "safetensors", "onnx", "onnx-ir", "onnxscript", "numpy")
 #: Bumped whenever the converter itself would make other bytes of the same input.
-CONVERTER: Final = "3"
+CONVERTER: Final = "4"
 
 
 class Signature(Parameters):
@@ -49,6 +49,8 @@ class Conversion(Parameters):
     spec: ConversionSpec
     tools: dict[str, str]
     architecture: str
+    #: Whether there is a tested route for it; one that was only tried has the gate alone to speak for it.
+    known_architecture: bool
     task: Task
     max_sequence_length: int
     inputs: tuple[Signature, ...]

@@ -67,6 +67,7 @@ def run(convert: Convert, progress: Progress) -> dict[str, Any]:
         progress.tell("EarlierResultReused", percent=100)
     return {
         "architecture": done.architecture,
+        "knownArchitecture": done.known_architecture,
         "task": str(done.task),
         "maxSequenceLength": done.max_sequence_length,
         "graphs": {str(name): made.model_dump(mode="json", by_alias=True) for name, made in done.graphs.items()},
@@ -152,6 +153,7 @@ def _fill(convert: Convert, folder: Path, progress: Progress) -> Conversion:
         spec=spec,
         tools=tools(),
         architecture=checkpoint.architecture,
+        known_architecture=checkpoint.is_known,
         task=checkpoint.task,
         max_sequence_length=checkpoint.max_sequence_length,
         inputs=tuple(Signature(**item.value()) for item in first.inputs),

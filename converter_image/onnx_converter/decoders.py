@@ -111,12 +111,17 @@ def cache_of(model: PreTrainedModel) -> Cache:
     try:
         with torch.inference_mode():
             kept = model(input_ids=torch.zeros((1, 1), dtype=torch.long), use_cache=True).past_key_values
+        tensors = [tensor for layer in kept.layers for tensor in (layer.keys, layer.values)]
     except RuntimeError as error:
         # Heads that do not divide, a window of nothing: the weights fit, and no token can be asked.
         raise StepFailedError(
             CONFIG_INVALID, f"{policy.CONFIG} describes a model that cannot read one token: {gist(error)}"
         ) from error
-    tensors = [tensor for layer in kept.layers for tensor in (layer.keys, layer.values)]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise StepFailedError(
+            ARCHITECTURE_UNSUPPORTED,
+            f"{policy.CONFIG}: this model keeps something else than keys and values of each layer: {gist(error)}",
+        ) from error
     return tuple((int(tensor.shape[1]), int(tensor.shape[3])) for tensor in tensors)
 
 

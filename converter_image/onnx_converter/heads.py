@@ -39,6 +39,8 @@ OUTPUTS: Final[dict[Task, str]] = {
     Task.TOKEN_CLASSIFICATION: "logits",
     Task.TEXT_GENERATION: decoders.LOGITS,
 }
+#: Of a model that itself makes one vector of a text, as everybody calls it.
+TEXT_EMBEDS: Final = "text_embeds"
 #: Tasks whose answer has one vector for each token, meaningless where the token is padding.
 PER_TOKEN: Final = frozenset({Task.FEATURE_EXTRACTION, Task.TOKEN_CLASSIFICATION})
 CLASSIFIERS: Final = frozenset({Task.TEXT_CLASSIFICATION, Task.TOKEN_CLASSIFICATION})
@@ -64,15 +66,22 @@ _ACTIVATIONS: Final[dict[str, type[nn.Module]]] = {
 class Wrapper(nn.Module):
     """The encoder with named tensors in and its first output out."""
 
-    def __init__(self, model: nn.Module, inputs: tuple[str, ...], after: nn.ModuleList) -> None:
+    within: Tensor
+
+    def __init__(self, model: nn.Module, inputs: tuple[str, ...], after: nn.ModuleList, capacity: int) -> None:
         super().__init__()
         self.model = model
         self.inputs = inputs
         self.after = after
+        self.register_buffer("within", torch.zeros(capacity, dtype=torch.long))
 
     @override
     def forward(self, *tensors: Tensor) -> Tensor:
         named = dict(zip(self.inputs, tensors, strict=True))
+        # Looked up and added as nothing: so a longer text is an error of the served graph, and never cut silently or
+        # answered by what was not validated, whatever the model does with its positions.
+        ids = named["input_ids"]
+        named["input_ids"] = ids + self.within[torch.arange(ids.shape[1])]
         answer: Tensor = self.model(**named, return_dict=False)[0]
         for module in self.after:
             answer = module(answer, named["attention_mask"])
@@ -129,7 +138,8 @@ class Normalize(nn.Module):
 
 def outputs_of(checkpoint: Checkpoint) -> tuple[str, ...]:
     """Names of the graph's outputs, the answer of the task first."""
-    return (OUTPUTS[checkpoint.task], *decoders.names_of(decoders.PRESENT, checkpoint.cache))
+    answer = TEXT_EMBEDS if checkpoint.embeds else OUTPUTS[checkpoint.task]
+    return (answer, *decoders.names_of(decoders.PRESENT, checkpoint.cache))
 
 
 def signature_of(checkpoint: Checkpoint) -> tuple[list[TensorSpec], list[TensorSpec]]:
@@ -152,8 +162,9 @@ def wrap(checkpoint: Checkpoint, folder: Path) -> Wrapper | decoders.Wrapper:
     """The whole computation of the task, ready to be run or exported."""
     if checkpoint.task is Task.TEXT_GENERATION:
         return decoders.wrap(checkpoint.model, checkpoint.max_sequence_length)
-    after = sentence_modules(folder, checkpoint) if checkpoint.task is Task.SENTENCE_EMBEDDING else []
-    wrapper = Wrapper(checkpoint.model, checkpoint.inputs, nn.ModuleList(after))
+    pools = checkpoint.task is Task.SENTENCE_EMBEDDING and not checkpoint.embeds
+    after = nn.ModuleList(sentence_modules(folder, checkpoint) if pools else [])
+    wrapper = Wrapper(checkpoint.model, checkpoint.inputs, after, checkpoint.max_sequence_length)
     wrapper.eval()
     wrapper.requires_grad_(requires_grad=False)
     return wrapper

@@ -1,9 +1,10 @@
 """The torch original of a checkpoint, and its tokenizer.
 
 transformers builds the module, but reads no weights and chooses no class: the class follows from model_type and the
-task in the tables below, its configuration is made of declared fields only, and the tensors come through safetensors
-after weights.py has checked them. So nothing a checkpoint writes into its files selects code. Refuses every
-architecture that is not in the tables, and tensors that are missing, left over or of another shape.
+task in the tables of encoders.py and decoders.py, its configuration is made of declared fields only, and the tensors
+come through safetensors after weights.py has checked them. An architecture in none of our tables is taken from
+transformers' own, which name what it has built in; so a checkpoint selects among those and brings no code. Refuses
+tensors that are missing, left over or of another shape.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from onnx_converter import decoders, policy
+from onnx_converter import decoders, encoders, policy
 from onnx_converter.reasons import (
     ARCHITECTURE_UNSUPPORTED,
     CHECKPOINT_INCOMPLETE,
@@ -40,74 +41,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """What this converter must know of a model type beyond what transformers tells."""
-
-    config: type[PreTrainedConfig]
-    encoder: type[PreTrainedModel]
-    sequence: type[PreTrainedModel]
-    token: type[PreTrainedModel]
-    has_pooler: bool
-    #: RoBERTa and its like begin to count positions after the padding id.
-    offsets_positions: bool
-
-
-ARCHITECTURES: Final[dict[str, Architecture]] = {
-    "bert": Architecture(
-        transformers.BertConfig,
-        transformers.BertModel,
-        transformers.BertForSequenceClassification,
-        transformers.BertForTokenClassification,
-        has_pooler=True,
-        offsets_positions=False,
-    ),
-    "distilbert": Architecture(
-        transformers.DistilBertConfig,
-        transformers.DistilBertModel,
-        transformers.DistilBertForSequenceClassification,
-        transformers.DistilBertForTokenClassification,
-        has_pooler=False,
-        offsets_positions=False,
-    ),
-    "electra": Architecture(
-        transformers.ElectraConfig,
-        transformers.ElectraModel,
-        transformers.ElectraForSequenceClassification,
-        transformers.ElectraForTokenClassification,
-        has_pooler=False,
-        offsets_positions=False,
-    ),
-    "mpnet": Architecture(
-        transformers.MPNetConfig,
-        transformers.MPNetModel,
-        transformers.MPNetForSequenceClassification,
-        transformers.MPNetForTokenClassification,
-        has_pooler=True,
-        offsets_positions=True,
-    ),
-    "roberta": Architecture(
-        transformers.RobertaConfig,
-        transformers.RobertaModel,
-        transformers.RobertaForSequenceClassification,
-        transformers.RobertaForTokenClassification,
-        has_pooler=True,
-        offsets_positions=True,
-    ),
-    "xlm-roberta": Architecture(
-        transformers.XLMRobertaConfig,
-        transformers.XLMRobertaModel,
-        transformers.XLMRobertaForSequenceClassification,
-        transformers.XLMRobertaForTokenClassification,
-        has_pooler=True,
-        offsets_positions=True,
-    ),
-}
-#: Keys of config.json that are no field of the configuration class and change nothing in an encoder's answer.
+#: Tensors that a checkpoint may have beyond what the task needs, and that change nothing in its answer.
 _HARMLESS_LEFTOVERS: Final = re.compile(
     r"(.*\.)?(pooler|lm_head|cls|vocab_(transform|layer_norm|projector)|discriminator_predictions|generator_\w+)\..*"
     r"|(.*\.)?(position_ids|token_type_ids)"
+    # Heads of the training of ALBERT, DeBERTa and ModernBERT, and of CLIP what is not its encoder for texts.
+    r"|(predictions|sop_classifier|lm_predictions|mask_predictions|head|decoder)\..*"
+    r"|(vision_model|visual_projection|text_projection)\..*|logit_scale"
 )
+#: Keys of config.json that are never handed to a configuration class.
+_NEVER_SET: Final = frozenset({"dtype", "torch_dtype", "architectures", "model_type", "transformers_version"})
 #: The fewest tokens that are still a text.
 SHORTEST: Final = 8
 #: What a tokenizer can give, in the order of the graph's inputs.
@@ -136,6 +79,10 @@ class Checkpoint:
     max_sequence_length: int
     #: Of a decoder; an encoder keeps nothing.
     cache: decoders.Cache = ()
+    #: Whether the model itself answers with one vector for a text.
+    embeds: bool = False
+    #: Whether its architecture is one of our tables, or was only tried.
+    is_known: bool = True
 
 
 def load(folder: Path, task: Task, max_sequence_length: int | None) -> Checkpoint:
@@ -151,20 +98,46 @@ def load(folder: Path, task: Task, max_sequence_length: int | None) -> Checkpoin
     kind = value.get("model_type")
     if isinstance(kind, str) and (family := decoders.FAMILIES.get(kind)) is not None:
         return _load_decoder(folder, value, family, task, max_sequence_length)
+    name = _class_of(value)
+    is_known = isinstance(kind, str) and kind in encoders.ARCHITECTURES
+    if not is_known and (task is Task.TEXT_GENERATION or name.endswith(_GENERATORS)):
+        return _load_decoder(folder, value, encoders.generator_of(kind), task, max_sequence_length, undeclared=None)
     architecture = _architecture_of(value)
-    resolved = resolve_task(folder, value, task)
-    config = _config_of(architecture.config, value)
+    embeds = encoders.is_embedder(architecture, name, value)
+    resolved = resolve_task(folder, value, task, embeds=embeds)
+    config = _config_of(
+        architecture.config, encoders.settings_of(value), architecture.undeclared if architecture.is_known else None
+    )
     config.use_cache = False
-    model = _encoder_of(folder, architecture, config, resolved)
-    capacity = _shorten(model, architecture, max_sequence_length)
-    tokenizer = _tokenizer_of(folder, config, pads=True)
+    if not architecture.is_known:
+        _refuse_unusual(config, kind)
+    embeds = embeds and resolved is Task.SENTENCE_EMBEDDING and not (folder / policy.MODULES).is_file()
+    model = _model_of(folder, *_encoder_of(architecture, resolved, embeds=embeds), config)
+    tokenizer = _tokenizer_of(folder, config, pads=True, with_any=architecture.pads_with_any)
+    capacity = encoders.capacity_of(architecture, model, max_sequence_length, SHORTEST, tokenizer.pad_token_id)
     inputs = tuple(name for name in INPUTS if name in _accepted(model, tokenizer))
-    return Checkpoint(model, tokenizer, str(value["model_type"]), resolved, inputs, capacity)
+    return Checkpoint(
+        model,
+        tokenizer,
+        str(kind),
+        resolved,
+        inputs,
+        capacity,
+        embeds=embeds,
+        is_known=architecture.is_known,
+    )
 
 
 def _load_decoder(
-    folder: Path, value: dict[str, Any], family: decoders.Family, task: Task, max_sequence_length: int | None
+    folder: Path,
+    value: dict[str, Any],
+    family: decoders.Family,
+    task: Task,
+    max_sequence_length: int | None,
+    *,
+    undeclared: frozenset[str] | None = decoders.OLDER_FIELDS,
 ) -> Checkpoint:
+    is_known = undeclared is not None
     name = _class_of(value) or _GENERATORS[0]
     if not name.endswith(_GENERATORS):
         raise StepFailedError(
@@ -176,25 +149,24 @@ def _load_decoder(
             SPEC_IMPOSSIBLE, f"task {task} does not fit {name}, a decoder: use auto or {Task.TEXT_GENERATION}"
         )
     decoders.refuse_variants(value)
-    config = _config_of(family.config, value, decoders.OLDER_FIELDS)
+    config = _config_of(family.config, value, undeclared)
+    if not is_known:
+        _refuse_unusual(config, value["model_type"], "max_position_embeddings")
     capacity = decoders.capacity_of(config, max_sequence_length, SHORTEST)
-    model = _model_of(folder, family.model, config)
+    model = _model_of(folder, family.model, {}, config)
     decoders.settle_rotation(model)
     tokenizer = _tokenizer_of(folder, config, pads=False)
     cache = decoders.cache_of(model)
     inputs = (*decoders.INPUTS, *decoders.names_of(decoders.PAST, cache))
-    return Checkpoint(model, tokenizer, str(value["model_type"]), Task.TEXT_GENERATION, inputs, capacity, cache)
+    return Checkpoint(
+        model, tokenizer, str(value["model_type"]), Task.TEXT_GENERATION, inputs, capacity, cache, is_known=is_known
+    )
 
 
-def _architecture_of(value: dict[str, Any]) -> Architecture:
-    kind = value.get("model_type")
-    architecture = ARCHITECTURES.get(kind) if isinstance(kind, str) else None
-    if architecture is None:
-        known = ", ".join([*ARCHITECTURES, *decoders.FAMILIES])
-        raise StepFailedError(
-            ARCHITECTURE_UNSUPPORTED, f"{policy.CONFIG}: model_type {kind!r} has no tested route, there are {known}"
-        )
-    if (positions := value.get("position_embedding_type", "absolute")) != "absolute":
+def _architecture_of(value: dict[str, Any]) -> encoders.Architecture:
+    architecture = encoders.architecture_of(value.get("model_type"))
+    positions = value.get("position_embedding_type", "absolute")
+    if architecture.is_known and positions != "absolute":
         raise StepFailedError(
             ARCHITECTURE_UNSUPPORTED,
             f"{policy.CONFIG}: position_embedding_type {positions!r} is not supported, absolute is",
@@ -206,6 +178,20 @@ def _architecture_of(value: dict[str, Any]) -> Architecture:
     return architecture
 
 
+def _refuse_unusual(config: PreTrainedConfig, kind: object, *names: str) -> None:
+    """What every model here has, and one that nobody knows may not have."""
+    if config.is_encoder_decoder:
+        raise StepFailedError(
+            ARCHITECTURE_UNSUPPORTED,
+            f"{policy.CONFIG}: model_type {kind!r} has an encoder and a decoder: one is supported",
+        )
+    for name in ("vocab_size", "hidden_size", "num_hidden_layers", *names):
+        if not isinstance(getattr(config, name, None), int):
+            raise StepFailedError(
+                ARCHITECTURE_UNSUPPORTED, f"{policy.CONFIG}: model_type {kind!r} has no {name}, so it cannot be tried"
+            )
+
+
 def _class_of(value: dict[str, Any]) -> str:
     """The class that the checkpoint was saved from; empty where it does not say."""
     names = value.get("architectures") or []
@@ -214,11 +200,11 @@ def _class_of(value: dict[str, Any]) -> str:
     return names[0] if names else ""
 
 
-def resolve_task(folder: Path, value: dict[str, Any], task: Task) -> Task:
+def resolve_task(folder: Path, value: dict[str, Any], task: Task, *, embeds: bool = False) -> Task:
     """What `auto` means for this checkpoint, or an error where it cannot do what is asked."""
     name = _class_of(value)
     head = next((found for suffix, found in _HEADS.items() if name.endswith(suffix)), None)
-    is_sentence = (folder / policy.MODULES).is_file()
+    is_sentence = embeds or (folder / policy.MODULES).is_file()
     if task is Task.AUTO:
         return Task.SENTENCE_EMBEDDING if is_sentence else head or Task.FEATURE_EXTRACTION
     if task is Task.SENTENCE_EMBEDDING and not is_sentence:
@@ -235,10 +221,20 @@ def resolve_task(folder: Path, value: dict[str, Any], task: Task) -> Task:
 
 
 def _config_of(
-    kind: type[PreTrainedConfig], value: dict[str, Any], older: frozenset[str] = frozenset()
+    kind: type[PreTrainedConfig], value: dict[str, Any], undeclared: frozenset[str] | None
 ) -> PreTrainedConfig:
-    declared = {field.name for field in dataclasses.fields(kind)} | older
-    kept = {key: inner for key, inner in value.items() if key in declared and key not in ("dtype", "architectures")}
+    """`undeclared` are fields to keep besides; None keeps whatever is no part of the class itself."""
+    declared = {field.name for field in dataclasses.fields(kind)} - _NEVER_SET
+    kept = {
+        key: inner
+        for key, inner in value.items()
+        if key in declared
+        or (
+            not (key in _NEVER_SET or key.startswith("_") or hasattr(kind, key))
+            if undeclared is None
+            else key in undeclared
+        )
+    }
     if isinstance(kept.get("id2label"), dict):
         kept["num_labels"] = len(kept["id2label"])
     elif isinstance(value.get("num_labels"), int):
@@ -249,21 +245,27 @@ def _config_of(
         raise StepFailedError(CONFIG_INVALID, f"{policy.CONFIG} is impossible: {gist(error)}") from error
 
 
-def _encoder_of(folder: Path, architecture: Architecture, config: PreTrainedConfig, task: Task) -> PreTrainedModel:
-    options: dict[str, Any] = {}
+def _encoder_of(
+    architecture: encoders.Architecture, task: Task, *, embeds: bool
+) -> tuple[type[PreTrainedModel], dict[str, Any]]:
+    """The class, and how it is to be built."""
     match task:
         case Task.TEXT_CLASSIFICATION:
             kind = architecture.sequence
         case Task.TOKEN_CLASSIFICATION:
             kind = architecture.token
         case _:
-            kind = architecture.encoder
-            # An untrained pooler would be made up where the checkpoint has none, and no task here reads it.
-            options = {"add_pooling_layer": False} if architecture.has_pooler else {}
-    return _model_of(folder, kind, config, **options)
+            kind = architecture.embedder if embeds else architecture.encoder
+    if kind is None:
+        raise StepFailedError(SPEC_IMPOSSIBLE, f"task {task} has no class in this architecture: use feature-extraction")
+    # An untrained pooler would be made up where the checkpoint has none, and no task here reads it.
+    bare = kind is architecture.encoder and "add_pooling_layer" in inspect.signature(kind).parameters
+    return kind, {"add_pooling_layer": False} if bare else {}
 
 
-def _model_of(folder: Path, kind: type[PreTrainedModel], config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
+def _model_of(
+    folder: Path, kind: type[PreTrainedModel], options: dict[str, Any], config: PreTrainedConfig
+) -> PreTrainedModel:
     tensors: dict[str, torch.Tensor] = {}
     for shard in policy.shards_of(folder, frozenset(policy.list_folder(folder))):
         tensors |= load_file(folder / shard)
@@ -328,34 +330,10 @@ def _refuse_misfits(found: dict[str, Any], kind: str) -> None:
         )
 
 
-def _shorten(model: PreTrainedModel, architecture: Architecture, wanted: int | None) -> int:
-    """Cuts the position table, so that a longer text is an error of the served graph and never cut silently."""
-    embeddings = model.base_model.embeddings
-    table = embeddings.position_embeddings
-    offset = int(table.padding_idx) + 1 if architecture.offsets_positions else 0
-    capacity = int(table.num_embeddings) - offset
-    if wanted is None or wanted == capacity:
-        return capacity
-    if wanted < SHORTEST:
-        raise StepFailedError(
-            SPEC_IMPOSSIBLE,
-            f"maxSequenceLength {wanted} leaves no room for text between special tokens: use {SHORTEST} or more",
-        )
-    if wanted > capacity:
-        raise StepFailedError(
-            SPEC_IMPOSSIBLE,
-            f"maxSequenceLength {wanted} exceeds the {capacity} positions of the checkpoint: use at most {capacity}",
-        )
-    table.weight = torch.nn.Parameter(table.weight[: wanted + offset].clone(), requires_grad=False)
-    table.num_embeddings = wanted + offset
-    for name in ("position_ids", "token_type_ids"):
-        if (buffer := getattr(embeddings, name, None)) is not None:
-            setattr(embeddings, name, buffer[:, : wanted + offset].clone())
-    return wanted
-
-
-def _tokenizer_of(folder: Path, config: PreTrainedConfig, *, pads: bool) -> PreTrainedTokenizerBase:
-    """A tokenizer that fits; without `pads` the padding may be any token, as it is always behind a mask."""
+def _tokenizer_of(
+    folder: Path, config: PreTrainedConfig, *, pads: bool, with_any: bool = False
+) -> PreTrainedTokenizerBase:
+    """A tokenizer that fits; without `pads` it need have no padding, and it may pad `with_any`, as a mask hides it."""
     if not any(
         (folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
     ):
@@ -391,7 +369,7 @@ def _tokenizer_of(folder: Path, config: PreTrainedConfig, *, pads: bool) -> PreT
         tokenizer.pad_token = _padding_of(tokenizer, rows)
         return tokenizer
     padding = getattr(config, "pad_token_id", None)
-    if padding is not None and tokenizer.pad_token_id != padding:
+    if not with_any and padding is not None and tokenizer.pad_token_id != padding:
         raise StepFailedError(
             TOKENIZER_MISMATCH,
             f"the tokenizer pads with id {tokenizer.pad_token_id}, {policy.CONFIG} says pad_token_id {padding}",
@@ -407,4 +385,6 @@ def _padding_of(tokenizer: PreTrainedTokenizerBase, rows: int) -> str:
 
 
 def _accepted(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
-    return frozenset(tokenizer.model_input_names) & frozenset(inspect.signature(model.forward).parameters)
+    accepted = frozenset(tokenizer.model_input_names) & frozenset(inspect.signature(model.forward).parameters)
+    # A model without kinds of tokens takes them and does not look at them.
+    return accepted if getattr(model.config, "type_vocab_size", 1) else accepted - {"token_type_ids"}

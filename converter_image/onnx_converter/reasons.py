@@ -77,7 +77,9 @@ WEIGHTS_MISMATCH: Final = Reason(
     "WeightsMismatch", 21, "surfaces when tensors are missing, left over or of another shape than config.json says"
 )
 ARCHITECTURE_UNSUPPORTED: Final = Reason(
-    "ArchitectureUnsupported", 22, "surfaces when this converter has no tested route for the model type or module"
+    "ArchitectureUnsupported",
+    22,
+    "surfaces when the model type is not built into transformers, or it or a module is of a kind that is not converted",
 )
 TOKENIZER_MISMATCH: Final = Reason(
     "TokenizerMismatch", 23, "surfaces when the tokenizer cannot be loaded or gives ids that the model has no row for"

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from checkpoints import SHAPES, TINY_LENGTH, change_json, tiny, tiny_sentence
+from checkpoints import SHAPES, TINY_LENGTH, change_json, tiny, tiny_clip, tiny_sentence
 from onnx_converter import quantize
 from onnx_converter.spec import ConversionSpec, Scheme
 
@@ -23,8 +23,13 @@ if TYPE_CHECKING:
     from unit.converter.steps import Line
 
 CPU = "CPUExecutionProvider"
-OUTPUTS = {"encoder": "last_hidden_state", "sequence": "logits", "token": "logits"}
-TASKS = {"encoder": "feature-extraction", "sequence": "text-classification", "token": "token-classification"}
+OUTPUTS = {"encoder": "last_hidden_state", "embedder": "text_embeds", "sequence": "logits", "token": "logits"}
+TASKS = {
+    "encoder": "feature-extraction",
+    "embedder": "sentence-embedding",
+    "sequence": "text-classification",
+    "token": "token-classification",
+}
 
 
 def graph_of(line: Line) -> Path:
@@ -36,8 +41,7 @@ def answer(line: Line, output: str, inputs: dict[str, Any]) -> Any:
     return session.run([output], inputs)[0]
 
 
-@pytest.mark.parametrize("head", OUTPUTS)
-@pytest.mark.parametrize("architecture", SHAPES)
+@pytest.mark.parametrize(("architecture", "head"), [(name, head) for name in SHAPES for head in SHAPES[name].heads])
 def test_the_graph_of_every_architecture_and_task_agrees_with_torch(
     architecture: str, head: str, tmp_path: Path, line: Line
 ) -> None:
@@ -51,8 +55,33 @@ def test_the_graph_of_every_architecture_and_task_agrees_with_torch(
     validated = line.validate(digest).details
     assert float(validated["parity"]["maxAbsolute"]) < 1e-4
     assert float(validated["parity"]["minCosine"]) > 0.99999
-    assert (validated["parity"]["minLabelAgreement"] is None) == (head == "encoder")
+    assert (validated["parity"]["minLabelAgreement"] is None) == (head in ("encoder", "embedder"))
     assert set(validated["placement"]) == {CPU}
+
+
+def test_the_encoder_for_texts_of_a_whole_clip_gives_the_vectors_that_are_compared_with_images(
+    tmp_path: Path, line: Line
+) -> None:
+    folder = tiny_clip(tmp_path / "model")
+    digest = line.fetch(folder).details["digest"]
+    converted = line.convert(digest).details
+    assert (converted["architecture"], converted["task"]) == ("clip", "sentence-embedding")
+    assert line.validate(digest).summary.reason == "Validated"
+    encoded = transformers.AutoTokenizer.from_pretrained(folder)(["the cat", "a mat on the train"], padding=True)
+    inputs = {name: np.asarray(encoded[name], np.int64) for name in ("input_ids", "attention_mask")}
+    model = transformers.CLIPModel.from_pretrained(folder, attn_implementation="eager").eval()
+    with torch.no_grad():
+        truth = model.get_text_features(**{name: torch.from_numpy(ids) for name, ids in inputs.items()})
+    np.testing.assert_allclose(answer(line, "text_embeds", inputs), truth.pooler_output.numpy(), atol=1e-5)
+
+
+def test_an_architecture_that_is_not_known_is_tried_and_told_so(tmp_path: Path, line: Line) -> None:
+    digest = line.fetch(tiny(tmp_path / "model", "camembert")).details["digest"]
+    converted = line.convert(digest)
+    assert converted.details["knownArchitecture"] is False
+    assert converted.details["maxSequenceLength"] == TINY_LENGTH, "found by asking: its positions begin after padding"
+    assert "no tested route" in converted.summary.message
+    assert line.validate(digest).summary.reason == "Validated"
 
 
 SENTENCES: dict[str, dict[str, Any]] = {
@@ -127,7 +156,7 @@ def test_the_opset_is_the_one_asked_for(tmp_path: Path, line: Line) -> None:
     assert line.validate(digest, opset=23).summary.reason == "Validated"
 
 
-@pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert"])
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "deberta-v2", "modernbert"])
 def test_a_shorter_maximum_makes_a_longer_text_an_error_and_changes_no_answer(
     architecture: str, tmp_path: Path, line: Line
 ) -> None:

@@ -74,6 +74,23 @@ def test_the_graph_of_every_decoder_agrees_with_torch_and_writes_what_transforme
         assert judged.total.min_cosine < 0.99999, "it was quantised"
 
 
+def test_a_decoder_that_is_not_known_is_tried_and_told_so(tmp_path: Path, line: Line) -> None:
+    folder = tiny_decoder(tmp_path / "model", "granite", num_hidden_layers=1, residual_multiplier=0.5)
+    digest = line.fetch(folder).details["digest"]
+    converted = line.convert(digest)
+    assert converted.details["knownArchitecture"] is False
+    assert "no tested route" in converted.summary.message
+    assert line.validate(digest).summary.reason == "Validated"
+    assert written(graph_of(line), folder) == generated(folder), "its own field is read: another model writes otherwise"
+
+
+def test_a_decoder_that_is_not_known_and_keeps_no_keys_is_refused(tmp_path: Path, line: Line) -> None:
+    digest = line.fetch(tiny_decoder(tmp_path / "model", "mamba")).details["digest"]
+    ended = line.convert(digest)
+    assert ended.summary.reason == "ArchitectureUnsupported"
+    assert "takes no" in ended.summary.message
+
+
 PROMPTS = ["the cat", "water and the train: 12"]
 #: How many tokens both write.
 STEPS = 16
