@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from checkpoints import DECODERS, SHAPES, tiny, tiny_decoder
-from onnx_converter import export, parity, quantize, validate
+from onnx_converter import calibration, export, parity, quantize, texts, validate
 from onnx_converter.contest import Candidate, Original
 from onnx_converter.progress import Progress
 from onnx_converter.spec import ConversionSpec, Parity, Provider, Scheme, Task
@@ -50,8 +50,11 @@ def _judge(architecture: str, folder: Path) -> Iterator[str]:
     export.save(export.export(original.checkpoint, original.wrapper, opset=18), exported)
     quantised = folder / "quantised.onnx"
     for scheme in Scheme:
+        if scheme is Scheme.INT8_STATIC and original.checkpoint.cache:
+            continue
         if scheme is not Scheme.NONE:
-            quantize.quantise(ConversionSpec(scheme=scheme), exported, quantised)
+            requests = calibration.requests(original.checkpoint, texts.ALL)
+            quantize.quantise(ConversionSpec(scheme=scheme), exported, quantised, requests)
         path = exported if scheme is Scheme.NONE else quantised
         tolerance = parity.tolerance_of(Parity(), scheme, task)
         candidate = Candidate.load(path, Provider.CPU)
