@@ -87,7 +87,7 @@ def int8_dynamic(source: Path, target: Path) -> None:
     )
 
 
-class _Requests(CalibrationDataReader):  # type: ignore[misc]  onnxruntime has no types
+class _Requests(CalibrationDataReader):  # type: ignore[misc]
     def __init__(self, requests: Iterable[dict[str, NDArray[Any]]]) -> None:
         self._left: Iterator[dict[str, NDArray[Any]]] = iter(requests)
 
