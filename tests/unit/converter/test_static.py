@@ -32,8 +32,7 @@ LAYERS = ("encoder.layer.0.dense", "encoder.layer.0.output", "encoder.layer.1.de
 def write(path: Path, opset: int) -> Path:
     """Three layers, one of them with a bias of its own, and a product of two activations."""
     random = np.random.default_rng(0)
-    weights = {name: random.standard_normal((WIDTH, WIDTH), dtype=np.float32) / 4 for name in "abc"}
-    weights["bias"] = random.standard_normal(WIDTH, dtype=np.float32)
+    shapes = {"a": (WIDTH, WIDTH), "b": (WIDTH, WIDTH), "c": (WIDTH, WIDTH), "bias": (WIDTH,)}
     nodes = [
         helper.make_node("MatMul", ["given", "a"], ["first"], name=LAYERS[0]),
         helper.make_node("Gemm", ["first", "b", "bias"], ["second"], name=LAYERS[1]),
@@ -47,7 +46,10 @@ def write(path: Path, opset: int) -> Path:
         "graph",
         [helper.make_tensor_value_info("given", TensorProto.FLOAT, ["sequence", WIDTH])],
         [helper.make_tensor_value_info("answer", TensorProto.FLOAT, ["sequence", WIDTH])],
-        [numpy_helper.from_array(values, name) for name, values in weights.items()],
+        [
+            numpy_helper.from_array(random.standard_normal(shape, dtype=np.float32) / 4, name)
+            for name, shape in shapes.items()
+        ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
     path.write_bytes(model.SerializeToString())
