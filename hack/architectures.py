@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from checkpoints import DECODERS, SHAPES, tiny, tiny_decoder
-from onnx_converter import export, parity, quantize, validate
+from onnx_converter import calibration, export, parity, quantize, texts, validate
 from onnx_converter.contest import Candidate, Original
 from onnx_converter.progress import Progress
 from onnx_converter.reasons import VALIDATED
@@ -63,9 +63,13 @@ def _judge(architecture: str, folder: Path) -> str:
     export.save(export.export(original.checkpoint, original.wrapper, opset=18), exported)
     cells = []
     for scheme in Scheme:
+        if scheme is Scheme.INT8_STATIC and original.checkpoint.cache:
+            cells.append("")
+            continue
         path = exported if scheme is Scheme.NONE else folder / f"{scheme}.onnx"
         if scheme is not Scheme.NONE:
-            quantize.quantise(ConversionSpec(scheme=scheme), exported, path)
+            requests = calibration.requests(original.checkpoint, texts.ALL)
+            quantize.quantise(ConversionSpec(scheme=scheme), exported, path, requests)
         tolerance = parity.tolerance_of(Parity(), scheme, task)
         judged = validate.judge(
             original, Candidate.load(path, Provider.CPU), tolerance, Progress("validate", io.StringIO())

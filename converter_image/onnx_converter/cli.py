@@ -57,6 +57,9 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("--source-digest", required=True, metavar="DIGEST", help="digest the fetch step printed")
     convert.add_argument("--spec", required=True, metavar="JSON")
     convert.add_argument("--output", type=Path, default=Path("/graph"))
+    convert.add_argument(
+        "--calibration-root", type=Path, default=Path("/calibration"), help="where calibration texts are mounted"
+    )
     validate = _step(steps, "validate", "prove that a graph behaves like the original", _validate)
     validate.add_argument("--checkpoint", type=Path, default=Path("/checkpoint"))
     validate.add_argument("--graph", type=Path, default=Path("/graph"))
@@ -104,7 +107,10 @@ def _convert(arguments: argparse.Namespace, progress: Progress) -> tuple[Reason,
 
     wanted = spec.parse(spec.ConversionSpec, "--spec", arguments.spec)
     details = convert.run(
-        convert.Convert(arguments.checkpoint, arguments.source_digest, wanted, arguments.output), progress
+        convert.Convert(
+            arguments.checkpoint, arguments.source_digest, wanted, arguments.output, arguments.calibration_root
+        ),
+        progress,
     )
     untested = "" if details["knownArchitecture"] else "; there is no tested route for it, so the gate alone decides"
     return reasons.CONVERTED, f"{details['architecture']} for {details['task']}{untested}", details

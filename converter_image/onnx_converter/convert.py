@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from onnx_converter import decoders, export, graph, load, quantize
+from onnx_converter import calibration, decoders, export, graph, load, quantize
 from onnx_converter.conversion import FILE, Conversion, Graph, Signature, tools
 from onnx_converter.digest import sha256_of, tree_digest
 from onnx_converter.fetch import check_folder, sync_tree
 from onnx_converter.heads import signature_of, wrap
-from onnx_converter.reasons import DIGEST_MISMATCH, StepFailedError
+from onnx_converter.reasons import DIGEST_MISMATCH, SPEC_IMPOSSIBLE, StepFailedError
 from onnx_converter.spec import ConversionSpec, Provider, Scheme
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from onnx_converter.load import Checkpoint
     from onnx_converter.progress import Progress
@@ -52,17 +52,20 @@ class Convert:
     source_digest: str
     spec: ConversionSpec
     output: Path
+    #: Where the volume with the texts is mounted, if any are declared.
+    calibration_root: Path
 
 
 def run(convert: Convert, progress: Progress) -> dict[str, Any]:
     graph.refuse_opset(convert.spec.opset)
     for provider in convert.spec.providers:
         quantize.refuse_without_kernels(convert.spec.scheme, provider)
+    texts = calibration.read(convert.spec.calibration, convert.calibration_root)
     verify_checkpoint(convert.checkpoint, convert.source_digest)
     progress.tell("CheckpointVerified", percent=10)
     done = _earlier(convert)
     if done is None:
-        done = _convert(convert, progress)
+        done = _convert(convert, texts, progress)
     else:
         progress.tell("EarlierResultReused", percent=100)
     return {
@@ -102,13 +105,13 @@ def _earlier(convert: Convert) -> Conversion | None:
     return found if same else None
 
 
-def _convert(convert: Convert, progress: Progress) -> Conversion:
+def _convert(convert: Convert, texts: Sequence[str], progress: Progress) -> Conversion:
     convert.output.mkdir(parents=True, exist_ok=True)
     for path in convert.output.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=convert.output))
     try:
-        done = _fill(convert, partial, progress)
+        done = _fill(convert, texts, partial, progress)
         done.write(partial)
         sync_tree(partial)
         # conversion.json last: without it the folder is no result.
@@ -119,12 +122,18 @@ def _convert(convert: Convert, progress: Progress) -> Conversion:
     return done
 
 
-def _fill(convert: Convert, folder: Path, progress: Progress) -> Conversion:
+def _fill(convert: Convert, texts: Sequence[str], folder: Path, progress: Progress) -> Conversion:
     spec = convert.spec
     checkpoint = load.load(convert.checkpoint, spec.task, spec.max_sequence_length)
+    if spec.scheme is Scheme.INT8_STATIC and checkpoint.cache:
+        raise StepFailedError(
+            SPEC_IMPOSSIBLE,
+            f"quantization.scheme {spec.scheme} is for encoders: use int8-weight-only or int4-weight-only for "
+            f"{checkpoint.architecture}, a language model",
+        )
     progress.tell("CheckpointLoaded", percent=30, architecture=checkpoint.architecture, task=str(checkpoint.task))
     wrapper = wrap(checkpoint, convert.checkpoint)
-    model = export.export(checkpoint, wrapper, spec.opset)
+    model = export.export(checkpoint, wrapper, quantize.opset_of(spec))
     progress.tell("GraphExported", percent=60)
     exported = folder / "exported" / graph.MODEL
     exported.parent.mkdir()
@@ -137,7 +146,7 @@ def _fill(convert: Convert, folder: Path, progress: Progress) -> Conversion:
             shutil.copytree(exported.parent, target.parent)
         else:
             target.parent.mkdir()
-            quantize.quantise(spec, exported, target)
+            quantize.quantise(spec, exported, target, calibration.requests(checkpoint, texts))
         facts[provider] = graph.inspect(target, *signature_of(checkpoint))
         progress.tell(
             "GraphWritten",

@@ -6,6 +6,7 @@ paths into node metadata, and those are taken out.
 
 from __future__ import annotations
 
+import ast
 import re
 import warnings
 from typing import TYPE_CHECKING, Final
@@ -28,6 +29,8 @@ BATCH: Final = "batch"
 SEQUENCE: Final = "sequence"
 PAST_SEQUENCE: Final = "past_sequence"
 TOTAL_SEQUENCE: Final = "total_sequence"
+#: Where the exporter notes the path of modules that a node comes from.
+_SCOPES: Final = "pkg.torch.onnx.name_scopes"
 #: Protobuf ends at 2 GiB; beside the weights there is room for the graph itself.
 _INLINE_LIMIT: Final = 1_900_000_000
 
@@ -87,10 +90,25 @@ def export(checkpoint: Checkpoint, wrapper: torch.nn.Module, opset: int) -> onnx
             EXPORT_FAILED, f"torch's exporter returned nothing for {checkpoint.architecture} at opset {opset}"
         )
     model = program.model
+    _name_layers(model)
     ClearMetadataAndDocStringPass()(model)
     model.metadata_props.clear()
     _name_axes(model, axes)
     return model
+
+
+def _name_layers(model: onnx_ir.Model) -> None:
+    """As in the checkpoint, so that people can name them; the exporter counts, and counts anew in each version."""
+    taken = set()
+    for node in model.graph:
+        weights = node.inputs[1] if len(node.inputs) > 1 else None
+        if node.op_type not in ("MatMul", "Gemm") or weights is None or not weights.is_initializer():
+            continue
+        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+        name = scopes[-2].removeprefix("model.") if len(scopes) > 1 else ""
+        if name and name not in taken:
+            taken.add(name)
+            node.name = name
 
 
 def _name_axes(model: onnx_ir.Model, axes: Mapping[str, Mapping[int, str]]) -> None:

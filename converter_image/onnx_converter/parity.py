@@ -81,6 +81,11 @@ _DEFAULTS: Final[dict[Scheme, tuple[Tolerance, Tolerance, Tolerance]]] = {
         Tolerance(None, None, 1.5, 0.8),
         Tolerance(0.8, None, None, 0.75),
     ),
+    Scheme.INT8_STATIC: (
+        Tolerance(0.75, None, None, None),
+        Tolerance(None, None, 1.5, 0.8),
+        Tolerance(0.8, None, None, 0.75),
+    ),
     Scheme.INT8_WEIGHT_ONLY: (
         Tolerance(0.98, None, None, None),
         Tolerance(None, None, 0.5, 0.95),

@@ -5,20 +5,25 @@ Refuses to quantise for a provider that has no kernels for it, and to call a gra
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
-from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+from typing_extensions import override
 
 from onnx_converter import decoders
 from onnx_converter.reasons import EXPORT_FAILED, SPEC_IMPOSSIBLE, StepFailedError, gist
-from onnx_converter.spec import Provider, Scheme
+from onnx_converter.spec import Activations, Provider, Scheme
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
     from onnx_converter.spec import ConversionSpec
 
@@ -28,17 +33,26 @@ _PRODUCTS: Final = ("MatMul", "Gemm")
 
 
 def refuse_without_kernels(scheme: Scheme, provider: Provider) -> None:
-    if scheme is Scheme.INT8_DYNAMIC and provider is not Provider.CPU:
+    if scheme in (Scheme.INT8_DYNAMIC, Scheme.INT8_STATIC) and provider is not Provider.CPU:
         raise StepFailedError(
             SPEC_IMPOSSIBLE,
             f"quantization.scheme {scheme} has no kernels on {provider}: use none or a weight-only scheme there",
         )
 
 
-def quantise(spec: ConversionSpec, source: Path, target: Path) -> None:
-    """The graph of a scheme other than none."""
+def opset_of(spec: ConversionSpec) -> int:
+    """The opset to export at: 16-bit activations came with 21."""
+    return max(spec.opset, 21) if spec.activations is Activations.UINT16 else spec.opset
+
+
+def quantise(
+    spec: ConversionSpec, source: Path, target: Path, requests: Iterable[dict[str, NDArray[Any]]] = ()
+) -> None:
+    """The graph of a scheme other than none; int8-static measures its activations on the requests."""
     if spec.scheme is Scheme.INT8_DYNAMIC:
         int8_dynamic(source, target)
+    elif spec.scheme is Scheme.INT8_STATIC:
+        int8_static(spec, source, target, requests)
     else:
         weight_only(spec, source, target)
 
@@ -71,6 +85,65 @@ def int8_dynamic(source: Path, target: Path) -> None:
     _refuse_unquantised(
         onnx.load(target, load_external_data=False), "MatMulInteger", "DynamicQuantizeMatMul", "QLinearMatMul"
     )
+
+
+class _Requests(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, requests: Iterable[dict[str, NDArray[Any]]]) -> None:
+        self._left: Iterator[dict[str, NDArray[Any]]] = iter(requests)
+
+    @override
+    def get_next(self) -> dict[str, NDArray[Any]] | None:
+        return next(self._left, None)
+
+
+def int8_static(spec: ConversionSpec, source: Path, target: Path, requests: Iterable[dict[str, NDArray[Any]]]) -> None:
+    """What goes into a layer is rounded, and what comes out is not; whatever is no layer stays in floats.
+
+    With every operator quantised, as the quantizer would by itself, real models answer nonsense; with the outputs of
+    layers rounded to 8 bits, nearly so.
+    """
+    model = onnx.load(source, load_external_data=False)
+    chosen = layers_of(model.graph, spec.exclude or ())
+    is_wide = spec.activations is Activations.UINT16
+    try:
+        quantize_static(
+            source,
+            target,
+            _Requests(requests),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(_PRODUCTS),
+            nodes_to_quantize=chosen,
+            use_external_data_format=any(map(uses_external_data, model.graph.initializer)),
+            activation_type=QuantType.QUInt16 if is_wide else QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            # As for int8-dynamic. With 16 bits onnxruntime multiplies in floats, where nothing saturates.
+            reduce_range=not is_wide,
+            extra_options={"OpTypesToExcludeOutputQuantization": list(_PRODUCTS)},
+        )
+    except Exception as error:
+        raise _given_up(error) from error
+    _refuse_unquantised(onnx.load(target, load_external_data=False), "QuantizeLinear")
+
+
+def layers_of(graph: onnx.GraphProto, exclude: Iterable[str]) -> list[str]:
+    """Names of the layers with weights, but for those that a pattern matches."""
+    constants = {tensor.name for tensor in graph.initializer}
+    layers = [node.name for node in graph.node if node.op_type in _PRODUCTS and node.input[1] in constants]
+    for pattern in exclude:
+        if not any(fnmatchcase(layer, pattern) for layer in layers):
+            raise StepFailedError(
+                SPEC_IMPOSSIBLE,
+                f"quantization.exclude: {pattern!r} matches no layer; there is {', '.join(layers[:8])}"
+                f"{', …' if len(layers) > 8 else ''}",  # noqa: PLR2004  enough to see how they are called
+            )
+    left = [layer for layer in layers if not any(fnmatchcase(layer, pattern) for pattern in exclude)]
+    if not left:
+        # Without names the quantizer would take every product there is.
+        raise StepFailedError(
+            SPEC_IMPOSSIBLE, f"quantization.exclude leaves none of {len(layers)} layers to quantise: use scheme none"
+        )
+    return left
 
 
 def weight_only(spec: ConversionSpec, source: Path, target: Path) -> None:

@@ -43,7 +43,9 @@ USAGE: Final = Reason(
 
 # Bad input: the same again gives the same again, so never retried.
 SOURCE_NOT_FOUND: Final = Reason(
-    "SourceNotFound", 10, "surfaces when the path, repository or revision of the source does not exist"
+    "SourceNotFound",
+    10,
+    "surfaces when the path, repository or revision of the source, or the file of calibration texts, does not exist",
 )
 SOURCE_UNAUTHORIZED: Final = Reason(
     "SourceUnauthorized", 11, "surfaces when the hub answers 401 or 403, or the repository is gated"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.alias_generators import to_camel
+from typing_extensions import override
 
 from onnx_converter.reasons import SOURCE_ESCAPES, USAGE, StepFailedError
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+_DIGEST: Final = r"^sha256:[0-9a-f]{64}$"
 _REPOSITORY: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?$"
 _REVISION: Final = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,254}$"
 
@@ -39,8 +41,16 @@ class Scheme(StrEnum):
 
     NONE = "none"
     INT8_DYNAMIC = "int8-dynamic"
+    INT8_STATIC = "int8-static"
     INT8_WEIGHT_ONLY = "int8-weight-only"
     INT4_WEIGHT_ONLY = "int4-weight-only"
+
+
+class Activations(StrEnum):
+    """What int8-static rounds activations to."""
+
+    UINT8 = "uint8"
+    UINT16 = "uint16"
 
 
 class Provider(StrEnum):
@@ -97,15 +107,62 @@ class Source(Parameters):
         return self
 
 
+class ConfigMapFile(Parameters):
+    """A key of a ConfigMap."""
+
+    name: str
+    key: str = "calibration.txt"
+
+    @property
+    def path(self) -> str:
+        return self.key
+
+    @override
+    def __str__(self) -> str:
+        return f"key {self.key!r} of ConfigMap {self.name}"
+
+
+class ClaimFile(Parameters):
+    """A file on a volume of the user's."""
+
+    claim_name: str
+    path: str
+
+    @override
+    def __str__(self) -> str:
+        return f"file {self.path!r} of claim {self.claim_name}"
+
+
+class Calibration(Parameters):
+    """Where the texts come from that ranges are measured on: exactly one, held to its digest."""
+
+    config_map: ConfigMapFile | None = None
+    persistent_volume_claim: ClaimFile | None = None
+    digest: Annotated[str, Field(pattern=_DIGEST)]
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.config_map is None) == (self.persistent_volume_claim is None):
+            raise ValueError("give exactly one of configMap, persistentVolumeClaim")
+        return self
+
+    @property
+    def file(self) -> ConfigMapFile | ClaimFile:
+        found = self.config_map or self.persistent_volume_claim
+        assert found is not None  # noqa: S101  the model holds exactly one
+        return found
+
+
 #: What can be said besides the scheme, and what holds where nothing is said. Written into the artifact's lineage.
 _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     Scheme.NONE: {},
     Scheme.INT8_DYNAMIC: {},
+    Scheme.INT8_STATIC: {"activations": Activations.UINT8, "exclude": (), "calibration": None},
     Scheme.INT8_WEIGHT_ONLY: {"blockSize": 32, "symmetric": False, "keepOutputHead": False},
     Scheme.INT4_WEIGHT_ONLY: {"blockSize": 32, "symmetric": False, "keepOutputHead": True},
 }
 #: The fields that only some schemes know.
-_BY_SCHEME: Final = {"block_size", "symmetric", "keep_output_head"}
+_BY_SCHEME: Final = {"block_size", "symmetric", "keep_output_head", "activations", "exclude", "calibration"}
 
 
 class ConversionSpec(Parameters):
@@ -118,6 +175,9 @@ class ConversionSpec(Parameters):
     block_size: Literal[16, 32, 64, 128, 256] | None = None
     symmetric: bool | None = None
     keep_output_head: bool | None = None
+    activations: Activations | None = None
+    exclude: tuple[str, ...] | None = None
+    calibration: Calibration | None = None
     max_sequence_length: Annotated[int, Field(ge=1, le=131_072)] | None = None
     providers: Annotated[tuple[Provider, ...], Field(min_length=1)] = (Provider.CPU,)
 

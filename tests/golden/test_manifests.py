@@ -17,6 +17,7 @@ import pytest
 import yaml
 from typing_extensions import override
 
+from onnx_converter.spec import ConversionSpec
 from onnx_operator.api.model import Autoscaling, OnnxModelSpec, OnnxModelStatus
 from onnx_operator.api.model_class import OnnxModelClassSpec
 from onnx_operator.api.revision import ArtifactStatus, OnnxModelRevisionStatus
@@ -281,6 +282,43 @@ def test_what_others_add_to_lists_with_keys_is_none_of_our_business() -> None:
 def test_a_list_without_keys_is_ours_as_a_whole() -> None:
     wanted = {"metadata": {}, "spec": {"args": ["a"]}}
     assert not is_as_wanted(wanted, {"metadata": {}, "spec": {"args": ["a", "b"]}})
+
+
+CALIBRATED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "a ConfigMap": (
+        {"configMap": {"name": "texts", "key": "of-our-shop.txt"}},
+        {"configMap": {"name": "texts", "optional": True}},
+    ),
+    "a claim": (
+        {"persistentVolumeClaim": {"claimName": "texts", "path": "shop/texts.txt"}},
+        {"persistentVolumeClaim": {"claimName": "texts"}},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CALIBRATED, ids=lambda kind: kind.replace(" ", "-"))
+def test_the_convert_job_alone_reads_calibration_texts_and_all_steps_hear_of_the_same_digest(kind: str) -> None:
+    said, volume = CALIBRATED[kind]
+    case = yaml.safe_load((FOLDER / "smallest.in.yaml").read_text())
+    calibration = {**said, "digest": DIGEST}
+    case["spec"]["quantization"] = {"scheme": "int8-static", "exclude": ["pooler.*"], "calibration": calibration}
+    jobs = {one["spec"]["template"]["spec"]["containers"][0]["args"][0]: one for one in rendered(case) if is_job(one)}
+    mounted = {
+        step: [one for one in job["spec"]["template"]["spec"]["volumes"] if one["name"] == "calibration"]
+        for step, job in jobs.items()
+    }
+    assert mounted == {"fetch": [], "convert": [{"name": "calibration", **volume}], "validate": [], "publish": []}
+    mounts = jobs["convert"]["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]
+    assert {"name": "calibration", "mountPath": "/calibration", "readOnly": True} in mounts
+    for step in ("convert", "validate", "publish"):
+        args = jobs[step]["spec"]["template"]["spec"]["containers"][0]["args"]
+        spec = ConversionSpec.model_validate_json(args[args.index("--spec") + 1])
+        assert spec.calibration is not None
+        assert (spec.exclude, spec.calibration.digest) == (("pooler.*",), DIGEST)
+
+
+def is_job(manifest: dict[str, Any]) -> bool:
+    return bool(manifest["kind"] == "Job")
 
 
 def test_weights_of_two_providers_are_even() -> None:

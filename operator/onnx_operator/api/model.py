@@ -46,6 +46,7 @@ class Scheme(StrEnum):
 
     NONE = "none"
     INT8_DYNAMIC = "int8-dynamic"
+    INT8_STATIC = "int8-static"
     INT8_WEIGHT_ONLY = "int8-weight-only"
     INT4_WEIGHT_ONLY = "int4-weight-only"
 
@@ -134,6 +135,66 @@ class Source(ApiModel):
     """The digest that the fetched checkpoint must have; the fetch fails on any other."""
 
 
+class Activations(StrEnum):
+    """What int8-static rounds activations to."""
+
+    UINT8 = "uint8"
+    UINT16 = "uint16"
+
+
+class CalibrationConfigMap(ApiModel):
+    """A key of a ConfigMap in the model's own namespace; mounted by the convert Job, never read by the operator."""
+
+    name: ObjectName
+    """Name of the ConfigMap."""
+    key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")] = "calibration.txt"
+    """The key that holds the texts."""
+
+
+class CalibrationClaim(ApiModel):
+    """A file in a claim of the model's own namespace; mounted read-only by the convert Job."""
+
+    claim_name: ObjectName
+    """Name of the PersistentVolumeClaim."""
+    path: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=512,
+            pattern=r"^[^\x00-\x1f\x7f]*$",
+            json_schema_extra=schema_extra(
+                cel(
+                    "!self.startsWith('/') && !self.split('/').exists(p, p == '..')",
+                    "path must be relative to the claim's root and must not contain ..",
+                )
+            ),
+        ),
+    ]
+    """The file inside the claim."""
+
+
+class Calibration(ApiModel):
+    """Texts such as the model will be asked, one a line: UTF-8, at most 1024 lines and 1 MiB."""
+
+    model_config = {
+        "json_schema_extra": schema_extra(
+            cel(
+                "[has(self.configMap), has(self.persistentVolumeClaim)].filter(x, x).size() == 1",
+                "exactly one of configMap and persistentVolumeClaim must be set; for the converter's own texts leave "
+                "calibration out",
+            )
+        )
+    }
+
+    config_map: CalibrationConfigMap | None = None
+    """A key of a ConfigMap of this namespace."""
+    persistent_volume_claim: CalibrationClaim | None = None
+    """A file in a PersistentVolumeClaim of this namespace."""
+    digest: Digest
+    """SHA-256 of the file: sha256: and what sha256sum prints. Part of what the revision is: other texts are another
+    digest and another revision, and a file that is not this one ends the conversion."""
+
+
 class Quantization(ApiModel):
     """How much precision is given up for speed and size."""
 
@@ -144,14 +205,20 @@ class Quantization(ApiModel):
                 "!(has(self.blockSize) || has(self.symmetric) || has(self.keepOutputHead))",
                 "blockSize, symmetric and keepOutputHead belong to int8-weight-only and int4-weight-only; "
                 "leave them out, or take one of these schemes",
-            )
+            ),
+            cel(
+                "self.scheme == 'int8-static' || "
+                "!(has(self.activations) || has(self.exclude) || has(self.calibration))",
+                "activations, exclude and calibration belong to int8-static; leave them out, or take that scheme",
+            ),
         )
     }
 
     scheme: Scheme = Scheme.NONE
     """none keeps float32. int8-dynamic stores weights as 8-bit integers, one scale for each column, and quantises
-    activations while it runs; on the CPU only. int8-weight-only and int4-weight-only store the weights of layers as 8
-    or 4-bit integers in blocks, each with a scale; tables of words stay in float32."""
+    activations while it runs; on the CPU only. int8-static does so to the layers of an encoder, with ranges of the
+    activations that were measured before on texts; on the CPU only. int8-weight-only and int4-weight-only store the
+    weights of layers as 8 or 4-bit integers in blocks, each with a scale; tables of words stay in float32."""
     block_size: Literal[16, 32, 64, 128, 256] | None = None
     """For weight-only schemes: how many weights share a scale; 32 when unset. Smaller is closer to the original and
     larger on disk."""
@@ -161,6 +228,20 @@ class Quantization(ApiModel):
     keep_output_head: bool | None = None
     """For weight-only schemes: whether the layer that makes the logits stays in float32; when unset, true for
     int4-weight-only and false for int8-weight-only."""
+    activations: Activations | None = None
+    """For int8-static: what the inputs of layers are rounded to; uint8 when unset. uint16 is closer to the original but
+    slower than no quantisation, as onnxruntime then multiplies in floats; its graph has opset 21 at least."""
+    exclude: (
+        Annotated[
+            list[Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]],
+            Field(min_length=1, max_length=64, json_schema_extra=schema_extra(x_kubernetes_list_type="set")),
+        ]
+        | None
+    ) = None
+    """For int8-static: layers that stay in float32, by name as in the checkpoint, with * and ? for any characters, such
+    as encoder.layer.0.*; one that matches no layer ends the conversion."""
+    calibration: Calibration | None = None
+    """For int8-static: what the ranges of the activations are measured on; texts of the converter's own when unset."""
 
 
 #: A route takes weights up to a million: 100 percent of up to two thousand parts fit in.
@@ -314,12 +395,17 @@ class OnnxModelSpec(ApiModel):
     model_config = {
         "json_schema_extra": schema_extra(
             cel(
-                "self.quantization.scheme != 'int8-dynamic' || "
+                "!(self.quantization.scheme in ['int8-dynamic', 'int8-static']) || "
                 "!self.executionProviders.exists(p, p.name == 'CUDAExecutionProvider')",
-                "int8-dynamic has no kernels on CUDAExecutionProvider; take none, int8-weight-only or "
+                "int8-dynamic and int8-static have no kernels on CUDAExecutionProvider; take none, int8-weight-only or "
                 "int4-weight-only, or leave that provider out",
                 field_path=".quantization.scheme",
-            )
+            ),
+            cel(
+                "self.quantization.scheme != 'int8-static' || self.task != 'text-generation'",
+                "int8-static is for encoders; take int8-weight-only or int4-weight-only for a language model",
+                field_path=".quantization.scheme",
+            ),
         )
     }
 

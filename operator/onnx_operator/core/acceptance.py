@@ -182,12 +182,16 @@ def reach_of(step: Step) -> int:
 
 
 def _source_is_not_allowed(offer: Offer) -> Refusal | None:
-    source = offer.spec.source
+    source, texts = offer.spec.source, offer.spec.quantization.calibration
     kind = SourceKind.PERSISTENT_VOLUME_CLAIM if source.persistent_volume_claim else SourceKind.HUGGING_FACE
-    if kind in offer.class_spec.sources.allowed:
-        return None
-    message = f"spec.source.{kind} is not allowed by OnnxModelClass {offer.class_name}"
-    return Refusal(reasons.SOURCE_NOT_ALLOWED, message)
+    kinds = {"source": kind}
+    if texts is not None and texts.persistent_volume_claim is not None:
+        kinds["quantization.calibration"] = SourceKind.PERSISTENT_VOLUME_CLAIM
+    for field, kind in kinds.items():
+        if kind not in offer.class_spec.sources.allowed:
+            message = f"spec.{field}.{kind} is not allowed by OnnxModelClass {offer.class_name}"
+            return Refusal(reasons.SOURCE_NOT_ALLOWED, message)
+    return None
 
 
 def _revision_is_mutable(offer: Offer) -> Refusal | None:

@@ -113,6 +113,8 @@ def build_convert_job(want: WantConvert) -> Manifest:
         _mount("/checkpoint", _checkpoint(model, revision), read_only=True),
         _mount("/graph", _graph(model, revision)),
     ]
+    volumes = _calibration_volumes(revision.spec)
+    mounts += [{"name": one["name"], "mountPath": "/calibration", "readOnly": True} for one in volumes]
     container = _container(
         Component.CONVERT,
         flags,
@@ -120,7 +122,19 @@ def build_convert_job(want: WantConvert) -> Manifest:
         mounts=mounts,
         amounts=want.class_spec.jobs.resources,
     )
-    return _stage_job(want, Component.CONVERT, container)
+    return _stage_job(want, Component.CONVERT, container, volumes=volumes)
+
+
+def _calibration_volumes(spec: OnnxModelRevisionSpec) -> list[Manifest]:
+    """The volume with the texts that the spec declares, if any."""
+    declared_ = spec.quantization.calibration
+    if declared_ is None:
+        return []
+    if declared_.persistent_volume_claim is not None:
+        return [claim_volume("calibration", declared_.persistent_volume_claim.claim_name)]
+    # Optional, so that a ConfigMap that is missing is told by the program and not by a pod that never starts.
+    name = declared_.config_map.name if declared_.config_map is not None else ""
+    return [{"name": "calibration", "configMap": {"name": name, "optional": True}}]
 
 
 def build_validate_job(want: WantValidate) -> Manifest:
@@ -250,10 +264,11 @@ def _stage_job(
     container: Manifest,
     *,
     placement: RevisionProvider | None = None,
+    volumes: Sequence[Manifest] = (),
 ) -> Manifest:
     model, revision = want.model, want.revision
     provider: ExecutionProvider | None = placement.name if placement is not None else None
-    pod = _pod(container, claim=revision.spec.artifact_claim_name)
+    pod = _pod(container, claim=revision.spec.artifact_claim_name, volumes=volumes)
     return _job(
         namespace=model.namespace,
         name=want.objects[0].name,

@@ -115,6 +115,52 @@ BAD_MODELS: Final = {
         "spec.quantization.scheme",
         "or leave that provider out",
     ),
+    "a static scheme on a device that multiplies it in floats": Bad(
+        {
+            "spec.quantization": {"scheme": "int8-static"},
+            "spec.executionProviders": [{"name": "CUDAExecutionProvider"}],
+        },
+        "spec.quantization.scheme",
+        "or leave that provider out",
+    ),
+    "a static scheme for a language model": Bad(
+        {"spec.quantization": {"scheme": "int8-static"}, "spec.task": "text-generation"},
+        "spec.quantization.scheme",
+        "take int8-weight-only or int4-weight-only",
+    ),
+    "layers excluded from a scheme that takes all": Bad(
+        {"spec.quantization": {"scheme": "int8-dynamic", "exclude": ["pooler.*"]}},
+        "spec.quantization",
+        "belong to int8-static; leave them out, or take that scheme",
+    ),
+    "activations of no width": Bad(
+        {"spec.quantization": {"scheme": "int8-static", "activations": "int4"}},
+        "spec.quantization.activations",
+        '"uint8", "uint16"',
+    ),
+    "calibration texts without a digest": Bad(
+        {"spec.quantization": {"scheme": "int8-static", "calibration": {"configMap": {"name": "texts"}}}},
+        "spec.quantization.calibration.digest",
+        "Required",
+    ),
+    "calibration texts from nowhere": Bad(
+        {"spec.quantization": {"scheme": "int8-static", "calibration": {"digest": f"sha256:{'a' * 64}"}}},
+        "spec.quantization.calibration",
+        "own texts leave calibration out",
+    ),
+    "calibration texts outside of their claim": Bad(
+        {
+            "spec.quantization": {
+                "scheme": "int8-static",
+                "calibration": {
+                    "persistentVolumeClaim": {"claimName": "texts", "path": "../texts"},
+                    "digest": f"sha256:{'a' * 64}",
+                },
+            }
+        },
+        "spec.quantization.calibration.persistentVolumeClaim.path",
+        "must not contain ..",
+    ),
     "an unknown task": Bad({"spec.task": "poetry"}, "spec.task", "sentence-embedding"),
     "an opset that torch cannot export": Bad({"spec.opset": 11}, "spec.opset", "greater than or equal to 18"),
     "an opset from the future": Bad({"spec.opset": 99}, "spec.opset", "less than or equal to 23"),

@@ -48,11 +48,11 @@ class Line:
             ("--output", self.root / "checkpoints", *flags),
         )
 
-    def convert(self, digest: str, **spec: Any) -> Ended:
+    def convert(self, digest: str, *flags: str, **spec: Any) -> Ended:
         return run(
             "convert",
             ("--checkpoint", self.checkpoint(digest), "--source-digest", digest),
-            ("--spec", json.dumps(spec), "--output", self.work / "graph"),
+            ("--spec", json.dumps(spec), "--output", self.work / "graph", *flags),
         )
 
     def validate(self, digest: str, parity: dict[str, str] | None = None, **spec: Any) -> Ended:

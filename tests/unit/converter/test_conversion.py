@@ -186,6 +186,7 @@ IMPOSSIBLE: dict[str, tuple[dict[str, Any], str]] = {
     "a maximum without room": ({"maxSequenceLength": 3}, "maxSequenceLength"),
     "a sentence without modules": ({"task": "sentence-embedding"}, "modules.json"),
     "labels of a model without any": ({"task": "text-classification"}, "text-classification"),
+    "static int8 on CUDA": ({"scheme": "int8-static", "providers": ["CUDAExecutionProvider"]}, "int8-static"),
     "int8 on CUDA": ({"scheme": "int8-dynamic", "providers": ["CUDAExecutionProvider"]}, "int8-dynamic"),
 }
 

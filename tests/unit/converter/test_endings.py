@@ -99,6 +99,10 @@ USAGE: dict[str, tuple[list[str], str]] = {
         ["convert", "--source-digest", "x", "--spec", '{"scheme":"int8-dynamic","blockSize":32}'],
         "blockSize has no meaning",
     ),
+    "layers excluded from a scheme that takes all": (
+        ["convert", "--source-digest", "x", "--spec", '{"scheme":"int8-dynamic","exclude":["pooler"]}'],
+        "exclude has no meaning",
+    ),
     "blocks of a size that no kernel has": (
         ["convert", "--source-digest", "x", "--spec", '{"scheme":"int4-weight-only","blockSize":48}'],
         "blockSize",

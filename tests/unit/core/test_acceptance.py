@@ -52,6 +52,9 @@ def judged(spec: dict[str, Any], **class_spec: Any) -> Offer | Refusal:
     return accept(model, (a_class(**class_spec),))
 
 
+TEXTS = {"persistentVolumeClaim": {"claimName": "texts", "path": "shop.txt"}, "digest": "sha256:" + "ab" * 32}
+
+
 @pytest.mark.parametrize(
     ("spec", "class_spec"),
     [
@@ -98,6 +101,13 @@ def test_the_class_lets_this_through(spec: dict[str, Any], class_spec: dict[str,
             "SourceNotAllowed",
             "spec.source.huggingFace is not allowed by OnnxModelClass standard",
             id="a kind of source that is not allowed",
+        ),
+        pytest.param(
+            {"source": hub(COMMIT), "quantization": {"scheme": "int8-static", "calibration": TEXTS}},
+            {"sources": {"allowed": ["huggingFace"]}},
+            "SourceNotAllowed",
+            "spec.quantization.calibration.persistentVolumeClaim is not allowed by OnnxModelClass standard",
+            id="texts on a claim where no claims are allowed",
         ),
         pytest.param(
             {"source": hub("main")}, {}, "MutableRevisionNotAllowed", "'main', a branch or tag", id="a branch"

@@ -36,6 +36,17 @@ def offered(spec: dict[str, Any], class_spec: dict[str, Any]) -> Offer:
     return offer
 
 
+def calibrated(texts: str) -> dict[str, Any]:
+    return {"scheme": "int8-static", "calibration": {"configMap": {"name": "texts"}, "digest": a_digest(texts)}}
+
+
+def test_other_texts_under_the_same_name_are_another_revision_with_graphs_of_its_own() -> None:
+    one, other = (resolved({"quantization": calibrated(texts)}) for texts in ("one", "other"))
+    assert name_of(one) != name_of(other)
+    assert conversion_key(one) != conversion_key(other)
+    assert one.artifact_key != other.artifact_key
+
+
 def test_the_name_of_the_smallest_spec_never_changes() -> None:
     """If this fails, every model of every user would be converted and canaried anew by an upgrade."""
     assert name_of(resolved()) == "minilm-2ec0440bf6"
@@ -66,6 +77,7 @@ OTHER_GRAPHS = [
     pytest.param({"spec": {"task": "feature-extraction"}}, id="task"),
     pytest.param({"spec": {"quantization": {"scheme": "int8-dynamic"}}}, id="quantization"),
     pytest.param({"spec": {"quantization": {"scheme": "none", "keepOutputHead": False}}}, id="a part of it"),
+    pytest.param({"spec": {"quantization": calibrated("one")}}, id="texts to calibrate on"),
     pytest.param({"spec": {"maxSequenceLength": 128}}, id="length"),
     pytest.param({"class_spec": {"images": {"converter": "converter:2"}}}, id="the converter"),
 ]

@@ -1,0 +1,233 @@
+"""int8-static: which layers are quantised, on which texts their inputs are measured, and which texts are refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from checkpoints import tiny_decoder, tiny_sentence
+from onnx_converter import calibration, quantize, texts
+from onnx_converter.reasons import StepFailedError
+from onnx_converter.spec import Calibration, ConversionSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from unit.converter.steps import Line
+
+WIDTH = 24
+LAYERS = ("encoder.layer.0.dense", "encoder.layer.0.output", "encoder.layer.1.dense")
+
+
+def write(path: Path, opset: int) -> Path:
+    """Three layers, one of them with a bias of its own, and a product of two activations."""
+    random = np.random.default_rng(0)
+    shapes = {"a": (WIDTH, WIDTH), "b": (WIDTH, WIDTH), "c": (WIDTH, WIDTH), "bias": (WIDTH,)}
+    nodes = [
+        helper.make_node("MatMul", ["given", "a"], ["first"], name=LAYERS[0]),
+        helper.make_node("Gemm", ["first", "b", "bias"], ["second"], name=LAYERS[1]),
+        helper.make_node("Transpose", ["second"], ["turned"], name="turn", perm=[1, 0]),
+        helper.make_node("MatMul", ["second", "turned"], ["scores"], name="scores"),
+        helper.make_node("MatMul", ["scores", "second"], ["mixed"], name="mix"),
+        helper.make_node("MatMul", ["mixed", "c"], ["answer"], name=LAYERS[2]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("given", TensorProto.FLOAT, ["sequence", WIDTH])],
+        [helper.make_tensor_value_info("answer", TensorProto.FLOAT, ["sequence", WIDTH])],
+        [
+            numpy_helper.from_array(random.standard_normal(shape, dtype=np.float32) / 4, name)
+            for name, shape in shapes.items()
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def requests() -> Iterator[dict[str, NDArray[Any]]]:
+    random = np.random.default_rng(1)
+    for length in (1, 7, 30):
+        yield {"given": random.standard_normal((length, WIDTH), dtype=np.float32)}
+
+
+def quantised(tmp_path: Path, **said: Any) -> Path:
+    spec = ConversionSpec.model_validate({"scheme": "int8-static", **said})
+    target = tmp_path / "target.onnx"
+    quantize.quantise(spec, write(tmp_path / "source.onnx", quantize.opset_of(spec)), target, requests())
+    onnx.checker.check_model(str(target), full_check=True)
+    return target
+
+
+def answer(path: Path) -> NDArray[Any]:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, next(requests()))[0])
+
+
+EXCLUDED: dict[str, tuple[list[str], tuple[str, ...]]] = {
+    "nothing": ([], ()),
+    "one layer": (["encoder.layer.0.output"], LAYERS[1:2]),
+    "a block": (["encoder.layer.0.*"], LAYERS[:2]),
+    "two patterns": (["*.output", "encoder.layer.?.output", "encoder.layer.1*"], LAYERS[1:]),
+}
+
+
+@pytest.mark.parametrize("activations", ["uint8", "uint16"])
+@pytest.mark.parametrize("case", EXCLUDED, ids=lambda case: case.replace(" ", "-"))
+def test_every_layer_but_those_excluded_multiplies_what_was_rounded_and_nothing_else_is(
+    case: str, activations: str, tmp_path: Path
+) -> None:
+    exclude, in_floats = EXCLUDED[case]
+    target = quantised(tmp_path, activations=activations, **({"exclude": exclude} if exclude else {}))
+    graph = onnx.load(target).graph
+    makers = {node.output[0]: node for node in graph.node}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    rounded = {
+        node.name
+        for node in graph.node
+        if node.op_type in ("MatMul", "Gemm")
+        and all(makers[name].op_type == "DequantizeLinear" for name in node.input[:2] if name in makers)
+        and node.input[1] in makers
+        and makers[node.input[1]].op_type == "DequantizeLinear"
+    }
+    assert rounded == set(LAYERS) - set(in_floats)
+    for node in graph.node:
+        if node.name in rounded:
+            weights = makers[node.input[1]]
+            assert constants[weights.input[0]].data_type == TensorProto.INT8
+            assert list(constants[weights.input[1]].dims) == [WIDTH], "a scale for each column"
+            zero = constants[makers[node.input[0]].input[2]]
+            assert zero.data_type == getattr(TensorProto, activations.upper())
+        assert node.op_type != "QuantizeLinear" or node.input[0] in {"given", "first", "mixed"}
+    error = (
+        np.abs(answer(target) - answer(tmp_path / "source.onnx")).max() / np.abs(answer(tmp_path / "source.onnx")).max()
+    )
+    assert error < (0.2 if activations == "uint8" else 0.03)
+
+
+def test_the_same_graph_and_texts_give_the_same_bytes(tmp_path: Path) -> None:
+    assert quantised(tmp_path).read_bytes() == quantised(tmp_path).read_bytes()
+
+
+def test_other_texts_give_another_graph(tmp_path: Path) -> None:
+    source, spec = write(tmp_path / "source.onnx", 18), ConversionSpec.model_validate({"scheme": "int8-static"})
+    for number, given in enumerate((requests(), ({"given": 9 * one["given"]} for one in requests()))):
+        quantize.quantise(spec, source, tmp_path / f"{number}.onnx", given)
+    assert (tmp_path / "0.onnx").read_bytes() != (tmp_path / "1.onnx").read_bytes()
+
+
+REFUSED = {
+    "a layer that is not there": (["encoder.layer.0.*", "decoder.*"], "'decoder.*' matches no layer; there is encoder"),
+    "what is no layer": (["scores"], "'scores' matches no layer"),
+    "every layer": (["*"], "leaves none of 3 layers"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.replace(" ", "-"))
+def test_excluding_this_is_refused_by_the_pattern(case: str, tmp_path: Path) -> None:
+    exclude, words = REFUSED[case]
+    with pytest.raises(StepFailedError, match=words.replace("*", r"\*")):
+        quantised(tmp_path, exclude=exclude)
+
+
+def declared(data: bytes, **changes: Any) -> Calibration:
+    digest = "sha256:" + hashlib.sha256(data).hexdigest()
+    return Calibration.model_validate({"configMap": {"name": "texts"}, "digest": digest} | changes)
+
+
+def as_the_kubelet_lays_it_out(root: Path, data: bytes) -> None:
+    (root / "..data").mkdir(parents=True)
+    (root / "..data" / "calibration.txt").write_bytes(data)
+    (root / "calibration.txt").symlink_to("..data/calibration.txt")
+
+
+def test_a_text_a_line_is_read_and_without_any_declared_those_of_the_image(tmp_path: Path) -> None:
+    data = "\ufeffWhere is my parcel?\r\n\n  東京は今日も雨です。 \nok".encode()
+    as_the_kubelet_lays_it_out(tmp_path, data)
+    assert calibration.read(declared(data), tmp_path) == ["Where is my parcel?", "東京は今日も雨です。", "ok"]
+    assert calibration.read(None, tmp_path / "nowhere") == texts.ALL
+
+
+def _put(data: bytes) -> Callable[[Path], None]:
+    return lambda root: as_the_kubelet_lays_it_out(root, data)
+
+
+FAULTS: dict[str, tuple[Callable[[Path], Any], bytes, str, str]] = {
+    "no volume": (lambda _root: None, b"", "SourceNotFound", "key 'calibration.txt' of ConfigMap texts does not exist"),
+    "no such key": (lambda root: root.mkdir(), b"", "SourceNotFound", "then change retryToken"),
+    "a folder": (lambda root: (root / "calibration.txt").mkdir(parents=True), b"", "SourceNotFound", "does not exist"),
+    "other texts": (
+        _put(b"other"),
+        b"ok",
+        "DigestMismatch",
+        "has digest sha256:d9298a10d1b0735837dc",
+    ),
+    "a megabyte and more": (_put(b"a" * ((1 << 20) + 1)), b"", "SpecImpossible", "larger than 1048576 bytes"),
+    "no text": (_put(b"\n \n"), b"\n \n", "SpecImpossible", "holds 0 texts"),
+    "too many texts": (_put(b"a\n" * 1025), b"a\n" * 1025, "SpecImpossible", "holds 1025 texts"),
+    "a picture": (_put(b"\x89PNG\r\n"), b"\x89PNG\r\n", "SpecImpossible", "not UTF-8"),
+    "zeros": (_put(b"a\0b"), b"a\0b", "SpecImpossible", "is binary"),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS, ids=lambda case: case.replace(" ", "-"))
+def test_a_file_that_is_no_list_of_texts_is_refused_by_its_field(case: str, tmp_path: Path) -> None:
+    spoil, data, reason, words = FAULTS[case]
+    spoil(tmp_path / "mount")
+    with pytest.raises(StepFailedError) as raised:
+        calibration.read(declared(data), tmp_path / "mount")
+    assert raised.value.reason.name == reason
+    assert raised.value.message.startswith("quantization.calibration: ")
+    assert words in raised.value.message
+
+
+def test_a_file_on_a_claim_may_not_be_a_link_out_of_it(tmp_path: Path) -> None:
+    (tmp_path / "claim").mkdir()
+    (tmp_path / "secret").write_text("ok")
+    (tmp_path / "claim" / "texts").symlink_to("../secret")
+    said = declared(b"ok", configMap=None, persistentVolumeClaim={"claimName": "shop", "path": "texts"})
+    with pytest.raises(StepFailedError, match="file 'texts' of claim shop is a link that leads out"):
+        calibration.read(said, tmp_path / "claim")
+
+
+def test_a_checkpoint_is_measured_on_declared_texts_and_its_layers_are_called_as_its_weights(
+    tmp_path: Path, line: Line
+) -> None:
+    digest = line.fetch(tiny_sentence(tmp_path / "model")).details["digest"]
+    data = "\n".join(texts.MEDIUM).encode()
+    as_the_kubelet_lays_it_out(tmp_path / "texts", data)
+    said: dict[str, Any] = {
+        "scheme": "int8-static",
+        "activations": "uint16",
+        "exclude": ["encoder.layer.0.*"],
+        "calibration": declared(data).model_dump(mode="json", by_alias=True, exclude_none=True),
+    }
+    ended = line.convert(digest, "--calibration-root", str(tmp_path / "texts"), **said)
+    assert ended.details["graphs"]["CPUExecutionProvider"]["opset"] == 21
+    graph = onnx.load(line.work / "graph" / "CPUExecutionProvider" / "model.onnx").graph
+    rounded = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    layers = {node.name for node in graph.node if node.op_type in ("MatMul", "Gemm") and rounded & set(node.input)}
+    parts = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
+    assert layers == {f"encoder.layer.1.{part}" for part in (*parts, "intermediate.dense", "output.dense")}
+    written = json.loads((line.work / "graph" / "conversion.json").read_text())
+    assert written["spec"]["calibration"]["digest"] == said["calibration"]["digest"]
+    validated = line.validate(digest, **said)
+    assert validated.summary.reason == "Validated", validated.summary.message
+
+
+def test_a_language_model_is_refused_with_the_schemes_for_it(tmp_path: Path, line: Line) -> None:
+    digest = line.fetch(tiny_decoder(tmp_path / "model")).details["digest"]
+    ended = line.convert(digest, scheme="int8-static")
+    assert (ended.summary.reason, ended.code) == ("SpecImpossible", 24)
+    assert "use int8-weight-only or int4-weight-only for llama" in ended.summary.message
