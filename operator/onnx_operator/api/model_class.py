@@ -98,6 +98,9 @@ class JobPolicy(ApiModel):
     """The longest that one Job may run, retries included."""
     resources: Resources = Resources(requests={"cpu": "500m", "memory": "2Gi"}, limits={"memory": "6Gi"})
     """Resources of the fetch, convert and publish containers, and the memory of validation."""
+    benchmark: Annotated[str, duration_field(most="10m")] = "5s"
+    """How long a validation that passed goes on to measure speed, graph beside original; 0s measures nothing. A request
+    under way is not cut short. Fails no validation and makes no revision."""
 
 
 class GatewayReference(ApiModel):
