@@ -1,7 +1,7 @@
 """The plots of the report as SVG that needs nothing but the page's own style. Standard library only.
 
-Logarithmic, since differences span decades and latencies of short and long requests two of them. Refuses to draw what
-is no positive number anywhere but at the foot, where it says so.
+Logarithmic, since differences span decades and latencies of short and long requests two of them; below them all there
+is room for 0.
 """
 
 from __future__ import annotations
@@ -39,19 +39,22 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class _Log:
-    """From the power of ten below the smallest to the one above the largest, on so many pixels."""
+    """From the power of ten below the smallest to the one above the largest, on so many pixels. 0 is the foot's."""
 
     low: int
     high: int
+    has_zero: bool
     first: float
     length: float
 
     @classmethod
-    def over(cls, values: Iterable[float], first: float, length: float) -> _Log:
+    def over(cls, values: Sequence[float], first: float, length: float) -> _Log:
         drawn = [value for value in values if 0 < value < math.inf] or [1.0]
+        has_zero = 0.0 in values
         # A value on a power of ten has the next one above it, so that the two never fall together.
         high = math.floor(math.log10(max(drawn))) + 1
-        return cls(max(math.floor(math.log10(min(drawn))), high - _DECADES), high, first, length)
+        low = max(math.floor(math.log10(min(drawn))), high - _DECADES) - has_zero
+        return cls(low, high, has_zero, first, length)
 
     def at(self, value: float) -> float:
         power = math.log10(value) if 0 < value < math.inf else self.low if value <= 0 else self.high
@@ -60,7 +63,7 @@ class _Log:
 
     def ticks(self) -> Iterator[tuple[float, str]]:
         for power in range(self.low, self.high + 1):
-            yield self.at(10.0**power), f"{10.0**power:g}"
+            yield self.at(10.0**power), "0" if self.has_zero and power == self.low else f"{10.0**power:g}"
 
 
 def by_sample(name: str, title: str, samples: Sequence[tuple[str, float]], bound: float | None) -> str:

@@ -70,7 +70,6 @@ _PROVIDER: Final = Template("""\
 <h2>Parity on $provider</h2>
 $bounds
 $plots
-<p class="quiet">A dot for each sample; those at the foot are 0.</p>
 <details><summary>The $samples samples behind it</summary>
 $rows
 </details>""")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -136,11 +135,11 @@ def test_where_the_kernel_tells_no_peak_there_is_none(monkeypatch: pytest.Monkey
     assert memory.peak is None
 
 
-def benchmarked(line: Line, digest: str, seconds: float = 0.2) -> Ended:
+def benchmarked(line: Line, digest: str) -> Ended:
     return run(
         "validate",
         ("--checkpoint", line.checkpoint(digest), "--graph", line.work / "graph", "--provider", CPU),
-        ("--spec", "{}", "--serving", '{"maxBatchSize": 4, "threads": 1}', "--benchmark", seconds),
+        ("--spec", "{}", "--serving", '{"maxBatchSize": 4, "threads": 1}', "--benchmark", 600),
         ("--output", line.work / f"validation-{CPU}"),
     )
 
@@ -154,9 +153,12 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Line, str]:
     return line, digest
 
 
-def test_a_validation_tells_its_benchmark_as_the_revision_keeps_it(converted: tuple[Line, str]) -> None:
+def test_a_validation_tells_its_benchmark_as_the_revision_keeps_it(
+    converted: tuple[Line, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "_MOST_RUNS", 3)
     line, digest = converted
-    ended = benchmarked(line, digest, seconds=60)
+    ended = benchmarked(line, digest)
     told = ended.details["benchmark"]
     assert [(cell["batch"], cell["sequenceLength"]) for cell in told["cells"]] == [
         (1, 16),
@@ -189,13 +191,6 @@ def test_a_benchmark_that_breaks_is_told_and_the_validation_passes(
     assert (converted[0].work / f"validation-{CPU}" / "golden.json").exists()
 
 
-def test_a_second_validation_without_a_benchmark_leaves_none_of_the_first(converted: tuple[Line, str]) -> None:
-    line, digest = converted
-    benchmarked(line, digest)
-    assert "benchmark" not in line.validate(digest).details
-    assert not (line.work / f"validation-{CPU}" / "benchmark.json").exists()
-
-
 def test_a_language_model_is_timed_reading_and_writing(tmp_path: Path) -> None:
     original = load.load(tiny_decoder(tmp_path), Task.TEXT_GENERATION, None)
     cells = cells_of(original, 1)
@@ -224,5 +219,4 @@ def test_the_fullest_benchmark_fits_a_termination_message() -> None:
 
 def test_operators_are_summed_by_provider() -> None:
     coverage = {"MatMul": {"b": 3}, "Shape": {"a": 2, "b": 1}}
-    assert placement.by_provider(coverage) == {"a": 2, "b": 4}
-    assert list(itertools.chain(placement.by_provider(coverage))) == ["a", "b"]
+    assert list(placement.by_provider(coverage).items()) == [("a", 2), ("b", 4)]

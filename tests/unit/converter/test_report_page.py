@@ -208,6 +208,14 @@ def test_samples_that_are_all_equal_and_a_single_one_can_be_drawn() -> None:
         assert "nan" not in ET.tostring(plot, encoding="unicode")
 
 
+def test_a_difference_of_nothing_stands_at_the_foot_and_nothing_else_does() -> None:
+    rows = [a_row(0) | {"maxAbsolute": value} for value in ("0", "1e-07", "1e-06")]
+    absolute = plots(a_page(rows=rows))[1]
+    heights = [float(dot.get("cy", 0)) for dot in absolute.iter(f"{SVG}circle")]
+    (foot,) = (float(text.get("y", 0)) - 4 for text in absolute.iter(f"{SVG}text") if text.text == "0")
+    assert heights[0] == foot > heights[1] > heights[2]
+
+
 def test_latency_is_drawn_and_told_for_both_sides_of_each_cell() -> None:
     text = page({CPU: a_report()}, a_lineage(), {CPU: a_benchmark(a_cell(1, 16, 12.5, 3.1), a_cell(8, 1, 40, 20, 128))})
     latency = plots(text)[-1]
