@@ -94,6 +94,18 @@ class ProviderPlacement(ApiModel):
 class JobPolicy(ApiModel):
     """Bounds on the Jobs that convert models."""
 
+    model_config = {
+        "json_schema_extra": schema_extra(
+            cel(
+                # Where jobs is left out its default is tried before those inside of it are filled in.
+                "!has(self.benchmark) || !has(self.deadline) || duration(self.benchmark) < duration(self.deadline)",
+                "benchmark must be shorter than deadline, which counts for the whole Job; give the Job longer, or "
+                "measure less",
+                field_path=".benchmark",
+            )
+        )
+    }
+
     deadline: Annotated[str, duration_field(least="10s")] = "1h"
     """The longest that one Job may run, retries included."""
     resources: Resources = Resources(requests={"cpu": "500m", "memory": "2Gi"}, limits={"memory": "6Gi"})
