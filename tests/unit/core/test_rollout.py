@@ -585,6 +585,7 @@ def test_pods_of_another_size_are_a_new_revision_with_the_same_artifact(serving:
     assert serving.stable_number == 2
     assert {name for name in serving.jobs if not name.endswith("-fetch")} == jobs
     assert serving.numbered(2).status.artifact == serving.numbered(1).status.artifact
+    assert serving.numbered(2).status.benchmark == serving.numbered(1).status.benchmark != []
 
 
 def test_more_replicas_scale_the_same_revision(serving: World) -> None:
