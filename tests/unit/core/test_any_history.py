@@ -404,15 +404,6 @@ class AnyHistory(RuleBasedStateMachine):
             is_candidate = candidate is not None and candidate.revision == revision.name
             assert record.end is not None or is_candidate
 
-    @invariant()
-    def what_was_proved_was_timed_once_on_each_provider(self) -> None:
-        if not hasattr(self, "world"):
-            return
-        for revision in self.world.revisions.values():
-            timed = [one.provider for one in revision.status.benchmark]
-            assert timed == [one.provider for one in revision.status.parity]
-            assert len(timed) == len(set(timed))
-
     def _looked(self, look: Any) -> None:
         before, servers, in_force = self.world.status, dict(self.world.servers), self.world.in_force
         asked, splits = self.world.asked_for(), len(self.world.history)
