@@ -66,6 +66,8 @@ def parser() -> argparse.ArgumentParser:
     validate.add_argument("--provider", required=True)
     validate.add_argument("--spec", required=True, metavar="JSON")
     validate.add_argument("--parity", default="{}", metavar="JSON", help="spec.validation.parity of the OnnxModel")
+    validate.add_argument("--serving", default="{}", metavar="JSON", help="threads and batch size of the benchmark")
+    validate.add_argument("--benchmark", type=float, default=0.0, metavar="SECONDS", help="how long to measure speed")
     validate.add_argument("--output", type=Path, default=Path("/validation"))
     publish = _step(steps, "publish", "pack an immutable artifact", _publish)
     publish.add_argument("--work", type=Path, default=Path("/conversion"))
@@ -123,7 +125,17 @@ def _validate(arguments: argparse.Namespace, progress: Progress) -> tuple[Reason
     provider = spec.provider_of(arguments.provider)
     parity = spec.parse(spec.Parity, "--parity", arguments.parity)
     details = validate.run(
-        validate.Validate(arguments.checkpoint, arguments.graph, provider, wanted, parity, arguments.output), progress
+        validate.Validate(
+            arguments.checkpoint,
+            arguments.graph,
+            provider,
+            wanted,
+            parity,
+            spec.parse(spec.Serving, "--serving", arguments.serving),
+            arguments.benchmark,
+            arguments.output,
+        ),
+        progress,
     )
     return reasons.VALIDATED, f"{details['samples']} samples agree with the original on {provider}", details
 

@@ -76,5 +76,5 @@ class Candidate:
             ) from error
         return dict(zip(outputs, map(np.asarray, answers), strict=True))
 
-    def placement(self, sample: Sample) -> dict[str, int]:
+    def coverage(self, sample: Sample) -> dict[str, dict[str, int]]:
         return placement.prove(self.path, self.provider, sample)

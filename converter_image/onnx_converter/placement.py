@@ -19,6 +19,8 @@ from onnx_converter.reasons import GRAPH_REFUSED, PLACEMENT_FAILED, StepFailedEr
 from onnx_converter.spec import Provider
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from onnx_converter.samples import Sample
 
 #: Where an encoder spends its time; the rest, shapes above all, may run on the CPU beside an accelerator.
@@ -38,8 +40,10 @@ _HEAVY: Final = frozenset(
 )
 
 
-def session(path: Path, provider: Provider, profile: Path | None = None) -> onnxruntime.InferenceSession:
-    """A session whose first provider is the one asked for."""
+def session(
+    path: Path, provider: Provider, intra_op: int | None = None, profile: Path | None = None
+) -> onnxruntime.InferenceSession:
+    """A session whose first provider is the one asked for, on as many threads as the container may use or fewer."""
     if provider not in onnxruntime.get_available_providers():
         raise StepFailedError(
             PLACEMENT_FAILED, f"this image's onnxruntime has no {provider}: use the image flavour that has it"
@@ -48,7 +52,7 @@ def session(path: Path, provider: Provider, profile: Path | None = None) -> onnx
         # The CUDA libraries come as wheels beside torch's; the loader does not look there by itself.
         onnxruntime.preload_dlls()
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads()
+    options.intra_op_num_threads = intra_op or threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     if profile is not None:
@@ -67,10 +71,10 @@ def session(path: Path, provider: Provider, profile: Path | None = None) -> onnx
     return made
 
 
-def prove(path: Path, provider: Provider, sample: Sample) -> dict[str, int]:
-    """Nodes by the provider they ran on, from onnxruntime's own profile of one request."""
+def prove(path: Path, provider: Provider, sample: Sample) -> dict[str, dict[str, int]]:
+    """Nodes by operator and the provider they ran on, from onnxruntime's own profile of one request."""
     with tempfile.TemporaryDirectory() as folder:
-        profiled = session(path, provider, Path(folder, "profile"))
+        profiled = session(path, provider, profile=Path(folder, "profile"))
         profiled.run(None, sample.tensors)
         events: list[dict[str, Any]] = json.loads(Path(profiled.end_profiling()).read_text())
     nodes = {
@@ -88,4 +92,16 @@ def prove(path: Path, provider: Provider, sample: Sample) -> dict[str, int]:
                 PLACEMENT_FAILED,
                 f"node {name.removesuffix('_kernel_time')} ({operator}) ran on {where}, not on {provider}",
             )
-    return dict(sorted(Counter(where for _, where, _ in nodes.values()).items()))
+    counts = Counter((operator, where) for operator, where, _ in nodes.values())
+    coverage: dict[str, dict[str, int]] = {}
+    for (operator, where), count in sorted(counts.items()):
+        coverage.setdefault(operator, {})[where] = count
+    return coverage
+
+
+def by_provider(coverage: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    """How many nodes ran on each provider."""
+    counts: Counter[str] = Counter()
+    for places in coverage.values():
+        counts.update(places)
+    return dict(sorted(counts.items()))

@@ -1,6 +1,7 @@
 """The step that packs one immutable artifact, named by the digest of its manifest.
 
 Refuses to publish what no report of this very graph says has passed, and never writes into an artifact that is there.
+The page for a person and the benchmark lie beside it: times differ from run to run, and the artifact's bytes may not.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from onnx_converter.conversion import Conversion
 from onnx_converter.digest import canonical_json, digest_of_bytes, hex_of, sha256_of
 from onnx_converter.fetch import sync, sync_tree
 from onnx_converter.reasons import ARTIFACT_CORRUPT, PARITY_FAILED, StepFailedError
-from onnx_converter.report import GOLDEN, PAGE, REPORT, VALIDATION_PREFIX
+from onnx_converter.report import BENCHMARK, GOLDEN, PAGE, REPORT, VALIDATION_PREFIX
 from onnx_converter.report_html import page
 
 if TYPE_CHECKING:
@@ -49,19 +50,24 @@ def run(publish: Publish, progress: Progress) -> dict[str, Any]:
     conversion = Conversion.read(publish.work / "graph")
     if conversion.spec != publish.spec:
         raise StepFailedError(ARTIFACT_CORRUPT, "--spec is not the one the graph was converted with: convert again")
-    reports = {provider: _report_of(publish.work, provider, conversion) for provider in conversion.graphs}
+    reports = {str(provider): _report_of(publish.work, provider, conversion) for provider in conversion.graphs}
     publish.store.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(publish.store)
     incoming = Path(tempfile.mkdtemp(prefix=_INCOMING, dir=publish.store))
     try:
-        lineage = _lineage_of(conversion, publish)
-        _fill(incoming, publish, conversion, reports, lineage)
-        manifest = artifact.describe(incoming, lineage)
+        lineage, folder = _lineage_of(conversion, publish), incoming / "artifact"
+        folder.mkdir()
+        _fill(folder, publish, conversion, reports)
+        manifest = artifact.describe(folder, lineage)
         data = artifact.dump(manifest)
-        (incoming / artifact.MANIFEST).write_bytes(data)
-        (incoming / artifact.MANIFEST).chmod(0o444)
+        (folder / artifact.MANIFEST).write_bytes(data)
+        (folder / artifact.MANIFEST).chmod(0o444)
         digest = digest_of_bytes(data)
-        _settle(incoming, publish.store / hex_of(digest), digest)
+        _settle(folder, publish.store / hex_of(digest), digest)
+        benchmarks = {str(provider): _benchmark_of(publish.work, provider) for provider in conversion.graphs}
+        named = {"artifact": {"digest": digest}, **lineage}
+        _put_beside(publish.store / hex_of(digest), PAGE, page(reports, named, benchmarks).encode(), incoming)
+        _put_beside(publish.store / hex_of(digest), BENCHMARK, canonical_json(benchmarks), incoming)
     finally:
         shutil.rmtree(incoming, ignore_errors=True)
     progress.tell("ArtifactPublished", percent=100, digest=digest, bytes=manifest.size)
@@ -87,6 +93,15 @@ def _report_of(work: Path, provider: Provider, conversion: Conversion) -> dict[s
     return report
 
 
+def _benchmark_of(work: Path, provider: Provider) -> dict[str, Any]:
+    """Nothing depends on it, so where it is missing there is none."""
+    try:
+        found: dict[str, Any] = json.loads((work / f"{VALIDATION_PREFIX}{provider}" / BENCHMARK).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
 def _lineage_of(conversion: Conversion, publish: Publish) -> Mapping[str, Any]:
     return {
         "source": {"digest": conversion.source_digest},
@@ -100,8 +115,7 @@ def _fill(
     folder: Path,
     publish: Publish,
     conversion: Conversion,
-    reports: Mapping[Provider, Mapping[str, Any]],
-    lineage: Mapping[str, Any],
+    reports: Mapping[str, Mapping[str, Any]],
 ) -> None:
     work = publish.work
     for provider in conversion.graphs:
@@ -115,9 +129,7 @@ def _fill(
     shutil.copytree(work / "graph" / "tokenizer", folder / "tokenizer")
     first = publish.spec.providers[0]
     shutil.copyfile(work / f"{VALIDATION_PREFIX}{first}" / GOLDEN, folder / GOLDEN)
-    combined = {str(name): report for name, report in reports.items()}
-    (folder / REPORT).write_bytes(canonical_json({"schema": SCHEMA, "verdict": "Passed", "reports": combined}))
-    (folder / PAGE).write_text(page(combined, lineage), encoding="utf-8")
+    (folder / REPORT).write_bytes(canonical_json({"schema": SCHEMA, "verdict": "Passed", "reports": reports}))
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o444)
     folder.chmod(0o755)
@@ -133,6 +145,16 @@ def _settle(incoming: Path, final: Path, digest: str) -> None:
         # The same input gave the same artifact before, perhaps a moment ago; it must still be that one.
         artifact.verify(final, digest)
         return
+    sync(final.parent)
+
+
+def _put_beside(final: Path, name: str, data: bytes, incoming: Path) -> None:
+    """The last measurement of an artifact that was made several times stands."""
+    path = incoming / name
+    path.write_bytes(data)
+    path.chmod(0o444)
+    sync(path)
+    path.replace(final.with_name(f"{final.name}.{name}"))
     sync(final.parent)
 
 

@@ -16,6 +16,7 @@ SCHEMA: Final = "onnx-operator.io/report/v1alpha1"
 REPORT: Final = "report.json"
 PAGE: Final = "report.html"
 GOLDEN: Final = "golden.json"
+BENCHMARK: Final = "benchmark.json"
 #: Followed by the provider: the folder of one validation beside the graphs.
 VALIDATION_PREFIX: Final = "validation-"
 
@@ -48,6 +49,8 @@ class Report:
     vectors: int
     ignored: int
     placement: Mapping[str, int]
+    #: Operator to execution provider to nodes, of the graph as onnxruntime runs it.
+    coverage: Mapping[str, Mapping[str, int]]
     conversion: Mapping[str, Any]
     rows: tuple[Row, ...]
 

@@ -10,27 +10,52 @@ from html import escape
 from string import Template
 from typing import TYPE_CHECKING, Any, Final
 
+from onnx_converter import report_charts
+from onnx_converter.report_charts import Spread
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 _PAGE: Final = Template("""\
 <!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width">
 <title>$verdict: $title</title>
 <style>
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-.verdict { padding: .8rem 1rem; border-left: .4rem solid; border-radius: .2rem; }
-.Passed { border-color: #1a7f37; background: #1a7f3722; } .Failed { border-color: #c62828; background: #c6282822; }
+:root { color-scheme: light dark; --ground: #fff; --text: #1f2328; --quiet: #59636e; --line: #d1d9e0;
+  --passed: #1a7f37; --failed: #c62828; --original: #8250df; --graph: #0969da; }
+@media (prefers-color-scheme: dark) { :root { --ground: #14171b; --text: #e6edf3; --quiet: #9198a1; --line: #3d444d;
+  --passed: #3fb950; --failed: #f85149; --original: #bc8cff; --graph: #58a6ff; } }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
+  background: var(--ground); color: var(--text); }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin: 2.4rem 0 .3rem; }
+h3 { font-size: 1rem; margin: 1.4rem 0 .2rem; }
+p { margin: .4rem 0; } .quiet, summary { color: var(--quiet); font-size: .9rem; } summary { cursor: pointer; }
+.verdict { padding: .8rem 1rem; border-left: .4rem solid; border-radius: .2rem; overflow-wrap: anywhere; }
+.Passed { border-color: var(--passed); background: #1a7f3722; }
+.Failed { border-color: var(--failed); background: #c6282822; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .25rem 0 .25rem .9rem; border-bottom: 1px solid #8884; vertical-align: top; }
+th, td { text-align: right; padding: .25rem 0 .25rem .9rem; border-bottom: 1px solid var(--line);
+  vertical-align: top; }
+th { color: var(--quiet); font-weight: 500; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 .words td { text-align: left; overflow-wrap: anywhere; } .words th { text-align: left; }
+.words td:first-child { min-width: 11rem; }
+svg { width: 100%; height: auto; display: block; }
+svg text { font: 13px system-ui, sans-serif; fill: var(--quiet); }
+svg .end { text-anchor: end; } svg .middle { text-anchor: middle; } svg .strong { fill: var(--text); }
+.grid { stroke: var(--line); } .bound { stroke: var(--text); stroke-dasharray: 6 4; }
+.dot { fill: var(--graph); fill-opacity: .75; } .beyond { fill: var(--failed); }
+svg .original { fill: var(--original); stroke: var(--original); }
+svg .graph { fill: var(--graph); stroke: var(--graph); }
+svg text.original, svg text.graph { stroke: none; } .reach { stroke-width: 2; }
+@media print { body { margin: 0; max-width: none; font-size: 10pt; } figure, tr, .verdict { break-inside: avoid; }
+  h2, h3 { break-after: avoid; } }
+figure { margin: .3rem 0; }
 </style>
 </head>
 <body>
@@ -39,13 +64,28 @@ $body
 </body>
 </html>
 """)
+_VERDICT: Final = Template("""\
+<p class="verdict $verdict"><strong>$verdict</strong> on $provider: $message.</p>""")
 _PROVIDER: Final = Template("""\
-<p class="verdict $verdict"><strong>$verdict</strong> on $provider: $message.</p>
-<p>$samples samples with $vectors vectors were compared with the torch original in fp32. $ignored vectors of padding
-were ignored, since no client reads them. On the execution provider: $placement.</p>
 <h2>Parity on $provider</h2>
 $bounds
-<h2>By sample</h2>
+$plots
+<details><summary>The $samples samples behind it</summary>
+$rows
+</details>""")
+_PLOT: Final = Template("""\
+<h3>$title</h3>
+<figure>$plot</figure>""")
+_BENCHMARK: Final = Template("""\
+<h2>Speed on $provider</h2>
+<p>$told</p>
+$plot
+$cells
+$footprints""")
+_COVERAGE: Final = Template("""\
+<h2>Operators on $provider</h2>
+<p>The graph as onnxruntime runs it, after its own optimisation, from its profile of one request: $placement. A heavy
+operator elsewhere than on $provider would have failed the validation; there is no other fallback to try.</p>
 $rows""")
 _MEASURES: Final = (
     ("minCosine", "Smallest cosine", "above"),
@@ -62,35 +102,165 @@ _COLUMNS: Final = {
     "maxRelative": "Relative",
     "labelAgreement": "Labels",
 }
+_PERCENTILES: Final = ("p50Milliseconds", "p90Milliseconds", "p99Milliseconds")
+_SIDES: Final = ("original", "graph")
 
 
-def page(reports: Mapping[str, Mapping[str, Any]], lineage: Mapping[str, Any]) -> str:
-    """One page for the reports of all providers."""
+def page(
+    reports: Mapping[str, Mapping[str, Any]], lineage: Mapping[str, Any], benchmarks: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """One page for the reports of all providers, and what there is of their benchmarks."""
     conversion = lineage["conversion"]
-    sections = [_provider(provider, report) for provider, report in reports.items()]
+    verdicts = [
+        _VERDICT.substitute(
+            verdict=escape(report["verdict"]), provider=escape(provider), message=escape(report["message"])
+        )
+        for provider, report in reports.items()
+    ]
+    sections = [
+        section
+        for number, (provider, report) in enumerate(reports.items())
+        for section in (
+            _provider(number, provider, report),
+            *_benchmark(number, provider, benchmarks.get(provider, {})),
+            *_coverage(provider, report),
+        )
+    ]
     words = _table(("Made from", "Value"), _flatten(lineage), kind="words")
     return _PAGE.substitute(
         verdict="Passed" if all(report["verdict"] == "Passed" for report in reports.values()) else "Failed",
         title=escape(f"{conversion['architecture']}, {conversion['task']}, {conversion['spec']['scheme']}"),
-        body="\n".join([*sections, "<h2>Lineage</h2>", words]),
+        body="\n".join([*verdicts, _compared(reports, lineage), *sections, "<h2>Lineage</h2>", words]),
     )
 
 
-def _provider(provider: str, report: Mapping[str, Any]) -> str:
+def _compared(reports: Mapping[str, Mapping[str, Any]], lineage: Mapping[str, Any]) -> str:
+    conversion = lineage["conversion"]
+    spec = conversion["spec"]
+    original = f"{conversion['architecture']} in torch, fp32, eager attention; checkpoint {conversion['sourceDigest']}"
+    rows = [("Original", original)]
+    for provider, report in reports.items():
+        made = f"opset {spec['opset']}, weights {spec['scheme']}; {report['graphDigest']}"
+        asked = (
+            f"{report['samples']} samples with {report['vectors']} vectors; {report['ignored']} vectors of padding "
+            "were ignored, since no client reads them"
+        )
+        rows += [(f"Graph for {provider}", made), ("Asked of both", asked)]
+    rows += [("Artifact", lineage["artifact"]["digest"])] if "artifact" in lineage else []
+    return "<h2>What was compared</h2>\n" + _table(("Side", "What"), rows, kind="words")
+
+
+def _provider(number: int, provider: str, report: Mapping[str, Any]) -> str:
     parity, tolerance = report["parity"], report["tolerance"]
     bounds = [
         (label, parity[key] or "not measured", f"{word} {tolerance[key]}" if tolerance[key] else "not judged")
         for key, label, word in _MEASURES
         if parity[key] or tolerance[key]
     ]
-    rows = [["" if row[key] is None else row[key] for key in _COLUMNS] for row in report["rows"]]
+    rows = [
+        [f"{place}. {row['sample']}", *("" if row[key] is None else row[key] for key in [*_COLUMNS][1:])]
+        for place, row in enumerate(report["rows"], 1)
+    ]
     return _PROVIDER.substitute(
-        {key: escape(str(report[key])) for key in ("verdict", "message", "samples", "vectors", "ignored")},
         provider=escape(provider),
-        placement=escape(", ".join(f"{count} nodes on {name}" for name, count in report["placement"].items()))
-        or "none",
         bounds=_table(("Measure", "Measured", "Must be"), bounds),
+        plots="\n".join(_plots(number, report)) if rows else "",
+        samples=len(rows),
         rows=_table(tuple(_COLUMNS.values()), rows),
+    )
+
+
+def _plots(number: int, report: Mapping[str, Any]) -> Iterator[str]:
+    for key, title in (
+        ("minCosine", "1 - cosine by sample"),
+        ("maxAbsolute", "Largest absolute difference by sample"),
+        ("maxRelative", "Largest relative difference by sample"),
+    ):
+        bound = report["tolerance"][key]
+        if key == "maxRelative" and bound is None:
+            continue
+        is_cosine = key == "minCosine"
+        samples = [(row["sample"], _distance(row[key]) if is_cosine else float(row[key])) for row in report["rows"]]
+        limit = None if bound is None else _distance(bound) if is_cosine else float(bound)
+        plot = report_charts.by_sample(f"{key}-{number}", title, samples, limit)
+        yield _PLOT.substitute(title=title, plot=plot)
+
+
+def _distance(cosine: str) -> float:
+    return max(0.0, round(1 - float(cosine), 9))
+
+
+def _benchmark(number: int, provider: str, found: Mapping[str, Any]) -> Iterator[str]:
+    if not found:
+        return
+    cells = found.get("cells") or []
+    told = (
+        f"Both sides answered in turn on {found.get('threads')} threads, the original on the CPU. A dot is the median, "
+        "a stroke the 90th percentile, and the line ends at the 99th; with fewer than 100 runs that is the slowest run."
+        if cells
+        else "Nothing was measured."
+    )
+    spreads = [
+        (_shape(cell), [Spread(side, *(float(cell[side][name]) for name in _PERCENTILES)) for side in _SIDES])
+        for cell in cells
+    ]
+    rows = [
+        (
+            _shape(cell),
+            cell["runs"],
+            *(" / ".join(cell[side][name] for name in _PERCENTILES) for side in _SIDES),
+            f"{cell['speedup']} times",
+            *(cell[side]["tokensPerSecond"] for side in _SIDES),
+        )
+        for cell in cells
+    ]
+    head = ("Request", "Runs", "Original, ms", "Graph, ms", "As fast", "Original, tokens/s", "Graph, tokens/s")
+    yield _BENCHMARK.substitute(
+        provider=escape(provider),
+        told=escape(" ".join(filter(None, [told, str(found.get("message") or "")]))),
+        plot=f"<figure>{report_charts.latencies(f'latency-{number}', spreads)}</figure>" if cells else "",
+        cells=_table(head, rows) if cells else "",
+        footprints=_footprints(found),
+    )
+
+
+def _shape(cell: Mapping[str, Any]) -> str:
+    past = f" after {cell['pastLength']}" if cell.get("pastLength") else ""
+    return f"{cell['batch']} x {cell['sequenceLength']}{past}"
+
+
+def _footprints(found: Mapping[str, Any]) -> str:
+    if not all(side in found for side in _SIDES):
+        return ""
+    rows = [
+        (
+            side.capitalize(),
+            f"{found[side]['sizeBytes'] / 1e6:.1f}",
+            found[side]["loadMilliseconds"],
+            f"{found[side]['peakMemoryBytes'] / 1e6:.1f}" if "peakMemoryBytes" in found[side] else "not told",
+        )
+        for side in _SIDES
+    ]
+    words = (
+        "Peak memory is resident memory of the host: the original's weights, or what loading the graph took, and the "
+        "growth while one request of each shape was answered."
+    )
+    table = _table(("Side", "On disk, MB", "Loaded in, ms", "Peak memory, MB"), rows)
+    return f'<h3>Size, load and memory</h3>\n{table}\n<p class="quiet">{words}</p>'
+
+
+def _coverage(provider: str, report: Mapping[str, Any]) -> Iterator[str]:
+    coverage = report["coverage"]
+    if not coverage:
+        return
+    places = [*report["placement"]]
+    ordered = sorted(coverage.items(), key=lambda item: (-sum(item[1].values()), item[0]))
+    rows = [(operator, *(counts.get(place, "") for place in places)) for operator, counts in ordered]
+    placement = ", ".join(f"{count} nodes on {name}" for name, count in report["placement"].items())
+    yield _COVERAGE.substitute(
+        provider=escape(provider),
+        placement=escape(placement),
+        rows=_table(("Operator", *places), rows),
     )
 
 

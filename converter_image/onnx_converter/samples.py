@@ -157,6 +157,13 @@ def after_past(
     return Sample(name, is_text=False, tensors=tensors)
 
 
+def plain(checkpoint: Checkpoint, batch: int, past: int, length: int) -> Sample:
+    """A request of this shape without padding, and without a past where there is none to give."""
+    if checkpoint.cache:
+        return after_past(checkpoint, batch=batch, past=past, length=length)
+    return _random(checkpoint, np.random.default_rng(_SEED), batch, length, "no")
+
+
 def prefills_of_text(checkpoint: Checkpoint) -> Iterator[Sample]:
     """Texts in batches, padded on either side."""
     longest = min(checkpoint.max_sequence_length, _LONGEST_PREFILL)

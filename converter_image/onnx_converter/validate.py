@@ -6,28 +6,31 @@ onnxruntime on the execution provider it is meant for. Fails closed, and leaves 
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnx_converter import generation, graph, parity, report, samples
+from onnx_converter import benchmark, generation, graph, parity, placement, report, samples
+from onnx_converter.benchmark import Benchmark
 from onnx_converter.contest import Candidate, Original
 from onnx_converter.conversion import Conversion
 from onnx_converter.convert import verify_checkpoint
 from onnx_converter.digest import canonical_json, sha256_of
 from onnx_converter.heads import signature_of
 from onnx_converter.reasons import ARTIFACT_CORRUPT, PARITY_FAILED, SPEC_IMPOSSIBLE, VALIDATED, Reason, StepFailedError
-from onnx_converter.report import GOLDEN, PAGE, REPORT
+from onnx_converter.report import BENCHMARK, GOLDEN, PAGE, REPORT
 from onnx_converter.report_html import page
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from onnx_converter.progress import Progress
-    from onnx_converter.spec import ConversionSpec, Parity, Provider
+    from onnx_converter.spec import ConversionSpec, Parity, Provider, Serving
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,9 @@ class Validate:
     provider: Provider
     spec: ConversionSpec
     parity: Parity
+    serving: Serving
+    #: Seconds; none is measured in none.
+    benchmark: float
     output: Path
 
 
@@ -48,19 +54,21 @@ class Judgement:
 
     measurements: tuple[parity.Measurement, ...]
     total: parity.Total | None
-    placement: dict[str, int]
+    coverage: dict[str, dict[str, int]]
     reason: Reason
     message: str
 
 
 def run(validate: Validate, progress: Progress) -> dict[str, Any]:
     validate.output.mkdir(parents=True, exist_ok=True)
-    for name in (REPORT, PAGE, GOLDEN):
+    for name in (REPORT, PAGE, GOLDEN, BENCHMARK):
         (validate.output / name).unlink(missing_ok=True)
     conversion = Conversion.read(validate.graph)
     _refuse_other_spec(conversion, validate)
     verify_checkpoint(validate.checkpoint, conversion.source_digest)
+    began = time.perf_counter()
     original = Original.load(validate.checkpoint, conversion.task, validate.spec.max_sequence_length)
+    load_seconds = time.perf_counter() - began
     path = validate.graph / validate.provider / graph.MODEL
     graph.inspect(path, *signature_of(original.checkpoint))
     candidate = Candidate.load(path, validate.provider)
@@ -69,11 +77,21 @@ def run(validate: Validate, progress: Progress) -> dict[str, Any]:
     judgement = judge(original, candidate, tolerance, progress)
     found = _report_of(judgement, tolerance, conversion, validate.provider)
     (validate.output / REPORT).write_bytes(canonical_json(found.value()))
-    html = page({str(validate.provider): found.value()}, {"conversion": found.conversion})
-    (validate.output / PAGE).write_text(html, encoding="utf-8")
+    _write_page(validate, found, {})
     if judgement.reason is not VALIDATED:
         raise StepFailedError(judgement.reason, judgement.message)
     (validate.output / GOLDEN).write_bytes(canonical_json(_golden(original, candidate)))
+    benchmarked = {}
+    if validate.benchmark:
+        # Its own session begins where no other holds memory.
+        del candidate
+        wanted = Benchmark(
+            validate.checkpoint, path, validate.provider, validate.serving, load_seconds, validate.benchmark
+        )
+        benchmarked = benchmark.measure(original, wanted)
+        progress.tell("Benchmarked", percent=99, cells=len(benchmarked.get("cells", ())))
+        (validate.output / BENCHMARK).write_bytes(canonical_json({"schema": benchmark.SCHEMA} | benchmarked))
+        _write_page(validate, found, benchmarked)
     return {
         "provider": str(validate.provider),
         "parity": dict(found.parity),
@@ -81,7 +99,14 @@ def run(validate: Validate, progress: Progress) -> dict[str, Any]:
         "samples": found.samples,
         "placement": dict(found.placement),
         "reportDigest": "sha256:" + sha256_of(validate.output / REPORT),
+        **({"benchmark": benchmarked} if benchmarked else {}),
     }
+
+
+def _write_page(validate: Validate, found: report.Report, benchmarked: Mapping[str, Any]) -> None:
+    name = str(validate.provider)
+    html = page({name: found.value()}, {"conversion": found.conversion}, {name: benchmarked})
+    (validate.output / PAGE).write_text(html, encoding="utf-8")
 
 
 def _refuse_other_spec(conversion: Conversion, validate: Validate) -> None:
@@ -97,7 +122,7 @@ def judge(original: Original, candidate: Candidate, tolerance: parity.Tolerance,
     task = original.checkpoint.task
     asked = samples.all_samples(original.checkpoint)
     measurements: list[parity.Measurement] = []
-    placed: dict[str, int] = {}
+    placed: dict[str, dict[str, int]] = {}
     try:
         if original.checkpoint.cache:
             generation.refuse_deaf(original, candidate)
@@ -108,7 +133,7 @@ def judge(original: Original, candidate: Candidate, tolerance: parity.Tolerance,
         if original.checkpoint.cache:
             measurements.append(generation.measure_greedy(original, candidate))
         measured = parity.total(measurements)
-        placed = candidate.placement(asked[-1])
+        placed = candidate.coverage(asked[-1])
     except StepFailedError as error:
         return Judgement(tuple(measurements), None, placed, error.reason, error.message)
     if violated := parity.violations(measured, tolerance):
@@ -148,7 +173,8 @@ def _report_of(
         samples=len(judgement.measurements),
         vectors=sum(item.vectors for item in judgement.measurements),
         ignored=sum(item.ignored for item in judgement.measurements),
-        placement=judgement.placement,
+        placement=placement.by_provider(judgement.coverage),
+        coverage=judgement.coverage,
         conversion=conversion.model_dump(mode="json", by_alias=True, exclude={"files"}),
         rows=tuple(map(_row_of, judgement.measurements)),
     )

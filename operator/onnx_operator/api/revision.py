@@ -148,8 +148,69 @@ class ParityStatus(ApiModel):
     """Digest of the full report."""
 
 
+class LatencyStatus(ApiModel):
+    """How long one side took to answer; each is a run that was measured."""
+
+    p50_milliseconds: Measured
+    """Median."""
+    p90_milliseconds: Measured
+    """90th percentile."""
+    p99_milliseconds: Measured
+    """99th percentile; with fewer than 100 runs the slowest."""
+    tokens_per_second: Measured
+    """New tokens of one request over the median."""
+
+
+class BenchmarkCell(ApiModel):
+    """One shape of request."""
+
+    batch: Annotated[int, Field(ge=1)]
+    """How many texts."""
+    sequence_length: Annotated[int, Field(ge=1)]
+    """New tokens of each. After a past it is 1: a language model that writes; without one it reads."""
+    past_length: Annotated[int, Field(ge=1)] | None = None
+    """Tokens before them whose keys and values are known."""
+    runs: Annotated[int, Field(ge=1)]
+    """How often each side answered."""
+    speedup: Measured
+    """The original's median over the graph's: above 1 the graph is faster."""
+    original: LatencyStatus
+    """Torch, fp32, eager attention, on the CPU."""
+    graph: LatencyStatus
+    """The graph in onnxruntime on the execution provider, as a server's instance runs it."""
+
+
+class FootprintStatus(ApiModel):
+    """What one side takes."""
+
+    size_bytes: Count
+    """Its weights on disk; of the graph, all of its files."""
+    load_milliseconds: Measured
+    """From disk to the first question; of the original, its checks included."""
+    peak_memory_bytes: Count | None = None
+    """Resident memory of the host at its peak: the original's weights, or what loading the graph took, and the growth
+    while one request of each shape was answered. Unset where the kernel does not tell it."""
+
+
+class BenchmarkStatus(ApiModel):
+    """Graph beside original on one execution provider, in turn. Told only: nothing is judged by it."""
+
+    provider: ExecutionProvider
+    """Where the graph ran."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """CPU threads of each side; those of a server's instance."""
+    cells: Annotated[list[BenchmarkCell], Field(max_length=4)] = []
+    """By shape of request."""
+    original: FootprintStatus | None = None
+    """What the original takes."""
+    graph: FootprintStatus | None = None
+    """What the graph takes."""
+    message: Text | None = None
+    """What was left out, or why there is nothing."""
+
+
 class ArtifactStatus(ApiModel):
-    """The published artifact."""
+    """The published artifact. Beside its folder in the store lie <digest>.report.html and <digest>.benchmark.json."""
 
     digest: Digest
     """Digest of its manifest, which lists every file."""
@@ -259,6 +320,8 @@ class OnnxModelRevisionStatus(ApiModel):
     """Results of the Jobs."""
     parity: Annotated[list[ParityStatus], Field(max_length=2)] = []
     """Measured difference per execution provider."""
+    benchmark: Annotated[list[BenchmarkStatus], Field(max_length=2)] = []
+    """Measured speed, memory and size per execution provider."""
     artifact: ArtifactStatus | None = None
     """The published artifact."""
     quarantine: QuarantineStatus | None = None

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, assert_never
 from pydantic import ValidationError
 
 from onnx_operator.api.model import FailureStatus, SourceStatus
-from onnx_operator.api.revision import ArtifactStatus, ParityStatus, StageStatus
+from onnx_operator.api.revision import ArtifactStatus, BenchmarkStatus, ParityStatus, StageStatus
 from onnx_operator.api.rollout import MetricName
 from onnx_operator.core import reasons
 from onnx_operator.core.acceptance import Refusal, rounded_weights
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from onnx_converter.summary import Summary
+    from onnx_operator.api.common import ExecutionProvider
     from onnx_operator.api.revision import OnnxModelRevisionStatus
     from onnx_operator.core.actions import Want
     from onnx_operator.core.jobs import JobState
@@ -274,7 +275,8 @@ def _converted(view: View) -> Rung:
         move = MoveRevision(revision.name, revision.status.model_copy(update={"artifact": artifact}))
         return _waiting(_converted_finding(revision), move=move)
     if (twin := _twin_with_artifact(view, revision)) is not None:
-        status = revision.status.model_copy(update={"artifact": twin.status.artifact, "parity": twin.status.parity})
+        shared = {name: getattr(twin.status, name) for name in ("artifact", "parity", "benchmark")}
+        status = revision.status.model_copy(update=shared)
         message = f"the artifact of revision {twin.spec.number} is the same"
         finding = Finding(ConditionType.CONVERTED, "True", reasons.CONVERTED, message)
         return _waiting(finding, move=MoveRevision(revision.name, status))
@@ -379,12 +381,25 @@ def _with_result(status: OnnxModelRevisionStatus, story: _Story, details: Any) -
         case Stage.VALIDATED:
             parity = details.get("parity")
             measured = ParityStatus.model_validate({**details, **parity} if isinstance(parity, dict) else parity)
-            others = [one for one in status.parity if one.provider != measured.provider]  # of an earlier attempt
-            return status.model_copy(update={"parity": [*others, measured]})
+            # What an earlier attempt measured is replaced.
+            others = [one for one in status.parity if one.provider != measured.provider]
+            benchmarks = [one for one in status.benchmark if one.provider != measured.provider]
+            if "benchmark" in details:
+                benchmarks.append(_benchmark(measured.provider, details["benchmark"]))
+            return status.model_copy(update={"parity": [*others, measured], "benchmark": benchmarks})
         case Stage.PUBLISHED:
             return status.model_copy(update={"artifact": ArtifactStatus.model_validate(details)})
         case _:
             return status
+
+
+def _benchmark(provider: ExecutionProvider, told: Any) -> BenchmarkStatus:
+    """Of one that makes no sense, just that: the graph is proved all the same."""
+    try:
+        return BenchmarkStatus.model_validate({**told, "provider": provider} if isinstance(told, dict) else told)
+    except ValidationError as error:
+        message = clipped(f"what the Job told of the benchmark makes no sense: {_first(error)}")
+        return BenchmarkStatus(provider=provider, message=message)
 
 
 def _note_failure(view: View, revision: RevisionSeen, story: _Story, failed: JobFailed) -> Rung:

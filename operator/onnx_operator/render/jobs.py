@@ -143,6 +143,8 @@ def build_validate_job(want: WantValidate) -> Manifest:
     flags = ["--checkpoint", "/checkpoint", "--graph", "/graph", "--provider", str(want.provider)]
     flags += ["--spec", _json(_conversion(revision.spec))]
     flags += ["--parity", _json(revision.spec.parity.model_dump(exclude_none=True)), "--output", "/validation"]
+    seconds = parse_duration(want.class_spec.jobs.benchmark).total_seconds()
+    flags += ["--serving", _json(_serving(revision.spec)), "--benchmark", f"{seconds:g}"]
     mounts = [
         _mount("/checkpoint", _checkpoint(model, revision), read_only=True),
         _mount("/graph", _graph(model, revision), read_only=True),

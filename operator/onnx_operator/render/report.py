@@ -289,9 +289,33 @@ def _making(spec: Mapping[str, Any], status: Mapping[str, Any]) -> Iterable[str]
     if parity:
         head = ("On", "Least cosine", "Most absolute", "Most relative", "Least labels", "Samples")
         yield "<h2>Parity with the original</h2>" + _table(head, parity)
-        yield '<p class="faint">The full report of the validation lies beside the artifact, as report.html.</p>'
+        name = str(_part(status, "artifact").get("digest") or "").removeprefix("sha256:")
+        yield f'<p class="faint">All of it is in {escape(name or "...")}.report.html, beside the artifact.</p>'
+    yield from _benchmark([one for one in status.get("benchmark") or [] if isinstance(one, dict)])
     told = {name: status[name] for name in ("artifact", "attempt", "quarantine") if status.get(name)}
     yield "<h2>Lineage</h2>" + _table(("Made from", "Value"), _flatten({**spec, **told}), kind="words")
+
+
+def _benchmark(told: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    shown = [(side, f"{name}Milliseconds") for side in ("original", "graph") for name in ("p50", "p99")]
+    rows = [
+        (
+            one.get("provider"),
+            f"{cell.get('batch')} x {cell.get('sequenceLength')} after {cell.get('pastLength', 0)}",
+            cell.get("runs"),
+            *(_part(cell, side).get(name) for side, name in shown),
+            cell.get("speedup"),
+            _part(cell, "graph").get("tokensPerSecond"),
+        )
+        for one in told
+        for cell in one.get("cells") or []
+    ]
+    if rows:
+        head = ("On", "Batch x tokens", "Runs", "Original p50", "p99, ms", "Graph p50", "p99, ms", "Faster", "Tokens/s")
+        yield "<h2>Speed beside the original</h2>" + _table(head, rows)
+    words = [f"{one.get('provider')}: {one['message']}." for one in told if one.get("message")]
+    if words:
+        yield f'<p class="faint">{escape(" ".join(words))}</p>'
 
 
 def _flatten(value: object, name: str = "") -> list[tuple[str, str]]:

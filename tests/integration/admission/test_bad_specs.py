@@ -632,6 +632,10 @@ BAD_CLASSES: Final = {
         f"{PROVIDERS}[0].tolerations[0]",
         "key may be unset only",
     ),
+    "a benchmark of an hour": Bad({"spec.jobs.benchmark": "1h"}, "spec.jobs.benchmark", "at most 10m"),
+    "a benchmark as long as its Job": Bad(
+        {"spec.jobs": {"benchmark": "1m", "deadline": "1m"}}, "spec.jobs.benchmark", "shorter than deadline"
+    ),
     "Jobs without time": Bad({"spec.jobs.deadline": "1s"}, "spec.jobs.deadline", "at least 10s"),
     "steps that descend": Bad({STEPS: [{"weight": 50}, {"weight": 10}]}, STEPS, "must ascend"),
     "a step as long as its own deadline": Bad(

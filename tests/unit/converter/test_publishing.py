@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,14 +11,13 @@ import onnxruntime
 import pytest
 from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2
-from typing_extensions import override
 
 from checkpoints import TINY_LENGTH, tiny_sentence
 from onnx_converter import artifact, package
 from onnx_converter.conversion import Conversion
-from onnx_converter.report_html import page
 from onnx_converter.spec import Provider, Serving
 from unit.converter.steps import Line
+from unit.converter.test_report_page import a_benchmark
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,7 +53,6 @@ def test_an_artifact_holds_what_the_contract_names_and_nothing_else(folder: Path
         f"triton/{CPU}/model/1/model.onnx",
         "golden.json",
         "report.json",
-        "report.html",
         "manifest.json",
     }
     assert "tokenizer/tokenizer.json" in found
@@ -189,52 +186,33 @@ def test_golden_requests_are_mixed_in_length_and_answered_by_the_published_graph
     assert len(lengths) >= 8
 
 
-class _Page(HTMLParser):
-    """Collects tags, texts and whatever the page would load from elsewhere."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.texts: list[str] = []
-        self.loads: list[str] = []
-
-    @override
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.loads += [str(value) for name, value in attrs if name in {"src", "href", "action"}]
-
-    @override
-    def handle_data(self, data: str) -> None:
-        if data.strip():
-            self.texts.append(data.strip())
+def test_the_page_lies_beside_the_artifact_and_names_it(published: tuple[Line, dict[str, Any]], folder: Path) -> None:
+    beside = sorted(path.name for path in folder.parent.iterdir())
+    assert beside == [folder.name, f"{folder.name}.benchmark.json", f"{folder.name}.report.html"]
+    text = folder.with_name(f"{folder.name}.report.html").read_text()
+    assert published[1]["digest"] in text
+    assert text.index("Passed") < text.index("Smallest cosine") < text.index("Lineage")
+    assert json.loads(folder.with_name(f"{folder.name}.benchmark.json").read_text()) == {CPU: {}}
 
 
-def read_page(text: str) -> _Page:
-    parsed = _Page()
-    parsed.feed(text)
-    return parsed
+def test_how_fast_a_graph_was_changes_the_page_and_no_byte_of_the_artifact(
+    published: tuple[Line, dict[str, Any]], folder: Path
+) -> None:
+    line, details = published
+    (line.work / f"validation-{CPU}" / "benchmark.json").write_text(json.dumps(a_benchmark()))
+    assert line.publish().details == details
+    assert "Speed on" in folder.with_name(f"{folder.name}.report.html").read_text()
+    (line.work / f"validation-{CPU}" / "benchmark.json").write_text("{")
+    assert line.publish().details == details
+    assert "Speed on" not in folder.with_name(f"{folder.name}.report.html").read_text()
+    artifact.verify(folder, details["digest"])
 
 
-def test_the_report_is_one_page_with_the_verdict_first_and_nothing_from_elsewhere(folder: Path) -> None:
-    text = (folder / "report.html").read_text()
-    shown = read_page(text)
-    assert shown.loads == []
-    assert "script" not in shown.tags
-    assert "url(" not in text
-    words = shown.texts[shown.texts.index("bert, sentence-embedding, none", 1) + 1 :]
-    assert words[0] == "Passed"
-    assert "Smallest cosine" in words
-    assert "Lineage" in words
-
-
-def test_the_report_takes_words_of_a_checkpoint_for_words(folder: Path) -> None:
-    reports = json.loads((folder / "report.json").read_text())["reports"]
-    reports[CPU]["message"] = "<script>alert(1)</script>"
-    lineage = json.loads((folder / "manifest.json").read_text())["lineage"]
-    lineage["conversion"]["architecture"] = '"><img src=x onerror=alert(1)>'
-    lineage["<b>key</b>"] = "<i>value</i>"
-    shown = read_page(page(reports, lineage))
-    assert not {"script", "img", "b", "i"} & set(shown.tags)
+def test_the_report_counts_each_operator_where_it_ran(folder: Path) -> None:
+    report = json.loads((folder / "report.json").read_text())["reports"][CPU]
+    counts = [count for places in report["coverage"].values() for count in places.values()]
+    assert report["placement"] == {CPU: sum(counts)}
+    assert report["coverage"]["MatMul"][CPU] > 4
 
 
 def test_the_report_says_how_each_sample_did_and_what_was_ignored(folder: Path) -> None:

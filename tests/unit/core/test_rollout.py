@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from onnx_operator.core.counts import Counts
 from onnx_operator.core.jobs import JobBlocked, JobRunning
 from onnx_operator.core.observation import ObjectName
 from onnx_operator.core.pods import Trouble
-from unit.core.worlds import CPU, World, a_class, a_spec
+from unit.core.worlds import CPU, World, a_benchmark, a_class, a_spec
 
 INT8 = {"scheme": "int8-dynamic"}
 
@@ -666,6 +667,7 @@ def test_pods_of_another_size_are_a_new_revision_with_the_same_artifact(serving:
     assert serving.stable_number == 2
     assert {name for name in serving.jobs if not name.endswith("-fetch")} == jobs
     assert serving.numbered(2).status.artifact == serving.numbered(1).status.artifact
+    assert serving.numbered(2).status.benchmark == serving.numbered(1).status.benchmark != []
 
 
 def test_more_replicas_scale_the_same_revision(serving: World) -> None:
@@ -793,7 +795,30 @@ def test_a_second_attempt_replaces_the_parity_of_the_first(world: World) -> None
     world.change(rollout={"retryToken": "again"})
     world.serve_first()
     assert len(world.numbered(1).status.parity) == 1
+    assert len(world.numbered(1).status.benchmark) == 1
     assert world.numbered(1).status.attempt == 1
+
+
+def test_how_fast_the_graph_is_stands_in_the_revision_word_for_word(world: World) -> None:
+    world.serve_first()
+    status = world.numbered(1).status
+    assert [one.model_dump(mode="json", exclude_none=True) for one in status.benchmark] == [a_benchmark(CPU)]
+
+
+@pytest.mark.parametrize("told", [None, [1], {"cells": [{"batch": 0}]}, {"threads": "many"}], ids=str)
+def test_a_benchmark_that_makes_no_sense_is_told_and_the_graph_is_proved_all_the_same(world: World, told: Any) -> None:
+    world.timed = {"benchmark": told}
+    world.serve_first()
+    (found,) = world.numbered(1).status.benchmark
+    assert found.provider == CPU
+    assert "makes no sense" in (found.message or "")
+    assert world.condition("Ready")[0] == "True"
+
+
+def test_without_a_benchmark_the_revision_has_none(world: World) -> None:
+    world.timed = {}
+    world.serve_first()
+    assert world.numbered(1).status.benchmark == []
 
 
 def test_without_the_right_to_read_the_gateway_no_step_begins_and_the_right_is_named(serving: World) -> None:

@@ -87,6 +87,29 @@ def a_summary(step: str, **details: Any) -> Summary:
     return Summary(step, "Succeeded", "Done", f"{step} is done", 0, details)
 
 
+def a_benchmark(provider: str) -> dict[str, Any]:
+    """As benchmark.py of the converter tells it."""
+    original, graph = (
+        {
+            "p50Milliseconds": p50,
+            "p90Milliseconds": "14.2",
+            "p99Milliseconds": "21",
+            "tokensPerSecond": "1280",
+        }
+        for p50 in ("12.5", "6.25")
+    )
+    cell = {"batch": 1, "sequenceLength": 16, "runs": 40, "speedup": "2.00", "original": original, "graph": graph}
+    footprint = {"sizeBytes": 90_868_376, "loadMilliseconds": "320", "peakMemoryBytes": 120_000_000}
+    return {
+        "provider": provider,
+        "threads": 1,
+        "cells": [cell],
+        "original": footprint,
+        "graph": footprint,
+        "message": "5 s are too short for 8 x 128",
+    }
+
+
 def a_digest(text: str) -> str:
     return f"sha256:{digest_of(text, 64)}"
 
@@ -109,6 +132,8 @@ class World:
     jobs: dict[str, JobState] = field(default_factory=dict)
     #: The Jobs of metrics; they end when a test says how.
     analysis_jobs: dict[str, AnalysisJobState] = field(default_factory=dict)
+    #: What a validation says besides.
+    timed: dict[str, Any] = field(default_factory=lambda: {"benchmark": a_benchmark(CPU)})
     children: dict[ObjectName, Child] = field(default_factory=dict)
     servers: dict[tuple[str, ExecutionProvider], ServerState] = field(default_factory=dict)
     #: The bounds of each autoscaler, and why those that cannot scale say so.
@@ -495,7 +520,7 @@ class World:
         if "-validate-" in job:
             provider = CUDA if "cuda" in job else CPU
             parity = {"minCosine": "0.99999", "maxAbsolute": "2e-7"}
-            return a_summary("validate", provider=provider, parity=parity, samples=300)
+            return a_summary("validate", provider=provider, parity=parity, samples=300, **self.timed)
         if "-publish-" in job:
             return a_summary("publish", digest=a_digest(job.split("-publish-", 1)[0]), bytes=90)
         return a_summary("convert")

@@ -208,6 +208,13 @@ def test_every_judgement_stands_in_a_table_behind_its_plot(promoted: Manifest) -
     assert text.count("<details>") == text.count("</details>") == len(METRICS)
 
 
+def test_speed_beside_the_original_is_told_and_what_was_left_out(promoted: Manifest) -> None:
+    text = Strict(page(promoted)).text
+    assert "1 x 16 after 0 40 12.5 21 6.25 21 2.00 1280" in text
+    assert "CPUExecutionProvider: 5 s are too short for 8 x 128." in text
+    assert "Speed beside" not in page({**promoted, "status": {**promoted["status"], "benchmark": []}})
+
+
 def test_stages_parity_and_lineage_are_told(promoted: Manifest) -> None:
     text = Strict(page(promoted)).text
     for word in ("validate-cpu", "0:00:07", "0.99999", promoted["spec"]["sourceDigest"], "triton:1", "int8-dynamic"):

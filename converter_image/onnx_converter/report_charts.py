@@ -1,0 +1,142 @@
+"""The plots of the report as SVG that needs nothing but the page's own style. Standard library only.
+
+Logarithmic, since differences span decades and latencies of short and long requests two of them; below them all there
+is room for 0.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+_WIDTH: Final = 960
+_LEFT: Final = 76
+_RIGHT: Final = 150
+_TOP: Final = 12
+_HEIGHT: Final = 170
+_FOOT: Final = 40
+_ROW: Final = 20
+_NAMES: Final = 170
+#: Dots below this many decades under the largest say nothing more.
+_DECADES: Final = 8
+_TICKS: Final = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """The latency of one side in one cell: median, 90th and 99th percentile, in milliseconds."""
+
+    side: str
+    p50: float
+    p90: float
+    p99: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Log:
+    """From the power of ten below the smallest to the one above the largest, on so many pixels. 0 is the foot's."""
+
+    low: int
+    high: int
+    has_zero: bool
+    first: float
+    length: float
+
+    @classmethod
+    def over(cls, values: Sequence[float], first: float, length: float) -> _Log:
+        drawn = [value for value in values if 0 < value < math.inf] or [1.0]
+        has_zero = 0.0 in values
+        # A value on a power of ten has the next one above it, so that the two never fall together.
+        high = math.floor(math.log10(max(drawn))) + 1
+        low = max(math.floor(math.log10(min(drawn))), high - _DECADES) - has_zero
+        return cls(low, high, has_zero, first, length)
+
+    def at(self, value: float) -> float:
+        power = math.log10(value) if 0 < value < math.inf else self.low if value <= 0 else self.high
+        share = (min(max(power, self.low), self.high) - self.low) / (self.high - self.low)
+        return self.first + share * self.length
+
+    def ticks(self) -> Iterator[tuple[float, str]]:
+        for power in range(self.low, self.high + 1):
+            yield self.at(10.0**power), "0" if self.has_zero and power == self.low else f"{10.0**power:g}"
+
+
+def by_sample(name: str, title: str, samples: Sequence[tuple[str, float]], bound: float | None) -> str:
+    """A dot for each sample in the order of the table, and the bound that all must stay below."""
+    bounds = [] if bound is None else [bound]
+    foot = _TOP + _HEIGHT
+    heights = _Log.over([value for _, value in samples] + bounds, foot, -_HEIGHT)
+    parts = []
+    for y, words in heights.ticks():
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(_text(_LEFT - 8, y + 4, words, "end"))
+    step = (_WIDTH - _LEFT - _RIGHT) / max(len(samples), 1)
+    every = max(1, math.ceil(len(samples) / _TICKS))
+    for number, (sample, value) in enumerate(samples, 1):
+        x = _LEFT + (number - 0.5) * step
+        mood = "dot" if bound is None or value < bound else "dot beyond"
+        parts.append(
+            f'<circle class="{mood}" cx="{x:.1f}" cy="{heights.at(value):.1f}" r="3.5">'
+            f"<title>{number}. {escape(sample)}: {value:.3g}</title></circle>"
+        )
+        if number % every == 0 or len(samples) == 1:
+            parts.append(_text(x, foot + 18, str(number), "middle"))
+    parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, foot + 36, "sample", "middle"))
+    if bound is not None:
+        y = heights.at(bound)
+        parts.append(f'<line class="bound" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(_text(_WIDTH - _RIGHT + 8, y + 4, f"bound {bound:.3g}", "strong"))
+    worst = max(samples, key=lambda one: one[1], default=("none", 0.0))
+    said = f"The largest is {worst[1]:.3g}, of {worst[0]}."
+    return _svg(name, title, said, foot + _FOOT, parts)
+
+
+def latencies(name: str, cells: Sequence[tuple[str, Sequence[Spread]]]) -> str:
+    """A row for each side of each cell: a dot at the median, a stroke at the 90th, a line as far as the 99th."""
+    rows = [spread for _, spreads in cells for spread in spreads]
+    widths = _Log.over([at for row in rows for at in (row.p50, row.p99)], _NAMES, _WIDTH - _NAMES - _RIGHT)
+    foot = _TOP + _ROW * len(rows) + 8 * len(cells)
+    parts = []
+    for x, words in widths.ticks():
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{foot}"/>')
+        parts.append(_text(x, foot + 18, words, "middle"))
+    parts.append(_text((_NAMES + _WIDTH - _RIGHT) / 2, foot + 36, "milliseconds", "middle"))
+    y = float(_TOP)
+    for cell, spreads in cells:
+        for place, spread in enumerate(spreads):
+            y += _ROW
+            if not place:
+                parts.append(_text(0, y - 4, cell, "strong"))
+            parts.append(_text(_NAMES - 10, y - 4, spread.side, f"end {spread.side}"))
+            parts += _spread(widths, y - 8, cell, spread)
+        y += 8
+    said = "; ".join(f"{cell}: " + ", ".join(f"{one.side} {one.p50:g}" for one in each) for cell, each in cells)
+    title = "Latency of the original and of the graph by shape of the request"
+    return _svg(name, title, f"Medians in milliseconds: {said}.", foot + _FOOT, parts)
+
+
+def _spread(widths: _Log, y: float, cell: str, spread: Spread) -> Iterator[str]:
+    p50, p90, p99 = (widths.at(value) for value in (spread.p50, spread.p90, spread.p99))
+    told = f"{spread.side}, {cell}: p50 {spread.p50:g} ms, p90 {spread.p90:g} ms, p99 {spread.p99:g} ms"
+    yield f'<g class="{spread.side}"><title>{escape(told)}</title>'
+    yield f'<line class="reach" x1="{p50:.1f}" x2="{p99:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+    yield f'<line class="reach" x1="{p90:.1f}" x2="{p90:.1f}" y1="{y - 4:.1f}" y2="{y + 4:.1f}"/>'
+    yield f'<circle cx="{p50:.1f}" cy="{y:.1f}" r="5"/></g>'
+    yield _text(max(p99, p50 + 6) + 8, y + 4, f"{spread.p50:g} ms", "")
+
+
+def _text(x: float, y: float, words: str, kind: str) -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}">{escape(words)}</text>'
+
+
+def _svg(name: str, title: str, said: str, height: float, parts: Iterable[str]) -> str:
+    return (
+        f'<svg role="img" viewBox="0 0 {_WIDTH} {height:.0f}" aria-labelledby="{name}-title {name}-said">'
+        f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-said">{escape(said)}</desc>'
+        f"{''.join(parts)}</svg>"
+    )
