@@ -420,6 +420,9 @@ class AnyHistory(RuleBasedStateMachine):
         if before.candidate and not self.world.status.candidate:
             self._may_be_taken_back(before, self.world.status)
         self._may_move(decision.view, before)
+        for revision in self.world.revisions.values():
+            timed = [one.provider for one in revision.status.benchmark]
+            assert timed == [one.provider for one in revision.status.parity], "what was proved was timed once"
 
     def _may_move(self, view: View, before: OnnxModelStatus) -> None:
         after, candidate = self.world.status, before.candidate
@@ -500,9 +503,9 @@ class AnyHistory(RuleBasedStateMachine):
         services = side_of(view.candidate).services
         for share in (Split.percent, Split.mirrored_percent):
             if share(after, services) > share(before, services):
-                need = max(1, view.plan.capacity.need(share(after, services)))
-                ready = [self.world.servers[view.candidate.name, one].ready for one in view.servers(view.candidate)]
-                assert min(ready) >= need
+                for one in view.servers(view.candidate):
+                    need = max(1, view.capacity(one).need(share(after, services)))
+                    assert self.world.servers[view.candidate.name, one].ready >= need
 
     def _has_servers_for(self, view: View, candidate: CandidateStatus) -> None:
         assert view.plan is not None
