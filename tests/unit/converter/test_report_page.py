@@ -4,56 +4,17 @@ from __future__ import annotations
 
 import copy
 import re
-from html.parser import HTMLParser
 from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
-from typing_extensions import override
 
 from onnx_converter.report_html import page
+from pages import Strict
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = "</title></style><script>alert(1)</script>\"'&<img src=x>$body"
-_VOID = {"meta"}
-
-
-class Strict(HTMLParser):
-    """What is in a page; every element must be closed by itself."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.words: list[str] = []
-        self.attributes: set[str] = set()
-        self._open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self._open == []
-
-    @override
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_startendtag(tag, attrs)
-        if tag not in _VOID:
-            self._open.append(tag)
-
-    @override
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes |= {name for name, _ in attrs}
-
-    @override
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    @override
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
 
 
 def a_row(number: int) -> dict[str, Any]:

@@ -6,12 +6,10 @@ import copy
 import io
 import json
 import re
-from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
 import pytest
-from typing_extensions import override
 
 from onnx_operator.__main__ import main
 from onnx_operator.api.rollout import MetricName
@@ -19,6 +17,7 @@ from onnx_operator.core.analysis import Measurement, Outcome
 from onnx_operator.core.counts import Counts
 from onnx_operator.render.charts import wilson
 from onnx_operator.render.report import page
+from pages import Strict
 from unit.core.worlds import World, a_class
 
 if TYPE_CHECKING:
@@ -31,45 +30,6 @@ METRICS: list[Manifest] = [
     {"name": "disagreement", "maximum": "0.02"},
 ]
 HOSTILE = "</title></style><script>alert(1)</script>\"'&<img src=x>$body"
-_VOID = {"meta", "br"}
-
-
-class Strict(HTMLParser):
-    """Collects what is in a page; every element must be closed by itself."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.tags: list[str] = []
-        self.attributes: set[str] = set()
-        self.words: list[str] = []
-        self._open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self._open == []
-
-    @override
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes |= {name for name, _ in attrs}
-        if tag not in _VOID:
-            self._open.append(tag)
-
-    @override
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes |= {name for name, _ in attrs}
-
-    @override
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    @override
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
 
 
 def rolling_out(*, bad_from_step: int = 9, turns: int = 40) -> World:
