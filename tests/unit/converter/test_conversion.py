@@ -13,8 +13,8 @@ import torch
 import transformers
 
 from checkpoints import SHAPES, TINY_LENGTH, change_json, tiny, tiny_clip, tiny_sentence
-from onnx_converter import quantize
-from onnx_converter.spec import ConversionSpec, Scheme
+from onnx_converter import calibration, load, quantize, texts
+from onnx_converter.spec import ConversionSpec, Scheme, Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,12 +120,14 @@ def test_the_same_checkpoint_gives_the_same_bytes_wherever_it_lies(
     artifacts, quantised = [], []
     for name in ("here", "a/folder/with a longer/name"):
         line = new_line("line")
-        digest = line.fetch(tiny_sentence(tmp_path / name / "model")).details["digest"]
+        source = tiny_sentence(tmp_path / name / "model")
+        digest = line.fetch(source).details["digest"]
         line.convert(digest)
         line.validate(digest)
         artifacts.append(line.publish().details)
+        requests = list(calibration.requests(load.load(source, Task.AUTO, None), texts.ALL[:4]))
         for scheme in set(Scheme) - {Scheme.NONE}:
-            quantize.quantise(ConversionSpec(scheme=scheme), graph_of(line), line.root / f"{scheme}.onnx")
+            quantize.quantise(ConversionSpec(scheme=scheme), graph_of(line), line.root / f"{scheme}.onnx", requests)
         quantised.append({path.stem: path.read_bytes() for path in line.root.glob("*.onnx")})
         folder = line.artifact(artifacts[-1]["digest"])
         everything = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())

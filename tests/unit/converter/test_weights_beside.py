@@ -116,7 +116,7 @@ def test_a_graph_newer_than_the_server_is_refused(tmp_path: Path, opset: int, ir
 def test_what_is_quantised_of_weights_beside_the_graph_has_its_own_beside_it(scheme: Scheme, tmp_path: Path) -> None:
     weights = np.random.default_rng(0).standard_normal((64, 64), dtype=np.float32)
     made = helper.make_graph(
-        [helper.make_node("MatMul", ["numbers", "weights"], ["logits"])],
+        [helper.make_node("MatMul", ["numbers", "weights"], ["logits"], name="layer")],
         "graph",
         [helper.make_tensor_value_info("numbers", TensorProto.FLOAT, ["batch", 64])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 64])],
@@ -126,9 +126,9 @@ def test_what_is_quantised_of_weights_beside_the_graph_has_its_own_beside_it(sch
     source, target = tmp_path / "exported" / "model.onnx", tmp_path / "model.onnx"
     source.parent.mkdir()
     onnx.save_model(model, source, save_as_external_data=True, location="model.onnx.data")
-    quantize.quantise(ConversionSpec(scheme=scheme, keep_output_head=None), source, target)
+    numbers = np.ones((1, 64), np.float32)
+    quantize.quantise(ConversionSpec(scheme=scheme, keep_output_head=None), source, target, [{"numbers": numbers}])
     assert sorted(path.name for path in source.parent.iterdir()) == ["model.onnx", "model.onnx.data"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["exported", "model.onnx", "model.onnx.data"]
-    numbers = np.ones((1, 64), np.float32)
     (found,) = onnxruntime.InferenceSession(target, providers=["CPUExecutionProvider"]).run(None, {"numbers": numbers})
     assert np.linalg.norm(found - numbers @ weights) < 0.2 * np.linalg.norm(numbers @ weights)
