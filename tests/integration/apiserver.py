@@ -217,14 +217,15 @@ class Client:
 
 
 def _send(connection: http.client.HTTPSConnection, timeout: float, *request: Any) -> tuple[int, bytes]:
-    """The answer, or an OSError and a closed connection."""
+    """The answer, or an OSError and a closed connection; a ConnectionError where the other side had ended it."""
     if connection.sock is not None:
         connection.sock.settimeout(timeout)
     try:
         connection.request(*request)
         answer = connection.getresponse()
         return answer.status, answer.read()
-    except http.client.HTTPException as error:
+    # TLS has a word of its own for a connection that ends under a long write, which is no ConnectionError.
+    except (http.client.HTTPException, ssl.SSLEOFError) as error:
         connection.close()
         raise ConnectionError(repr(error)) from error
     except OSError:
