@@ -27,7 +27,7 @@ def roll_out(world: World) -> None:
         f"{GROUP}/onnxmodelclasses",
         standard_class(name, limits={"allowedAnalysisImages": ["checks"]}) | {"metadata": {"name": name}},
     )
-    world.operator().start()
+    world.operator().supervise()
     analysis = {"interval": "1s", "metrics": METRICS}
     steps = [{"weight": 20, "duration": "1s"}, {"weight": 60, "duration": "1s"}]
     world.apply("minilm", className=name, rollout={"steps": steps, "analysis": analysis})

@@ -50,7 +50,7 @@ def numbers_from_now_on(world: World) -> list[int]:
 
 
 def test_no_server_goes_when_an_autoscaler_takes_over_or_hands_back(world: World) -> None:
-    world.operator().start()
+    world.operator().supervise()
     world.apply("minilm", serving={"replicas": 3})
     world.until_ready("minilm")
     assert owners(deployment(world, 1)) == {OURS}
@@ -79,7 +79,7 @@ def test_no_server_goes_when_an_autoscaler_takes_over_or_hands_back(world: World
 
 
 def test_the_autoscalers_follow_a_rollout(world: World) -> None:
-    world.operator().start()
+    world.operator().supervise()
     spec: dict[str, Any] = {"serving": {"autoscaling": scaled(1)}, "rollout": {"steps": [{"weight": 50, "pause": {}}]}}
     world.apply("minilm", **spec)
     first = f"{world.until_ready('minilm')['stable']['revision']}-cpu"

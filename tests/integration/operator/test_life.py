@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def test_a_first_revision_is_fetched_converted_validated_published_and_takes_all_traffic(world: World) -> None:
-    world.operator().start()
+    world.operator().supervise()
     world.apply("minilm")
     status = world.until_ready("minilm")
     (revision,) = world.revisions()
@@ -29,7 +29,7 @@ def test_a_first_revision_is_fetched_converted_validated_published_and_takes_all
 
 
 def test_a_promoted_and_an_aborted_revision_keep_their_rollout_and_it_makes_a_page(world: World) -> None:
-    world.operator().start()
+    world.operator().supervise()
     # There is no Prometheus here, so what is judged says so, and is not followed.
     metrics = [{"name": "errorRatio", "maximum": "0.05", "dryRun": True}]
     rollout = {"steps": [{"weight": 20, "duration": "3s"}], "analysis": {"interval": "1s", "metrics": metrics}}
@@ -70,7 +70,7 @@ def page_of(world: World, number: int) -> str:
 
 
 def test_a_second_revision_passes_the_steps_and_replaces_the_first(world: World) -> None:
-    world.operator().start()
+    world.operator().supervise()
     world.apply("minilm")
     world.until_ready("minilm")
     first = world.revision(1)["metadata"]["name"]
@@ -89,7 +89,7 @@ def test_a_second_revision_passes_the_steps_and_replaces_the_first(world: World)
 
 
 def test_every_turn_of_a_life_is_an_event_with_its_conditions_reason(world: World) -> None:
-    world.operator().start()
+    world.operator().supervise()
     world.apply("minilm", rollout={"steps": [{"weight": 20, "duration": "5m"}], "progressDeadline": "10m"})
     world.until_ready("minilm")
     world.patch("minilm", {"quantization": {"scheme": "int8-dynamic"}})
@@ -108,7 +108,7 @@ def test_every_turn_of_a_life_is_an_event_with_its_conditions_reason(world: Worl
 
 
 def test_ten_edits_in_a_second_end_in_the_last_one_with_no_job_left_over(world: World) -> None:
-    world.operator().start()
+    world.operator().supervise()
     world.apply("minilm")
     world.until_ready("minilm")
     for threads in range(2, 12):

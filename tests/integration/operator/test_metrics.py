@@ -63,7 +63,7 @@ def servers(*, failing: str) -> Iterator[None]:
 
 def roll_out(world: World) -> None:
     world.fate.server = lambda pod: ready_pod(pod) | {"podIP": ADDRESS, "podIPs": [{"ip": ADDRESS}]}
-    world.operator().start()
+    world.operator().supervise()
     rollout = {"steps": [{"weight": 20, "duration": "3s"}], "analysis": BY_SERVERS, "progressDeadline": "2m"}
     world.apply("minilm", rollout=rollout)
     world.until_ready("minilm")

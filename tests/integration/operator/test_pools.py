@@ -22,7 +22,7 @@ LOST = unschedulable_pod("0/3 nodes are available: 3 Insufficient nvidia.com/gpu
 def fleet(world: World) -> World:
     """Revision 1 serves on both."""
     offered = make_class(world, "both", executionProviders=[{"name": one["name"]} for one in POOLS])
-    world.operator().start()
+    world.operator().supervise()
     world.apply("minilm", className=offered, executionProviders=POOLS, rollout=LONG)
     world.until_ready("minilm")
     return world

@@ -18,7 +18,7 @@ LONG = {"steps": [{"weight": 20, "duration": "5m"}], "progressDeadline": "10m"}
 
 def serve(world: World, **rollout: Any) -> str:
     """A first revision that serves; its Service."""
-    world.operator().start()
+    world.operator().supervise()
     world.apply("minilm", rollout=LONG | rollout)
     world.until_ready("minilm")
     return f"{world.revision(1)['metadata']['name']}-cpu"
@@ -35,7 +35,8 @@ def canary(world: World, **rollout: Any) -> tuple[str, str]:
 def until_clean(world: World, stable: str) -> None:
     world.until(lambda: world.names("apps/v1/deployments") == [stable], "only stable's servers are left")
     assert world.split("minilm") == {stable: 100} == world.split("minilm", "grpcroutes")
-    assert world.names("v1/services") == [stable]
+    # After its servers, which it leads to.
+    world.until(lambda: world.names("v1/services") == [stable], "only stable's Service is left")
 
 
 def test_an_abort_takes_the_traffic_back_then_the_servers_and_says_so(world: World) -> None:
@@ -80,7 +81,7 @@ def test_a_candidate_whose_image_cannot_be_pulled_is_given_up_at_the_deadline(wo
 
 def test_a_gateway_that_refuses_the_routes_is_told_and_recovers(world: World) -> None:
     world.fate.accepts = never
-    world.operator().start()
+    world.operator().supervise()
     world.apply("minilm")
     found = world.until_condition("minilm", "TrafficProgrammed", "False", "RoutesRefused")
     assert "NoMatchingParent" in found["message"]

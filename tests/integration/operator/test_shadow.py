@@ -35,7 +35,7 @@ def service_of(world: World, number: int) -> str:
 
 def begin(world: World, **rollout: Any) -> None:
     """A first revision serves, and a second one is on its way."""
-    world.operator().start()
+    world.operator().supervise()
     world.apply("minilm", rollout=rollout)
     world.until_ready("minilm")
     world.patch("minilm", {"quantization": INT8})
@@ -54,7 +54,8 @@ def test_both_routes_mirror_to_a_shadow_and_stop_with_it(world: World) -> None:
 
     world.patch("minilm", {"rollout": {"abortToken": "stop"}})
     world.until_condition("minilm", "Stalled", "True", "RolledBack")
-    assert mirrors(world) == mirrors(world, "grpcroutes") == {}
+    # Decided and told first, and then done.
+    world.until(lambda: mirrors(world) == mirrors(world, "grpcroutes") == {}, "no copies are sent any more")
     world.until(lambda: world.names("v1/services") == [stable], "only stable's Service is left")
 
 
