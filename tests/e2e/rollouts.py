@@ -43,6 +43,8 @@ def declared(key: str, **rollout: Any) -> Manifest:
     manifest["metadata"]["name"] = QUICK_MODEL
     claim = manifest["spec"]["source"]["persistentVolumeClaim"]
     claim["path"] = claim["path"].replace(MODEL, QUICK_MODEL)
+    # So that both good versions outlive all that other files try on the model.
+    manifest["spec"]["revisionHistoryLimit"] = 30
     manifest["spec"]["rollout"] |= rollout
     return manifest
 

@@ -156,7 +156,7 @@ class Client:
         self.context = ssl.create_default_context(cafile=str(self.ca))
 
     def request(
-        self, method: str, path: str, body: Any = None, *, content_type: str = "application/json", timeout: float = 10
+        self, method: str, path: str, body: Any = None, *, content_type: str = "application/json", timeout: float = 60
     ) -> Manifest:
         answer, content = self._exchange(method, path, body, content_type, timeout)
         if answer >= HTTPStatus.BAD_REQUEST:
