@@ -35,6 +35,7 @@ from onnx_operator.render.parts import (
     TMP_VOLUME,
     Manifest,
     claim_volume,
+    config_map_volume,
     container_basics,
     labels,
     metadata,
@@ -132,9 +133,7 @@ def _calibration_volumes(spec: OnnxModelRevisionSpec) -> list[Manifest]:
         return []
     if declared_.persistent_volume_claim is not None:
         return [claim_volume("calibration", declared_.persistent_volume_claim.claim_name)]
-    # Optional, so that a ConfigMap that is missing is told by the program and not by a pod that never starts.
-    name = declared_.config_map.name if declared_.config_map is not None else ""
-    return [{"name": "calibration", "configMap": {"name": name, "optional": True}}]
+    return [config_map_volume("calibration", declared_.config_map.name if declared_.config_map is not None else "")]
 
 
 def build_validate_job(want: WantValidate) -> Manifest:

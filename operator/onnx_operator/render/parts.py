@@ -116,3 +116,8 @@ def resources(amounts: Resources) -> Manifest:
 
 def claim_volume(name: str, claim: str) -> Manifest:
     return {"name": name, "persistentVolumeClaim": {"claimName": claim}}
+
+
+def config_map_volume(name: str, config_map: str) -> Manifest:
+    """Optional, because the program says what is missing, and a pod whose volume is waited for says nothing."""
+    return {"name": name, "configMap": {"name": config_map, "optional": True}}

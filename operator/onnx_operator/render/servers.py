@@ -28,6 +28,7 @@ from onnx_operator.render.parts import (
     TMP_VOLUME,
     Manifest,
     claim_volume,
+    config_map_volume,
     container_basics,
     labels,
     metadata,
@@ -242,8 +243,7 @@ def _side_by_side(want: WantProber) -> list[str]:
 def _golden_volume(want: WantProber) -> Manifest:
     if want.golden is None:
         return claim_volume("store", want.stable.spec.artifact_claim_name)
-    # Optional, because the prober says what is missing, and a pod whose volume is waited for says nothing.
-    return {"name": "golden", "configMap": {"name": want.golden.name, "optional": True}}
+    return config_map_volume("golden", want.golden.name)
 
 
 def _golden_mount(want: WantProber) -> Manifest:
