@@ -51,24 +51,27 @@ class Scheme(StrEnum):
     INT4_WEIGHT_ONLY = "int4-weight-only"
 
 
+_ClaimPath = Annotated[
+    str,
+    Field(
+        max_length=512,
+        pattern=r"^[^\x00-\x1f\x7f]*$",
+        json_schema_extra=schema_extra(
+            cel(
+                "!self.startsWith('/') && !self.split('/').exists(p, p == '..')",
+                "path must be relative to the claim's root and must not contain ..",
+            )
+        ),
+    ),
+]
+
+
 class PersistentVolumeClaimSource(ApiModel):
     """A checkpoint folder in a claim of the model's own namespace; mounted read-only by the fetch Job."""
 
     claim_name: ObjectName
     """Name of the PersistentVolumeClaim."""
-    path: Annotated[
-        str,
-        Field(
-            max_length=512,
-            pattern=r"^[^\x00-\x1f\x7f]*$",
-            json_schema_extra=schema_extra(
-                cel(
-                    "!self.startsWith('/') && !self.split('/').exists(p, p == '..')",
-                    "path must be relative to the claim's root and must not contain ..",
-                )
-            ),
-        ),
-    ] = ""
+    path: _ClaimPath = ""
     """Folder inside the claim that holds config.json and the weights; empty is the claim's root."""
 
 
@@ -156,20 +159,7 @@ class CalibrationClaim(ApiModel):
 
     claim_name: ObjectName
     """Name of the PersistentVolumeClaim."""
-    path: Annotated[
-        str,
-        Field(
-            min_length=1,
-            max_length=512,
-            pattern=r"^[^\x00-\x1f\x7f]*$",
-            json_schema_extra=schema_extra(
-                cel(
-                    "!self.startsWith('/') && !self.split('/').exists(p, p == '..')",
-                    "path must be relative to the claim's root and must not contain ..",
-                )
-            ),
-        ),
-    ]
+    path: Annotated[_ClaimPath, Field(min_length=1)]
     """The file inside the claim."""
 
 

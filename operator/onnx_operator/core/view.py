@@ -676,7 +676,7 @@ class View:
     def verdict_limit(self) -> datetime | None:
         """When the candidate is given up unless it is judged in another way; time that stood still does not count."""
         candidate = self.ledger.candidate
-        if candidate is None or self.plan is None or candidate.verdict is None or candidate.verdict_since_time is None:
+        if candidate is None or self.plan is None or candidate.verdict_since_time is None:
             return None
         limit = limit_of(self.plan.analysis, candidate.verdict)
         # Once the step has passed in doubt, servers are waited for and no verdict.
