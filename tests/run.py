@@ -10,10 +10,15 @@ import os
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Files share what is slow to start, a control plane or a checkpoint, so a file stays with one of the processes.
@@ -24,6 +29,10 @@ TIERS = {
     "integration": (*SIDE_BY_SIDE, "tests/faults", "tests/integration", "tests/triton_server"),
     "e2e": ("tests/e2e",),
 }
+
+
+#: Characters of why a test failed.
+MOST_TOLD = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +60,14 @@ def counts(report: Path) -> Counts:
     return total
 
 
-def failures(report: Path) -> list[str]:
-    """The names of the tests that failed, for whoever sees nothing but the end of the output."""
+def failures(report: Path) -> Iterator[str]:
+    """Which tests failed and at what, for whoever sees nothing but the end of the output."""
     if not report.exists():
-        return []
-    cases = ET.parse(report).getroot().iter("testcase")  # noqa: S314  (written by our own pytest)
-    return [
-        f"{case.get('classname')}::{case.get('name')}"
-        for case in cases
-        if case.find("failure") is not None or case.find("error") is not None
-    ]
+        return
+    for case in ET.parse(report).getroot().iter("testcase"):  # noqa: S314  (written by our own pytest)
+        for end in (*case.iterfind("failure"), *case.iterfind("error")):
+            yield f"  failed: {case.get('classname')}::{case.get('name')}"
+            yield textwrap.indent(end.get("message", "")[:MOST_TOLD], "    ")
 
 
 def step(name: str, *command: str) -> bool:
@@ -86,7 +93,7 @@ def main(wanted: list[str]) -> int:
         ok = step(name, ".venv/bin/pytest", f"--junitxml={report}", "--durations=10", *TIERS[name])
         tier = counts(report)
         lines.append(f"{name}: {tier.passed} passed, {tier.failed} failed, {tier.skipped} skipped")
-        lines += [f"  failed: {test}" for test in failures(report)]
+        lines += failures(report)
         if not ok or not tier.passed:
             broken.append(name)
         total += tier

@@ -130,6 +130,6 @@ def assert_nothing_lost(stage: Stage) -> None:
     traffic = stage.counters()
     revisions = stage.kubectl.list("onnxmodelrevisions")
     taken_back = {one["metadata"]["name"] for one in revisions if "quarantine" in one.get("status", {})}
-    assert set(answered_badly(traffic)) <= taken_back
+    assert set(answered_badly(traffic)) <= taken_back, traffic
     too_slow = sum(traffic.of_revision(revision).timeouts for revision in taken_back)
-    assert traffic.failed == too_slow, traffic.failures
+    assert traffic.failed == too_slow, traffic

@@ -116,10 +116,10 @@ def test_a_graph_newer_than_the_server_is_refused(tmp_path: Path, opset: int, ir
 def test_what_is_quantised_of_weights_beside_the_graph_has_its_own_beside_it(scheme: Scheme, tmp_path: Path) -> None:
     weights = np.random.default_rng(0).standard_normal((64, 64), dtype=np.float32)
     made = helper.make_graph(
-        [helper.make_node("MatMul", ["numbers", "weights"], ["logits"], name="layer")],
+        [helper.make_node("MatMul", ["numbers", "weights"], ["product"], name="layer")],
         "graph",
         [helper.make_tensor_value_info("numbers", TensorProto.FLOAT, ["batch", 64])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 64])],
+        [helper.make_tensor_value_info("product", TensorProto.FLOAT, ["batch", 64])],
         [numpy_helper.from_array(weights, "weights")],
     )
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
@@ -127,7 +127,7 @@ def test_what_is_quantised_of_weights_beside_the_graph_has_its_own_beside_it(sch
     source.parent.mkdir()
     onnx.save_model(model, source, save_as_external_data=True, location="model.onnx.data")
     numbers = np.ones((1, 64), np.float32)
-    quantize.quantise(ConversionSpec(scheme=scheme, keep_output_head=None), source, target, [{"numbers": numbers}])
+    quantize.quantise(ConversionSpec(scheme=scheme), source, target, [{"numbers": numbers}])
     assert sorted(path.name for path in source.parent.iterdir()) == ["model.onnx", "model.onnx.data"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["exported", "model.onnx", "model.onnx.data"]
     (found,) = onnxruntime.InferenceSession(target, providers=["CPUExecutionProvider"]).run(None, {"numbers": numbers})
