@@ -18,7 +18,7 @@ from demo.site import gateway_of
 from demo.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from demo.kubectl import Kubectl, Manifest
@@ -58,25 +58,30 @@ def checkpoint(cluster: Site, models: Kubectl, tmp_path_factory: pytest.TempPath
     models.delete("onnxmodel", NAME)
 
 
+def until_model(models: Kubectl, what: str, is_it: Callable[[Model], object]) -> Model:
+    def look() -> Model | None:
+        model = Model.of(models.get("onnxmodel", NAME) or {})
+        return model if is_it(model) else None
+
+    return until(what, look, seconds=300)
+
+
 def applied(models: Kubectl, manifest: Manifest) -> Model:
     models.apply(manifest)
-
-    def rests() -> Model | None:
-        model = Model.of(models.get("onnxmodel", NAME) or {})
-        return model if model.is_promoted or model.is_given_up else None
-
-    return until("the language model to rest", rests, seconds=300)
+    return until_model(models, "the language model to rest", lambda it: it.is_promoted or it.is_given_up)
 
 
-def written(cluster: Site, model: Model, checkpoint: Path, prompt: str) -> list[int]:
-    """The tokens that a client of the gateway writes, each by one request that carries the past along."""
+def written(cluster: Site, model: Model, checkpoint: Path, prompt: str) -> tuple[int, list[int]]:
+    """The tokens that a client of the gateway writes, each by one request that carries the past along, and the one
+    version that chose them all: whoever read the prompt is named in every later request.
+    """
     endpoint, gateway = model.status.endpoint, gateway_of(cluster)
     assert endpoint is not None
     tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
     ids = tokenizer([prompt], return_tensors="np")["input_ids"].astype(np.int64)
     tokens: list[int] = []
     with tritonclient.http.InferenceServerClient(f"{gateway.address}:{gateway.http_port}") as client:
-        headers = {"Host": endpoint.host}
+        headers, version = {"Host": endpoint.host}, ""
         metadata = client.get_model_metadata(NAME, headers=headers)
         past = {
             one["name"]: np.zeros((1, int(one["shape"][1]), 0, int(one["shape"][3])), np.float32)
@@ -88,11 +93,14 @@ def written(cluster: Site, model: Model, checkpoint: Path, prompt: str) -> list[
         for _ in range(TOKENS):
             mask = np.ones((1, length), np.int64)
             arrays = {"input_ids": ids, "attention_mask": mask, **past}
-            answer = client.infer(NAME, [tensor(*one) for one in arrays.items()], headers=headers)
+            asked = [tensor(*one) for one in arrays.items()]
+            answer = client.infer(NAME, asked, model_version=version, headers=headers)
+            version = answer.get_response()["model_version"]
+            headers["x-onnx-version"] = version
             tokens.append(int(answer.as_numpy("logits")[0, -1].argmax()))
             ids, length = np.array([[tokens[-1]]], np.int64), length + 1
             past = {name: answer.as_numpy(name.replace("past_key_values", "present")) for name in past}
-    return tokens
+    return int(version), tokens
 
 
 def tensor(name: str, array: Any) -> Any:
@@ -120,18 +128,26 @@ def test_a_language_model_writes_through_the_gateway_what_torch_writes(
 
     assert model.is_promoted, model.message("Ready")
     for prompt in ("the cat", "water and the train"):
-        assert written(cluster, model, checkpoint, prompt) == generated(checkpoint, prompt)
+        assert written(cluster, model, checkpoint, prompt)[1] == generated(checkpoint, prompt)
 
 
-def test_its_next_version_is_compared_by_the_token_that_comes_next_and_promoted(
+def test_its_next_version_is_compared_by_the_token_that_comes_next_and_a_text_stays_with_the_version_that_began_it(
     cluster: Site, models: Kubectl, checkpoint: Path
 ) -> None:
     before = applied(models, declared()).status.stable
 
-    model = applied(models, declared(maxSequenceLength=48))
+    models.apply(declared(maxSequenceLength=48))
+    shared = until_model(models, "requests to be shared", lambda it: it.is_seen and it.candidate_weight)
+    # An answer of the version that is not in the URL would be an error of Triton's.
+    begun = {written(cluster, shared, checkpoint, "the cat")[0] for _ in range(8)}
+    model = until_model(models, "the language model to rest", lambda it: it.is_promoted or it.is_given_up)
 
     assert model.is_promoted, model.message("Ready")
     assert model.status.stable is not None
     assert before is not None
     assert model.status.stable.number > before.number
-    assert written(cluster, model, checkpoint, "the cat") == generated(checkpoint, "the cat")
+    assert begun <= {before.number, model.status.stable.number}
+    assert written(cluster, model, checkpoint, "the cat") == (
+        model.status.stable.number,
+        generated(checkpoint, "the cat"),
+    )

@@ -70,7 +70,8 @@ def test_a_preview_is_reached_by_its_header_alone_until_a_person_promotes_it(clu
     candidate = held.status.candidate
     assert candidate is not None
     assert candidate.weight == 0
-    assert versions_that_answer(cluster, serving, {"x-onnx-track": "candidate"}) == {candidate.number}
+    for name in ({"x-onnx-track": "candidate"}, {"x-onnx-version": str(candidate.number)}):
+        assert versions_that_answer(cluster, serving, name) == {candidate.number}
     assert versions_that_answer(cluster, serving, {}) == {before.number}
 
     steer(serving, promoteToken="the preview is good")

@@ -3,16 +3,19 @@
     rule            matches                        backends
     split           everything                     stable 100-w, candidate w, retiring 0; in a shadow copies to
                                                    the candidate, whose answers go to nobody
-    pin candidate   x-onnx-track: candidate        candidate
-    pin stable      x-onnx-track: stable           stable
-    pin retiring    x-onnx-track: retiring         retiring
+    pin candidate   x-onnx-track: candidate,       candidate
+                    or x-onnx-version: its number
+    pin stable      x-onnx-track: stable,          stable
+                    or x-onnx-version: its number
+    pin retiring    x-onnx-version: its number     retiring, each one
 
 A side's share is divided among its pools, one Service each (see `pools`). Pins go to all of them that are ready, evenly
 and whatever they weigh: golden requests have to cover every pool.
 
-Pins are how a person or the prober reaches one side, and what keeps its clusters alive in Envoy: without them requests
-are lost whenever a weight passes 0. (A pool without ready pods has no cluster to keep alive.) A weight counts only once
-the gateway has accepted it on both routes; what was merely written is never reported.
+Pins are how a person or the prober reaches one side, how a client that carries keys and values from token to token
+stays with the version that made them, and what keeps a side's clusters alive in Envoy: without them requests are lost
+whenever a weight passes 0. (A pool without ready pods has no cluster to keep alive.) A weight counts only once the
+gateway has accepted it on both routes; what was merely written is never reported.
 
 Without a gateway there is one Service of the model's name, and the split is what its selector and the numbers of ready
 servers make of it: see `behind`.
@@ -39,15 +42,15 @@ if TYPE_CHECKING:
     from onnx_operator.api.model_class import GatewayReference
 
 TRACK_HEADER: Final = "x-onnx-track"
+VERSION_HEADER: Final = "x-onnx-version"
 FULL: Final = 100
 
 
 class Track(StrEnum):
-    """A side of the traffic."""
+    """A side of the traffic that a request can name."""
 
     CANDIDATE = "candidate"
     STABLE = "stable"
-    RETIRING = "retiring"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,8 @@ class Side:
     """A revision as a target of traffic: one Service per execution provider."""
 
     revision: str
+    #: The revision's number, which its servers tell as the version of their model.
+    version: int
     providers: tuple[ExecutionProvider, ...]
     #: How requests are shared among the providers, in their order; evenly when empty.
     parts: tuple[int, ...] = ()
@@ -85,7 +90,7 @@ class Backend:
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
-    """A Service that gets copies of this part of the requests that name no track; nobody gets its answers."""
+    """A Service that gets copies of this part of the requests that name no side; nobody gets its answers."""
 
     service: str
     share: Fraction
@@ -93,9 +98,10 @@ class Mirror:
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """All requests that name the track go to these Services."""
+    """All requests that name the version, or the track, go to these Services."""
 
-    track: Track
+    version: int
+    track: Track | None
     backends: tuple[Backend, ...]
 
 
@@ -145,10 +151,8 @@ def split(*, stable: Side, candidate: Side | None, weight: int, retiring: Iterab
         for side, share in sides
         for service, part in zip(side.services, _parts(side), strict=True)
     )
-    pins = [] if candidate is None else [Pin(Track.CANDIDATE, _pinned(candidate))]
-    pins.append(Pin(Track.STABLE, _pinned(stable)))
-    if leaving:
-        pins.append(Pin(Track.RETIRING, tuple(backend for side in leaving for backend in _pinned(side))))
+    pins = [] if candidate is None else [_pin(candidate, Track.CANDIDATE)]
+    pins += [_pin(stable, Track.STABLE), *map(_pin, leaving)]
     mirrors = () if candidate is None or not mirror else tuple(_copies(candidate, Fraction(mirror, FULL)))
     return Split(backends, tuple(pins), mirrors)
 
@@ -164,9 +168,10 @@ def _parts(side: Side) -> tuple[int, ...]:
     return side.parts or (1,) * len(side.providers)
 
 
-def _pinned(side: Side) -> tuple[Backend, ...]:
+def _pin(side: Side, track: Track | None = None) -> Pin:
     weights = side.pinned or (1,) * len(side.providers)
-    return tuple(Backend(service, weight) for service, weight in zip(side.services, weights, strict=True))
+    backends = tuple(Backend(service, weight) for service, weight in zip(side.services, weights, strict=True))
+    return Pin(side.version, track, backends)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,8 +218,9 @@ def _same(one: Split, other: Split) -> bool:
     return _unordered(one) == _unordered(other)
 
 
-def _unordered(one: Split) -> tuple[set[Backend], set[Mirror], set[tuple[Track, frozenset[Backend]]]]:
-    return set(one.backends), set(one.mirrors), {(pin.track, frozenset(pin.backends)) for pin in one.pins}
+def _unordered(one: Split) -> tuple[set[Backend], set[Mirror], set[tuple[int, Track | None, frozenset[Backend]]]]:
+    pins = {(pin.version, pin.track, frozenset(pin.backends)) for pin in one.pins}
+    return set(one.backends), set(one.mirrors), pins
 
 
 def _split_of(route: Mapping[str, Any]) -> Split:
@@ -223,12 +229,14 @@ def _split_of(route: Mapping[str, Any]) -> Split:
     pins = []
     for rule in route["spec"].get("rules") or ():
         found = tuple(Backend(one["name"], int(one.get("weight", 1))) for one in rule.get("backendRefs") or ())
-        track = _track_of(rule)
-        if track is None:
+        headers = _headers_of(rule)
+        if headers:
+            track, version = headers.get(TRACK_HEADER), headers.get(VERSION_HEADER, "")
+            named = Track(track) if track in set(Track) else None
+            pins.append(Pin(int(version) if version.isdecimal() else 0, named, found))
+        else:
             backends = found
             mirrors = tuple(_mirrors_of(rule))
-        else:
-            pins.append(Pin(track, found))
     return Split(backends, tuple(pins), mirrors)
 
 
@@ -239,12 +247,11 @@ def _mirrors_of(rule: Mapping[str, Any]) -> Iterator[Mirror]:
         yield Mirror(mirror["backendRef"]["name"], share)
 
 
-def _track_of(rule: Mapping[str, Any]) -> Track | None:
-    for match in rule.get("matches") or ():
-        for header in match.get("headers") or ():
-            if header.get("name") == TRACK_HEADER and header.get("value") in set(Track):
-                return Track(header["value"])
-    return None
+def _headers_of(rule: Mapping[str, Any]) -> Mapping[str, str]:
+    """What a request must name to come under the rule; any one of them is enough."""
+    return {
+        header["name"]: header["value"] for match in rule.get("matches") or () for header in match.get("headers") or ()
+    }
 
 
 def _standing(route: Mapping[str, Any], gateway: GatewayReference) -> tuple[str, bool]:

@@ -787,7 +787,7 @@ def _frozen_until(seen: Observation, accepted: Offer | Refusal, now: datetime) -
 
 
 def side_of(revision: RevisionSeen) -> Side:
-    return Side(revision.name, tuple(one.name for one in revision.spec.execution_providers))
+    return Side(revision.name, revision.spec.number, tuple(one.name for one in revision.spec.execution_providers))
 
 
 def _next_number(seen: Observation) -> int:

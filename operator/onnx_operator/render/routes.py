@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from onnx_operator.core.tell import host_of
-from onnx_operator.core.traffic import FULL, TRACK_HEADER
+from onnx_operator.core.traffic import FULL, TRACK_HEADER, VERSION_HEADER
 from onnx_operator.render.parts import (
     GRPC_PORT,
     HTTP_PORT,
@@ -25,23 +25,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from onnx_operator.core.actions import WantRoutes
-    from onnx_operator.core.traffic import Backend, Mirror, Split, Track
+    from onnx_operator.core.traffic import Backend, Mirror, Pin, Split
 
 
 def build_http_route(want: WantRoutes) -> Manifest:
     path = {"path": {"type": "PathPrefix", "value": "/"}}
     rules: list[Manifest] = [{"matches": [path], **_shared(want.split, HTTP_PORT)}]
     for pin in want.split.pins:
-        match = {**path, "headers": [_header(pin.track)]}
-        rules.append({"matches": [match], "backendRefs": _backends(pin.backends, HTTP_PORT)})
+        matches = [{**path, **match} for match in _matches(pin)]
+        rules.append({"matches": matches, "backendRefs": _backends(pin.backends, HTTP_PORT)})
     return _route(want, "HTTPRoute", rules)
 
 
 def build_grpc_route(want: WantRoutes) -> Manifest:
-    rules: list[Manifest] = [_shared(want.split, GRPC_PORT)]
-    for pin in want.split.pins:
-        match = {"headers": [_header(pin.track)]}
-        rules.append({"matches": [match], "backendRefs": _backends(pin.backends, GRPC_PORT)})
+    pins = [{"matches": _matches(pin), "backendRefs": _backends(pin.backends, GRPC_PORT)} for pin in want.split.pins]
+    rules: list[Manifest] = [_shared(want.split, GRPC_PORT), *pins]
     return _route(want, "GRPCRoute", rules)
 
 
@@ -70,12 +68,16 @@ def _route(want: WantRoutes, kind: str, rules: list[Manifest]) -> Manifest:
     )
 
 
-def _header(track: Track) -> Manifest:
-    return {"type": "Exact", "name": TRACK_HEADER, "value": str(track)}
+def _matches(pin: Pin) -> list[Manifest]:
+    """One for each name that leads to the side."""
+    names = [(VERSION_HEADER, str(pin.version))]
+    if pin.track is not None:
+        names.append((TRACK_HEADER, str(pin.track)))
+    return [{"headers": [{"type": "Exact", "name": name, "value": value}]} for name, value in names]
 
 
 def _shared(split: Split, port: int) -> Manifest:
-    """What becomes of requests that name no track."""
+    """What becomes of requests that name no side."""
     filters = [{"type": "RequestMirror", "requestMirror": _mirror(one, port)} for one in split.mirrors]
     return {**({"filters": filters} if filters else {}), "backendRefs": _backends(split.backends, port)}
 

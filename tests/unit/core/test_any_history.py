@@ -20,7 +20,7 @@ from onnx_operator.core.names import server_name
 from onnx_operator.core.observation import ObjectName
 from onnx_operator.core.pods import Trouble
 from onnx_operator.core.record import MOST_MOMENTS, MOST_POINTS, read
-from onnx_operator.core.traffic import FULL, Split, Track
+from onnx_operator.core.traffic import FULL, Split
 from onnx_operator.core.view import side_of
 from unit.core.worlds import CPU, CUDA, World, a_class, a_spec
 
@@ -478,7 +478,7 @@ class AnyHistory(RuleBasedStateMachine):
         shares = sorted(100 * sum(one.weight for one in side) / total for side in sides.values())
         assert shares[-1] == 100 or set(shares) & WEIGHTS, shares
         ready = {server_name(*key) for key, state in self.world.servers.items() if state.ready}
-        pins = [list(pin.backends) for pin in split.pins if pin.track != Track.RETIRING]
+        pins = [list(pin.backends) for pin in split.pins if pin.track is not None]
         for pools in (*sides.values(), *pins):
             if ready & {one.service for one in pools}:
                 assert {one.service for one in pools if one.weight} <= ready, (

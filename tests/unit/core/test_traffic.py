@@ -13,7 +13,7 @@ from onnx_operator.core.traffic import Backend, Mirror, Pin, Side, Track, carrie
 from unit.core.worlds import CPU, CUDA
 
 GATEWAY = GatewayReference(name="edge", namespace="gateway")
-STABLE, CANDIDATE, OLD = Side("m-1", (CPU,)), Side("m-2", (CPU,)), Side("m-0", (CPU,))
+STABLE, CANDIDATE, OLD = Side("m-1", 1, (CPU,)), Side("m-2", 2, (CPU,)), Side("m-0", 0, (CPU,))
 
 
 def a_route(wanted: Any, *, conditions: dict[str, str] | None = None, seen: int = 3, parent: str = "edge") -> Any:
@@ -27,7 +27,11 @@ def a_route(wanted: Any, *, conditions: dict[str, str] | None = None, seen: int 
     ]
     rules += [
         {
-            "matches": [{"headers": [{"name": "x-onnx-track", "value": str(pin.track)}]}],
+            "matches": [
+                {"headers": [{"name": name, "value": str(value)}]}
+                for name, value in (("x-onnx-version", pin.version), ("x-onnx-track", pin.track))
+                if value is not None
+            ],
             "backendRefs": [{"name": one.service, "weight": one.weight} for one in pin.backends],
         }
         for pin in wanted.pins
@@ -50,12 +54,12 @@ def test_a_candidates_weight_is_taken_from_stable() -> None:
     assert (found.percent(STABLE.services), found.percent(CANDIDATE.services)) == (90, 10)
 
 
-def test_both_sides_are_always_pinned_even_at_weight_0() -> None:
+def test_every_side_is_always_pinned_even_at_weight_0() -> None:
     found = split(stable=STABLE, candidate=CANDIDATE, weight=0, retiring=[OLD])
     assert found.pins == (
-        Pin(Track.CANDIDATE, (Backend("m-2-cpu", 1),)),
-        Pin(Track.STABLE, (Backend("m-1-cpu", 1),)),
-        Pin(Track.RETIRING, (Backend("m-0-cpu", 1),)),
+        Pin(2, Track.CANDIDATE, (Backend("m-2-cpu", 1),)),
+        Pin(1, Track.STABLE, (Backend("m-1-cpu", 1),)),
+        Pin(0, None, (Backend("m-0-cpu", 1),)),
     )
 
 
@@ -71,7 +75,7 @@ def test_both_sides_are_always_pinned_even_at_weight_0() -> None:
 def test_what_pools_share_is_what_their_side_has(
     theirs: tuple[int, ...], ours: tuple[int, ...], weights: list[int]
 ) -> None:
-    stable, candidate = Side("m-1", (CPU, CUDA), theirs), Side("m-2", (CPU, CUDA), ours)
+    stable, candidate = Side("m-1", 1, (CPU, CUDA), theirs), Side("m-2", 2, (CPU, CUDA), ours)
     found = split(stable=stable, candidate=candidate, weight=10, retiring=[OLD])
     assert [one.weight for one in found.backends] == [*weights, 0]
     assert (found.percent(stable.services), found.percent(candidate.services)) == (90, 10)
@@ -80,7 +84,7 @@ def test_what_pools_share_is_what_their_side_has(
 
 @pytest.mark.parametrize("weight", [0, 1, 33, 50, 99, 100])
 def test_one_provider_here_and_two_there_still_share_exactly(weight: int) -> None:
-    two = Side("m-2", (CPU, CUDA))
+    two = Side("m-2", 2, (CPU, CUDA))
     found = split(stable=STABLE, candidate=two, weight=weight, retiring=[])
     total = sum(one.weight for one in found.backends)
     mine = {one.weight for one in found.backends if one.service in two.services}
@@ -90,13 +94,27 @@ def test_one_provider_here_and_two_there_still_share_exactly(weight: int) -> Non
 
 @pytest.mark.parametrize("mirror", [0, 25])
 def test_a_route_reads_back_as_it_was_written(mirror: int) -> None:
-    pools = Side("m-2", (CPU, CUDA), parts=(3, 0), pinned=(1, 1))
+    pools = Side("m-2", 2, (CPU, CUDA), parts=(3, 0), pinned=(1, 1))
     wanted = split(stable=STABLE, candidate=pools, weight=10, retiring=[OLD], mirror=mirror)
     assert read_route(a_route(wanted), GATEWAY).split == wanted
 
 
+def test_a_rule_that_asks_for_a_header_is_never_taken_for_the_shared_one() -> None:
+    wanted = split(stable=STABLE, candidate=None, weight=0, retiring=[])
+    route = a_route(wanted)
+    other = {
+        "matches": [{"headers": [{"name": "x-onnx-track", "value": "retiring"}]}],
+        "backendRefs": [{"name": "m-0-cpu"}],
+    }
+    route["spec"]["rules"].append(other)
+    found = read_route(route, GATEWAY)
+    assert found.split.backends == wanted.backends
+    assert found.split.mentions(OLD)
+    assert not carries([found], wanted)
+
+
 def test_a_mirror_takes_nothing_from_stable_and_is_shared_by_the_providers() -> None:
-    candidate = Side("m-2", (CPU, CUDA), parts=(3, 1))
+    candidate = Side("m-2", 2, (CPU, CUDA), parts=(3, 1))
     found = split(stable=STABLE, candidate=candidate, weight=0, retiring=[], mirror=25)
     assert found.mirrors == (Mirror("m-2-cpu", Fraction(3, 16)), Mirror("m-2-cuda", Fraction(1, 16)))
     assert (found.percent(STABLE.services), found.mirrored_percent(STABLE.services)) == (100, 0)
@@ -104,7 +122,7 @@ def test_a_mirror_takes_nothing_from_stable_and_is_shared_by_the_providers() -> 
 
 
 def test_nothing_is_mirrored_to_a_pool_without_a_share() -> None:
-    lost = Side("m-2", (CPU, CUDA), parts=(1, 0))
+    lost = Side("m-2", 2, (CPU, CUDA), parts=(1, 0))
     assert split(stable=STABLE, candidate=lost, weight=0, retiring=[], mirror=25).mirrors == (
         Mirror("m-2-cpu", Fraction(1, 4)),
     )

@@ -120,7 +120,7 @@ def test_what_no_room_can_be_found_for(
 
 
 def test_a_service_shares_evenly_among_all_ready_servers() -> None:
-    stable, candidate = Side("a", (CPU, CUDA)), Side("b", (CPU,))
+    stable, candidate = Side("a", 1, (CPU, CUDA)), Side("b", 2, (CPU,))
     split = behind([(stable, (2, 1)), (candidate, (1,))]).split
     assert split.percent(candidate.services) == 25
     assert behind([(stable, (0, 0))]).split.percent(stable.services) == 100
