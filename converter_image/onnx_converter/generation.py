@@ -1,4 +1,4 @@
-"""What only a language model can be asked: whether every input counts, and whether it goes on as the original does.
+"""Whether every input counts, and whether a language model goes on as the original does.
 
 The graph writes token by token, on the keys and values that it answered itself; the original reads all of it at once.
 So one comparison shows that decoding equals one long prefill, that the tokens are those the original would choose, and
@@ -7,12 +7,12 @@ that padding on the left changes neither. The numbers are parity.py's to judge.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from onnx_converter import decoders, parity, samples
-from onnx_converter.reasons import PARITY_FAILED, StepFailedError
+from onnx_converter.reasons import INPUT_IGNORED, StepFailedError
 from onnx_converter.samples import Sample
 
 if TYPE_CHECKING:
@@ -30,40 +30,42 @@ _DEAF: Final = 0.01
 
 def refuse_deaf(original: Original, candidate: Candidate) -> None:
     """Changes one input at a time; exporters were seen to drop the mask, and to answer as if nothing came before."""
-    base = samples.after_past(original.checkpoint, batch=1, past=3, length=2)
-    before = _logits(original.answer(base)), _logits(candidate.answer(original.outputs, base))
+    base = samples.plain(original.checkpoint, batch=1, past=3, length=4)
+    before = _last(original.answer(base)), _last(candidate.answer(original.outputs, base))
     for name, changed in _changes(base):
         moved, found = (
-            float(np.abs(_logits(answer) - without).max())
+            float(np.abs(_last(answer) - without).max())
             for answer, without in zip(
                 (original.answer(changed), candidate.answer(original.outputs, changed)), before, strict=True
             )
         )
         if found < _DEAF * moved:
             raise StepFailedError(
-                PARITY_FAILED,
-                f"{name} has no effect on the graph: it moves a logit by {found:.3g}, of the original by {moved:.3g}",
+                INPUT_IGNORED,
+                f"{name} has no effect on the graph: it moves an answer by {found:.3g}, of the original by {moved:.3g}",
             )
 
 
-def _logits(answer: dict[str, NDArray[np.float32]]) -> NDArray[np.float64]:
-    """Those of the last token."""
-    return answer[decoders.LOGITS][:, -1].astype(np.float64)
+def _last(answer: dict[str, NDArray[np.float32]]) -> NDArray[np.float64]:
+    """What is answered to the last token, or to the text as a whole."""
+    first = next(iter(answer.values()))
+    return (first[:, -1] if first.ndim == 3 else first).astype(np.float64)  # noqa: PLR2004
 
 
 def _changes(base: Sample) -> Iterator[tuple[str, Sample]]:
-    ids, mask = base.tensors["input_ids"], base.tensors["attention_mask"].copy()
+    def other(**tensors: NDArray[Any]) -> Sample:
+        return Sample("one input changed", is_text=False, tensors=base.tensors | tensors)
+
+    mask = base.tensors["attention_mask"].copy()
     mask[:, 0] = 0
-    yield "input_ids", Sample("other first token", is_text=False, tensors=base.tensors | {"input_ids": ids[:, ::-1]})
-    yield "attention_mask", Sample("first token masked", is_text=False, tensors=base.tensors | {"attention_mask": mask})
-    for kind in ("key", "value"):
-        turned = {
-            name: -tensor
-            for name, tensor in base.tensors.items()
-            if name.startswith(decoders.PAST) and name.endswith(kind)
-        }
-        name = f"every {decoders.PAST} {kind}"
-        yield name, Sample(f"other {kind}s", is_text=False, tensors=base.tensors | turned)
+    yield "attention_mask", other(attention_mask=mask)
+    for name in ("input_ids", "token_type_ids"):
+        if name in base.tensors:
+            yield name, other(**{name: base.tensors[name][:, ::-1]})
+    past = [name for name in base.tensors if name.startswith(decoders.PAST)]
+    for kind in ("key", "value") if past else ():
+        turned = {name: -base.tensors[name] for name in past if name.endswith(kind)}
+        yield f"every {decoders.PAST} {kind}", other(**turned)
 
 
 def measure_greedy(original: Original, candidate: Candidate) -> parity.Measurement:

@@ -1,20 +1,31 @@
 """What a finished graph must look like, whatever made it, before anything is computed with it.
 
 Refuses a graph that lacks an input or output of the task, has another one, froze the batch or the length, has weights
-outside its folder, or needs a newer runtime than the one that will serve it.
+outside its folder or twice, or needs a newer runtime than the one that will serve it.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import onnx
+from onnx import numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from onnx_converter.digest import sha256_of
-from onnx_converter.reasons import GRAPH_REFUSED, SPEC_IMPOSSIBLE, StepFailedError, gist
+from onnx_converter.reasons import (
+    AXIS_FROZEN,
+    GRAPH_REFUSED,
+    RUNTIME_TOO_OLD,
+    SPEC_IMPOSSIBLE,
+    WEIGHTS_STORED_TWICE,
+    StepFailedError,
+    gist,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +34,8 @@ if TYPE_CHECKING:
 _DOMAINS: Final = frozenset({"", "ai.onnx", "com.microsoft", "ai.onnx.ml"})
 _DATATYPES: Final = {onnx.TensorProto.INT64: "INT64", onnx.TensorProto.INT32: "INT32", onnx.TensorProto.FLOAT: "FP32"}
 MODEL: Final = "model.onnx"
+#: Elements; smaller tables may be equal by chance.
+_LARGE: Final = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +106,7 @@ def inspect(
     opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
     if opset > runtime.opset or model.ir_version > runtime.ir_version:
         raise StepFailedError(
-            GRAPH_REFUSED,
+            RUNTIME_TOO_OLD,
             (
                 f"{path.name} has opset {opset} and IR version {model.ir_version}, "
                 f"{runtime.name} reads up to {runtime.opset} and {runtime.ir_version}: lower opset"
@@ -103,6 +116,7 @@ def inspect(
     found_inputs, found_outputs = tuple(map(_spec_of, model.graph.input)), tuple(map(_spec_of, model.graph.output))
     _refuse_signature(path, "input", inputs, found_inputs)
     _refuse_signature(path, "output", outputs, found_outputs)
+    _refuse_twice(model, path)
     size = sum(file.stat().st_size for file in [path, *_data_files(model, path)])
     return GraphFacts(
         "sha256:" + sha256_of(path), size, opset, model.ir_version, len(model.graph.node), found_inputs, found_outputs
@@ -128,6 +142,24 @@ def _refuse_foreign(model: onnx.ModelProto, path: Path) -> None:
             raise StepFailedError(
                 GRAPH_REFUSED, f"{path.name} names {length} bytes at {offset} of {info.location}, which are not its own"
             )
+
+
+def _refuse_twice(model: onnx.ModelProto, path: Path) -> None:
+    seen: dict[tuple[object, ...], list[onnx.TensorProto]] = {}
+    for tensor in model.graph.initializer:
+        if len(tensor.dims) < 2 or math.prod(tensor.dims) < _LARGE:  # noqa: PLR2004
+            continue
+        values = numpy_helper.to_array(tensor, str(path.parent))
+        # What may be equal, turned or not, has these in common; only that is held side by side.
+        likeness = (*sorted(tensor.dims), tensor.data_type, int(values.reshape(-1).view(np.uint8).sum(dtype=np.uint64)))
+        for other in seen.setdefault(likeness, []):
+            held = numpy_helper.to_array(other, str(path.parent))
+            if np.array_equal(held, values) or np.array_equal(held, values.T):
+                raise StepFailedError(
+                    WEIGHTS_STORED_TWICE,
+                    f"{path.name} holds {values.nbytes} bytes of weights twice, as {other.name} and as {tensor.name}",
+                )
+        seen[likeness].append(tensor)
 
 
 def _external(model: onnx.ModelProto, path: Path) -> list[ExternalDataInfo]:
@@ -164,7 +196,7 @@ def _refuse_signature(path: Path, role: str, wanted: Sequence[TensorSpec], found
             )
         if (spec.shape if role == "input" else spec.shape[: len(shape)]) != shape:
             raise StepFailedError(
-                GRAPH_REFUSED,
+                AXIS_FROZEN,
                 f"{path.name} froze an axis of {role} {spec.name} or has another: shape {list(spec.shape)}, "
                 f"it must be {list(shape)}, -1 is dynamic",
             )

@@ -15,7 +15,7 @@ import numpy as np
 
 from onnx_converter import decoders
 from onnx_converter.heads import CLASSIFIERS, PER_TOKEN
-from onnx_converter.reasons import PARITY_FAILED, StepFailedError
+from onnx_converter.reasons import NOT_FINITE, PARITY_FAILED, StepFailedError
 from onnx_converter.spec import Scheme, Task
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def _measure(
         )
     for whose, values in (("original", truth), ("graph", answer)):
         if not np.isfinite(values).all():
-            raise StepFailedError(PARITY_FAILED, f"on {sample.name} the {whose} answers with NaN or infinity")
+            raise StepFailedError(NOT_FINITE, f"on {sample.name} the {whose} answers with NaN or infinity")
     wanted, found = truth[judged].astype(np.float64), answer[judged].astype(np.float64)
     if not wanted.size:
         return Measurement(sample.name, sample.is_text, 0, judged.size, 1.0, 0.0, 0.0, 0, 0)

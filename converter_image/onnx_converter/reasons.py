@@ -23,7 +23,7 @@ class Reason:
         return self.exit_code in TRANSIENT_CODES
 
 
-PERMANENT_CODES: Final = range(10, 30)
+PERMANENT_CODES: Final = (*range(10, 30), *range(40, 60))
 TRANSIENT_CODES: Final = range(30, 40)
 
 # Success, one for each step.
@@ -102,6 +102,27 @@ PLACEMENT_FAILED: Final = Reason(
 ARTIFACT_CORRUPT: Final = Reason(
     "ArtifactCorrupt", 29, "surfaces when a file is missing, extra, changed or a link against the manifest"
 )
+
+# Faults of a graph that its exporter does not tell, each seen in the field: as bad input, never retried.
+INPUT_IGNORED: Final = Reason(
+    "InputIgnored", 50, "surfaces when an input that the graph declares, a mask or the past, does not move its answer"
+)
+AXIS_FROZEN: Final = Reason(
+    "AxisFrozen", 51, "surfaces when the batch or a length is a number in the graph and not an axis"
+)
+RUNTIME_TOO_OLD: Final = Reason(
+    "RuntimeTooOld", 52, "surfaces when the graph's opset or IR version is beyond what the serving runtime reads"
+)
+WEIGHTS_STORED_TWICE: Final = Reason(
+    "WeightsStoredTwice", 53, "surfaces when a graph holds the same matrix more than once, turned or not"
+)
+CACHE_DIFFERS: Final = Reason(
+    "CacheDiffers", 54, "surfaces when a language model's first call is right and what goes on from its keys is not"
+)
+LONG_TEXTS_DIFFER: Final = Reason(
+    "LongTextsDiffer", 55, "surfaces when short texts agree with the original and longer ones do not: a lost window"
+)
+NOT_FINITE: Final = Reason("NotFinite", 56, "surfaces when an answer holds NaN or infinity, be it where padding is")
 
 # The world was not ready: the same again may work, so retried.
 SOURCE_UNREACHABLE: Final = Reason(

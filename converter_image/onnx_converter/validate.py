@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnx_converter import benchmark, generation, graph, parity, placement, report, samples
+from onnx_converter import benchmark, diagnosis, generation, graph, parity, placement, report, samples
 from onnx_converter.benchmark import Benchmark
 from onnx_converter.contest import Candidate, Original
 from onnx_converter.conversion import Conversion
 from onnx_converter.convert import verify_checkpoint
 from onnx_converter.digest import canonical_json, sha256_of
 from onnx_converter.heads import signature_of
-from onnx_converter.reasons import ARTIFACT_CORRUPT, PARITY_FAILED, SPEC_IMPOSSIBLE, VALIDATED, Reason, StepFailedError
+from onnx_converter.reasons import ARTIFACT_CORRUPT, SPEC_IMPOSSIBLE, VALIDATED, Reason, StepFailedError
 from onnx_converter.report import BENCHMARK, GOLDEN, PAGE, REPORT
 from onnx_converter.report_html import page
 
@@ -124,8 +124,7 @@ def judge(original: Original, candidate: Candidate, tolerance: parity.Tolerance,
     measurements: list[parity.Measurement] = []
     placed: dict[str, dict[str, int]] = {}
     try:
-        if original.checkpoint.cache:
-            generation.refuse_deaf(original, candidate)
+        generation.refuse_deaf(original, candidate)
         for number, sample in enumerate(asked):
             truth, answer = original.answer(sample), candidate.answer(original.outputs, sample)
             measurements.append(parity.compare(task, sample, truth, answer))
@@ -137,11 +136,12 @@ def judge(original: Original, candidate: Candidate, tolerance: parity.Tolerance,
     except StepFailedError as error:
         return Judgement(tuple(measurements), None, placed, error.reason, error.message)
     if violated := parity.violations(measured, tolerance):
+        reason, words = diagnosis.reason_of(list(zip(asked, measurements, strict=False)), tolerance)
         message = (
-            f"the graph on {candidate.provider} is not like the original: {'; '.join(violated)}; "
-            "choose another scheme or tolerance"
+            f"the graph on {candidate.provider} is not like the original: {words and f'{words}: '}"
+            f"{'; '.join(violated)}; choose another scheme or tolerance"
         )
-        return Judgement(tuple(measurements), measured, placed, PARITY_FAILED, message)
+        return Judgement(tuple(measurements), measured, placed, reason, message)
     message = (
         f"{measured.vectors} vectors of {measured.samples} samples agree with the original on {candidate.provider}"
     )
