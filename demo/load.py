@@ -6,6 +6,7 @@ starts it, reads its counters and subtracts.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -66,6 +67,8 @@ class Counters:
     by_upstream: Mapping[str, Answers] = field(default_factory=dict)
     failures: tuple[str, ...] = ()
     longest_gap: float = 0.0
+    kinds: Mapping[str, int] = field(default_factory=dict)
+    """What was no good answer, by protocol, status and the gateway's word on it."""
 
     @classmethod
     def of(cls, counted: Mapping[str, Any]) -> Self:
@@ -81,7 +84,8 @@ class Counters:
             )
             for name, answers in counted["upstreams"].items()
         }
-        return cls(counted["sent"], counted["failed"], upstreams, tuple(counted["failures"]), counted["longest_gap"])
+        failures, kinds = tuple(counted["failures"]), counted["kinds"]
+        return cls(counted["sent"], counted["failed"], upstreams, failures, counted["longest_gap"], kinds)
 
     def __sub__(self, earlier: Counters) -> Counters:
         return Counters(
@@ -92,6 +96,7 @@ class Counters:
             },
             failures=self.failures[len(earlier.failures) :],
             longest_gap=self.longest_gap,
+            kinds=Counter(self.kinds) - Counter(earlier.kinds),
         )
 
     def of_revision(self, revision: str) -> Answers:

@@ -41,6 +41,7 @@ TOLD = {
         },
     },
     "failures": ["12:00:00 http 503 by nobody (no details) after 0.01 s"],
+    "kinds": {"http 503": 1, "http 500 via_upstream": 4},
     "longest_gap": 0.4,
 }
 
@@ -103,11 +104,13 @@ def test_a_refused_version_must_not_have_seen_traffic() -> None:
 
 def test_the_difference_of_two_looks_is_what_happened_between_them() -> None:
     before = Counters.of(TOLD)
-    after = Counters.of({**TOLD, "sent": 200, "failed": 2, "failures": [*TOLD["failures"], "lost"]})  # type: ignore[misc]
+    failures = [*TOLD["failures"], "lost"]  # type: ignore[misc]
+    after = Counters.of({**TOLD, "sent": 200, "failed": 2, "failures": failures, "kinds": {"http 503": 2}})
 
     between = after - before
 
     assert (between.sent, between.failed, between.failures) == (80, 1, ("lost",))
+    assert between.kinds == {"http 503": 1}
     assert between.of_revision("minilm-3") == Answers()
 
 
