@@ -140,7 +140,9 @@ def _compared(reports: Mapping[str, Mapping[str, Any]], lineage: Mapping[str, An
     original = f"{conversion['architecture']} in torch, fp32, eager attention; checkpoint {conversion['sourceDigest']}"
     rows = [("Original", original)]
     for provider, report in reports.items():
-        made = f"opset {spec['opset']}, weights {spec['scheme']}; {report['graphDigest']}"
+        # What the graph has, which may be more than was asked for.
+        opset = conversion["graphs"][provider]["opset"]
+        made = f"opset {opset}, weights {spec['scheme']}; {report['graphDigest']}"
         asked = (
             f"{report['samples']} samples with {report['vectors']} vectors; {report['ignored']} vectors of padding "
             "were ignored, since no client reads them"
