@@ -23,6 +23,7 @@ class Reason:
         return self.exit_code in TRANSIENT_CODES
 
 
+#: From the forties on it is the tens and twenties going on.
 PERMANENT_CODES: Final = (*range(10, 30), *range(40, 60))
 TRANSIENT_CODES: Final = range(30, 40)
 
@@ -45,7 +46,7 @@ USAGE: Final = Reason(
 SOURCE_NOT_FOUND: Final = Reason(
     "SourceNotFound",
     10,
-    "surfaces when the path, repository or revision of the source, or the file of calibration texts, does not exist",
+    "surfaces when the path, repository or revision of the source, or a file of texts or examples, does not exist",
 )
 SOURCE_UNAUTHORIZED: Final = Reason(
     "SourceUnauthorized", 11, "surfaces when the hub answers 401 or 403, or the repository is gated"
@@ -101,6 +102,15 @@ PLACEMENT_FAILED: Final = Reason(
 )
 ARTIFACT_CORRUPT: Final = Reason(
     "ArtifactCorrupt", 29, "surfaces when a file is missing, extra, changed or a link against the manifest"
+)
+DATASET_INVALID: Final = Reason(
+    "DatasetInvalid",
+    40,
+    "surfaces when a file of texts or examples cannot be read, or shows nothing about this checkpoint, as the original "
+    "is no better on it than chance",
+)
+QUALITY_LOST: Final = Reason(
+    "QualityLost", 41, "surfaces when the graph does its task worse than the torch original by more than maxLoss"
 )
 
 # Faults of a graph that its exporter does not tell, each seen in the field: as bad input, never retried.

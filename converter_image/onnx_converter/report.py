@@ -35,6 +35,34 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Estimate:
+    """A number with its 95 % interval."""
+
+    value: str
+    low: str
+    high: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """How well the graph did its task on data of the user's, beside the original."""
+
+    name: str
+    metric: str
+    #: Digest of the file.
+    dataset: str
+    samples: int
+    original: Estimate
+    graph: Estimate
+    loss: Estimate
+    max_loss: str
+    #: Whether the loss is a share of the original's value.
+    is_relative: bool
+    #: Whether all of the loss's interval keeps the bound; where not, the data is too little to show it.
+    is_shown: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """The verdict on one graph on one execution provider."""
 
@@ -53,10 +81,14 @@ class Report:
     coverage: Mapping[str, Mapping[str, int]]
     conversion: Mapping[str, Any]
     rows: tuple[Row, ...]
+    evaluations: tuple[Evaluation, ...] = ()
 
     def value(self) -> dict[str, Any]:
-        return {"schema": SCHEMA, **{_camel(key): inner for key, inner in asdict(self).items() if key != "rows"}} | {
-            "rows": [{_camel(key): inner for key, inner in asdict(row).items()} for row in self.rows]
+        listed = ("rows", "evaluations")
+        plain = {_camel(key): inner for key, inner in asdict(self).items() if key not in listed}
+        return {"schema": SCHEMA, **plain} | {
+            key: [{_camel(name): inner for name, inner in asdict(one).items()} for one in getattr(self, key)]
+            for key in listed
         }
 
 

@@ -38,6 +38,16 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
+class Beside:
+    """One quality of both sides with 95 % intervals, as value, low and high, and the last value that is let through."""
+
+    name: str
+    original: Sequence[float]
+    graph: Sequence[float]
+    bound: float
+
+
+@dataclass(frozen=True, slots=True)
 class _Log:
     """From the power of ten below the smallest to the one above the largest, on so many pixels. 0 is the foot's."""
 
@@ -118,6 +128,31 @@ def latencies(name: str, cells: Sequence[tuple[str, Sequence[Spread]]]) -> str:
     said = "; ".join(f"{cell}: " + ", ".join(f"{one.side} {one.p50:g}" for one in each) for cell, each in cells)
     title = "Latency of the original and of the graph by shape of the request"
     return _svg(name, title, f"Medians in milliseconds: {said}.", foot + _FOOT, parts)
+
+
+def qualities(name: str, each: Sequence[Beside]) -> str:
+    """Two rows for each quality on a scale of its own: a dot at the value, a line over its interval; the bound."""
+    parts = []
+    y = float(_TOP)
+    for one in each:
+        ends = (*one.original[1:], *one.graph[1:], one.bound)
+        scale = (_WIDTH - _NAMES - _RIGHT) / ((max(ends) - min(ends)) or 1.0)
+        parts.append(_text(0, y + _ROW - 4, one.name, "strong"))
+        for side, (value, *reach) in (("original", one.original), ("graph", one.graph)):
+            y += _ROW
+            at, low, high = (_NAMES + (number - min(ends)) * scale for number in (value, *reach))
+            told = f"{side}, {one.name}: {value:g}, 95 % interval {reach[0]:g} to {reach[1]:g}"
+            parts.append(_text(_NAMES - 10, y - 4, side, f"end {side}"))
+            parts.append(f'<g class="{side}"><title>{escape(told)}</title>')
+            parts.append(f'<line class="reach" x1="{low:.1f}" x2="{high:.1f}" y1="{y - 8:.1f}" y2="{y - 8:.1f}"/>')
+            parts.append(f'<circle cx="{at:.1f}" cy="{y - 8:.1f}" r="5"/></g>')
+            parts.append(_text(_WIDTH - _RIGHT + 14, y - 4, f"{value:g}", ""))
+        x = _NAMES + (one.bound - min(ends)) * scale
+        parts.append(f'<line class="bound" x1="{x:.1f}" x2="{x:.1f}" y1="{y - 2 * _ROW:.1f}" y2="{y:.1f}"/>')
+        parts.append(_text(x, y + 14, f"bound {one.bound:.5g}", "middle strong"))
+        y += _ROW + 8
+    said = "; ".join(f"{one.name}: original {one.original[0]:g}, graph {one.graph[0]:g}" for one in each)
+    return _svg(name, "Quality of the original and of the graph", f"{said}.", y, parts)
 
 
 def _spread(widths: _Log, y: float, cell: str, spread: Spread) -> Iterator[str]:

@@ -6,12 +6,13 @@ checkpoint into the page unescaped.
 
 from __future__ import annotations
 
+import math
 from html import escape
 from string import Template
 from typing import TYPE_CHECKING, Any, Final
 
 from onnx_converter import report_charts
-from onnx_converter.report_charts import Spread
+from onnx_converter.report_charts import Beside, Spread
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -82,6 +83,12 @@ _BENCHMARK: Final = Template("""\
 $plot
 $cells
 $footprints""")
+_QUALITY: Final = Template("""\
+<h2>Quality on $provider</h2>
+<p>How well both sides do the task on data of the user's. A dot is the measured value, a line its 95 % interval, of a
+bootstrap over the examples that draws the same ones for both sides; each metric has a scale of its own.</p>
+$plot
+$rows""")
 _COVERAGE: Final = Template("""\
 <h2>Operators on $provider</h2>
 <p>The graph as onnxruntime runs it, after its own optimisation, from its profile of one request: $placement. A heavy
@@ -122,6 +129,7 @@ def page(
         for number, (provider, report) in enumerate(reports.items())
         for section in (
             _provider(number, provider, report),
+            *_quality(number, provider, report.get("evaluations") or ()),
             *_benchmark(number, provider, benchmarks.get(provider, {})),
             *_coverage(provider, report),
         )
@@ -190,6 +198,37 @@ def _plots(number: int, report: Mapping[str, Any]) -> Iterator[str]:
 
 def _distance(cosine: str) -> float:
     return max(0.0, round(1 - float(cosine), 9))
+
+
+def _quality(number: int, provider: str, evaluations: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    if not evaluations:
+        return
+    head = ("Evaluation", "Metric", "Examples", "Original", "Graph", "Loss, 95 % interval", "At most", "Shown")
+    rows = [
+        (
+            one["name"],
+            one["metric"],
+            one["samples"],
+            one["original"]["value"],
+            one["graph"]["value"],
+            f"{one['loss']['value']} ({one['loss']['low']} to {one['loss']['high']})",
+            one["maxLoss"],
+            "yes" if one["isShown"] else "no, too little data",
+        )
+        for one in evaluations
+    ]
+    plotted = [found for one in evaluations if (found := _beside(one)) is not None]
+    plot = f"<figure>{report_charts.qualities(f'quality-{number}', plotted)}</figure>" if plotted else ""
+    yield _QUALITY.substitute(provider=escape(provider), plot=plot, rows=_table(head, rows))
+
+
+def _beside(one: Mapping[str, Any]) -> Beside | None:
+    original, graph, loss = ([float(one[key][end]) for end in ("value", "low", "high")] for key in (*_SIDES, "loss"))
+    if not all(map(math.isfinite, (*original, *graph, *loss))):
+        return None
+    most = float(one["maxLoss"])
+    bound = original[0] * (1 + most) if one["isRelative"] else original[0] - most
+    return Beside(f"{one['name']}, {one['metric']}", original, graph, bound)
 
 
 def _benchmark(number: int, provider: str, found: Mapping[str, Any]) -> Iterator[str]:

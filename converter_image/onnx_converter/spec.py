@@ -10,7 +10,16 @@ from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    RootModel,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
 from typing_extensions import override
 
@@ -111,7 +120,7 @@ class ConfigMapFile(Parameters):
     """A key of a ConfigMap."""
 
     name: str
-    key: str = "calibration.txt"
+    key: str
 
     @property
     def path(self) -> str:
@@ -133,8 +142,8 @@ class ClaimFile(Parameters):
         return f"file {self.path!r} of claim {self.claim_name}"
 
 
-class Calibration(Parameters):
-    """Where the texts come from that ranges are measured on: exactly one, held to its digest."""
+class Dataset(Parameters):
+    """Where texts or examples come from: exactly one file, held to its digest."""
 
     config_map: ConfigMapFile | None = None
     persistent_volume_claim: ClaimFile | None = None
@@ -177,7 +186,7 @@ class ConversionSpec(Parameters):
     keep_output_head: bool | None = None
     activations: Activations | None = None
     exclude: tuple[str, ...] | None = None
-    calibration: Calibration | None = None
+    calibration: Dataset | None = None
     max_sequence_length: Annotated[int, Field(ge=1, le=131_072)] | None = None
     providers: Annotated[tuple[Provider, ...], Field(min_length=1)] = (Provider.CPU,)
 
@@ -219,6 +228,48 @@ class Parity(Parameters):
     max_absolute: Annotated[Number, Field(gt=0)] | None = None
     max_relative: Annotated[Number, Field(gt=0)] | None = None
     min_label_agreement: Annotated[Number, Field(gt=0, le=1)] | None = None
+
+
+class Metric(StrEnum):
+    """What an evaluation measures."""
+
+    WORD_PERPLEXITY = "wordPerplexity"
+    BYTE_PERPLEXITY = "bytePerplexity"
+    BITS_PER_BYTE = "bitsPerByte"
+    MULTIPLE_CHOICE = "multipleChoice"
+    MULTIPLE_CHOICE_NORMALIZED = "multipleChoiceNormalized"
+    STS_SPEARMAN = "stsSpearman"
+    RETRIEVAL_NDCG10 = "retrievalNdcg10"
+    ACCURACY = "accuracy"
+    F1_MACRO = "f1Macro"
+
+
+TASK_OF: Final[dict[Metric, Task]] = {
+    Metric.WORD_PERPLEXITY: Task.TEXT_GENERATION,
+    Metric.BYTE_PERPLEXITY: Task.TEXT_GENERATION,
+    Metric.BITS_PER_BYTE: Task.TEXT_GENERATION,
+    Metric.MULTIPLE_CHOICE: Task.TEXT_GENERATION,
+    Metric.MULTIPLE_CHOICE_NORMALIZED: Task.TEXT_GENERATION,
+    Metric.STS_SPEARMAN: Task.SENTENCE_EMBEDDING,
+    Metric.RETRIEVAL_NDCG10: Task.SENTENCE_EMBEDDING,
+    Metric.ACCURACY: Task.TEXT_CLASSIFICATION,
+    Metric.F1_MACRO: Task.TEXT_CLASSIFICATION,
+}
+
+
+class Evaluation(Parameters):
+    """How well the graph does its task, and how much worse than the original it may."""
+
+    name: str
+    metric: Metric
+    dataset: Dataset
+    max_loss: Annotated[Number, Field(ge=0, le=1)]
+
+
+class Evaluations(RootModel[tuple[Evaluation, ...]]):
+    """What validate is to measure besides the parity."""
+
+    model_config = ConfigDict(frozen=True)
 
 
 class Serving(Parameters):

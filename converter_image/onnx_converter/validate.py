@@ -7,17 +7,30 @@ onnxruntime on the execution provider it is meant for. Fails closed, and leaves 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnx_converter import benchmark, diagnosis, generation, graph, parity, placement, report, samples
+from onnx_converter import (
+    benchmark,
+    diagnosis,
+    evaluate,
+    generation,
+    graph,
+    parity,
+    placement,
+    quality,
+    report,
+    samples,
+)
 from onnx_converter.benchmark import Benchmark
 from onnx_converter.contest import Candidate, Original
 from onnx_converter.conversion import Conversion
 from onnx_converter.convert import verify_checkpoint
 from onnx_converter.digest import canonical_json, sha256_of
+from onnx_converter.evaluate import Evaluated, Examples
 from onnx_converter.heads import signature_of
 from onnx_converter.reasons import ARTIFACT_CORRUPT, SPEC_IMPOSSIBLE, VALIDATED, Reason, StepFailedError
 from onnx_converter.report import BENCHMARK, GOLDEN, PAGE, REPORT
@@ -25,12 +38,12 @@ from onnx_converter.report_html import page
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from onnx_converter.progress import Progress
-    from onnx_converter.spec import ConversionSpec, Parity, Provider, Serving
+    from onnx_converter.quality import Estimate
+    from onnx_converter.spec import ConversionSpec, Evaluation, Parity, Provider, Serving
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +59,9 @@ class Validate:
     #: Seconds; none is measured in none.
     benchmark: float
     output: Path
+    evaluations: tuple[Evaluation, ...] = ()
+    #: Holds a folder for each evaluation.
+    datasets: Path = Path("/datasets")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +73,7 @@ class Judgement:
     coverage: dict[str, dict[str, int]]
     reason: Reason
     message: str
+    evaluated: tuple[Evaluated, ...] = ()
 
 
 def run(validate: Validate, progress: Progress) -> dict[str, Any]:
@@ -69,12 +86,18 @@ def run(validate: Validate, progress: Progress) -> dict[str, Any]:
     began = time.perf_counter()
     original = Original.load(validate.checkpoint, conversion.task, validate.spec.max_sequence_length)
     load_seconds = time.perf_counter() - began
+    asked = [Examples.read(one, validate.datasets / one.name, original.checkpoint) for one in validate.evaluations]
     path = validate.graph / validate.provider / graph.MODEL
     graph.inspect(path, *signature_of(original.checkpoint))
     candidate = Candidate.load(path, validate.provider)
     progress.tell("CheckpointLoaded", percent=10, architecture=conversion.architecture, task=str(conversion.task))
     tolerance = parity.tolerance_of(validate.parity, validate.spec.scheme, conversion.task)
     judgement = judge(original, candidate, tolerance, progress)
+    if judgement.reason is VALIDATED:
+        verdict = evaluate.judge(asked, evaluate.asks(original, candidate), progress)
+        judgement = replace(judgement, evaluated=verdict.evaluated)
+        if verdict.reason is not None:
+            judgement = replace(judgement, reason=verdict.reason, message=verdict.message)
     found = _report_of(judgement, tolerance, conversion, validate.provider)
     (validate.output / REPORT).write_bytes(canonical_json(found.value()))
     _write_page(validate, found, {})
@@ -97,6 +120,7 @@ def run(validate: Validate, progress: Progress) -> dict[str, Any]:
         "parity": dict(found.parity),
         "tolerance": dict(found.tolerance),
         "samples": found.samples,
+        **({"evaluations": [_told(one) for one in judgement.evaluated]} if judgement.evaluated else {}),
         "placement": dict(found.placement),
         "reportDigest": "sha256:" + sha256_of(validate.output / REPORT),
         **({"benchmark": benchmarked} if benchmarked else {}),
@@ -177,7 +201,42 @@ def _report_of(
         coverage=judgement.coverage,
         conversion=conversion.model_dump(mode="json", by_alias=True, exclude={"files"}),
         rows=tuple(map(_row_of, judgement.measurements)),
+        evaluations=tuple(map(_evaluation_of, judgement.evaluated)),
     )
+
+
+def _evaluation_of(one: Evaluated) -> report.Evaluation:
+    compared, said = one.compared, one.evaluation
+    return report.Evaluation(
+        name=said.name,
+        metric=str(said.metric),
+        dataset=said.dataset.digest,
+        samples=one.samples,
+        original=_estimate(compared.original),
+        graph=_estimate(compared.graph),
+        loss=_estimate(compared.loss),
+        max_loss=f"{said.max_loss:g}",
+        is_relative=said.metric in quality.SMALLER_IS_BETTER,
+        is_shown=one.is_shown,
+    )
+
+
+def _estimate(found: Estimate) -> report.Estimate:
+    return report.Estimate(*(report.number(value) or "" for value in (found.value, found.low, found.high)))
+
+
+def _told(one: Evaluated) -> dict[str, Any]:
+    """In brief, as a termination message has little room; the rest was declared."""
+    found = _evaluation_of(one)
+    return {
+        "name": found.name,
+        "original": found.original.value,
+        "graph": found.graph.value,
+        "loss": found.loss.value,
+        "lossLow": found.loss.low,
+        "lossHigh": found.loss.high,
+        "samples": found.samples,
+    }
 
 
 def _row_of(measured: parity.Measurement) -> report.Row:

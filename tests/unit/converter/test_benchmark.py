@@ -201,7 +201,7 @@ def test_a_language_model_is_timed_reading_and_writing(tmp_path: Path) -> None:
     assert [cell.length for cell in cells if cell.past] == [1, 1]
 
 
-def test_the_fullest_benchmark_fits_a_termination_message() -> None:
+def test_the_fullest_benchmark_and_evaluations_fit_a_termination_message() -> None:
     footprint = {"sizeBytes": 10**13, "loadMilliseconds": "1234567", "peakMemoryBytes": 10**13}
     latency = [[123.456 + number] * 3 for number in range(2)]
     cells = [told_of(Timed(Cell(8, 128, past), (latency[0], latency[1]))) for past in (1, 2, 3, 4)]
@@ -213,7 +213,10 @@ def test_the_fullest_benchmark_fits_a_termination_message() -> None:
         "graph": footprint,
         "message": "x" * 320,
     }
-    words = summary.Summary("validate", "Succeeded", "Validated", "fine", 0, {"benchmark": told, "others": "y" * 700})
+    numbers = dict.fromkeys(("original", "graph", "loss", "lossLow", "lossHigh"), "-1.2345e-05")
+    evaluations = [{"name": "n" * 32, **numbers, "samples": 10_000}] * 6
+    details = {"benchmark": told, "evaluations": evaluations, "others": "y" * 700}
+    words = summary.Summary("validate", "Succeeded", "Validated", "fine", 0, details)
     assert summary.parse(summary.dump(words)).message == "fine"
 
 

@@ -57,6 +57,21 @@ def a_report(provider: str = CPU) -> dict[str, Any]:
     }
 
 
+def an_evaluation(name: str, *, is_shown: bool = True, **changes: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "metric": "bytePerplexity",
+        "dataset": "sha256:" + "aa" * 32,
+        "samples": 300,
+        "original": {"value": "7", "low": "6.5", "high": "7.5"},
+        "graph": {"value": "7.07", "low": "6.56", "high": "7.58"},
+        "loss": {"value": "0.01", "low": "0.005", "high": "0.015"},
+        "maxLoss": "0.02",
+        "isRelative": True,
+        "isShown": is_shown,
+    } | changes
+
+
 def a_cell(batch: int, length: int, original: float, graph: float, past: int = 0) -> dict[str, Any]:
     return {
         "batch": batch,
@@ -201,6 +216,38 @@ def test_without_a_benchmark_the_page_is_whole(found: dict[str, Any]) -> None:
     text = page({CPU: a_report()}, a_lineage(), {CPU: found} if found else {})
     assert len(plots(text)) == 2
     assert ("Nothing was measured. the benchmark broke: <no memory>" in Strict(text).text) is bool(found)
+
+
+def test_each_evaluation_is_drawn_on_a_scale_of_its_own_with_both_sides_and_the_bound() -> None:
+    share = {"value": "0.8", "low": "0.7", "high": "0.9"}
+    other = {"metric": "accuracy", "isRelative": False, "original": share, "graph": share | {"value": "0.79"}}
+    text = a_page(evaluations=[an_evaluation("prose"), an_evaluation("spam", is_shown=False, **other)])
+    assert f"<h2>Quality on {CPU}</h2>" in text
+    plot = next(one for one in plots(text) if "Quality" in str(one[0].text))
+    assert [str(one.text) for one in plot.iter(f"{SVG}text") if "bound" in str(one.text)] == [
+        "bound 7.14",
+        "bound 0.78",
+    ]
+    assert [str(one.text) for one in plot.iter(f"{SVG}title")][1:] == [
+        "original, prose, bytePerplexity: 7, 95 % interval 6.5 to 7.5",
+        "graph, prose, bytePerplexity: 7.07, 95 % interval 6.56 to 7.58",
+        "original, spam, accuracy: 0.8, 95 % interval 0.7 to 0.9",
+        "graph, spam, accuracy: 0.79, 95 % interval 0.7 to 0.9",
+    ]
+    places = [float(one.get("cx", 0)) for one in plot.iter(f"{SVG}circle")]
+    bounds = [float(one.get("x1", 0)) for one in plot.iter(f"{SVG}line") if one.get("class") == "bound"]
+    assert places[0] < places[1] < bounds[0]
+    assert bounds[1] < places[3] < places[2]
+    words = Strict(text).text
+    assert "prose bytePerplexity 300 7 7.07 0.01 (0.005 to 0.015) 0.02 yes" in words
+    assert "no, too little data" in words
+
+
+def test_an_evaluation_without_end_is_told_and_not_drawn() -> None:
+    endless = dict.fromkeys(("value", "low", "high"), "inf")
+    text = a_page(evaluations=[an_evaluation("prose", graph=endless, loss=endless)])
+    assert "inf (inf to inf)" in Strict(text).text
+    assert not [one for one in plots(text) if "Quality" in str(one[0].text)]
 
 
 def test_operators_are_counted_by_where_they_ran_the_most_frequent_first() -> None:

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from checkpoints import tiny_decoder, tiny_sentence
 from onnx_converter import calibration, quantize, texts
 from onnx_converter.reasons import StepFailedError
-from onnx_converter.spec import Calibration, ConversionSpec
+from onnx_converter.spec import ConversionSpec, Dataset
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -141,9 +141,11 @@ def test_excluding_this_is_refused_by_the_pattern(case: str, tmp_path: Path) -> 
         quantised(tmp_path, exclude=exclude)
 
 
-def declared(data: bytes, **changes: Any) -> Calibration:
+def declared(data: bytes, **changes: Any) -> Dataset:
     digest = "sha256:" + hashlib.sha256(data).hexdigest()
-    return Calibration.model_validate({"configMap": {"name": "texts"}, "digest": digest} | changes)
+    return Dataset.model_validate(
+        {"configMap": {"name": "texts", "key": "calibration.txt"}, "digest": digest} | changes
+    )
 
 
 def as_the_kubelet_lays_it_out(root: Path, data: bytes) -> None:
@@ -173,11 +175,11 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], bytes, str, str]] = {
         "DigestMismatch",
         "has digest sha256:d9298a10d1b0735837dc",
     ),
-    "a megabyte and more": (_put(b"a" * ((1 << 20) + 1)), b"", "SpecImpossible", "larger than 1048576 bytes"),
-    "no text": (_put(b"\n \n"), b"\n \n", "SpecImpossible", "holds 0 texts"),
-    "too many texts": (_put(b"a\n" * 1025), b"a\n" * 1025, "SpecImpossible", "holds 1025 texts"),
-    "a picture": (_put(b"\x89PNG\r\n"), b"\x89PNG\r\n", "SpecImpossible", "not UTF-8"),
-    "zeros": (_put(b"a\0b"), b"a\0b", "SpecImpossible", "is binary"),
+    "a megabyte and more": (_put(b"a" * ((1 << 20) + 1)), b"", "DatasetInvalid", "larger than 1048576 bytes"),
+    "no text": (_put(b"\n \n"), b"\n \n", "DatasetInvalid", "holds 0 texts"),
+    "too many texts": (_put(b"a\n" * 1025), b"a\n" * 1025, "DatasetInvalid", "holds 1025 texts"),
+    "a picture": (_put(b"\x89PNG\r\n"), b"\x89PNG\r\n", "DatasetInvalid", "not UTF-8"),
+    "zeros": (_put(b"a\0b"), b"a\0b", "DatasetInvalid", "is binary"),
 }
 
 

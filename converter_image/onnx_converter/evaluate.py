@@ -1,0 +1,429 @@
+"""How well a graph does its task on data of the user's, beside the original: the second half of the gate.
+
+The definitions of lm-evaluation-harness for language models (loglikelihood_rolling over disjoint windows; acc and
+acc_norm with a space before each choice), of STS and BEIR for embeddings. Only declared files are read, and nothing is
+fetched. Fails closed: an example that cannot be read, too few of them, an answer that is not finite, an original that
+is no better than chance, so that there would be nothing to lose.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from onnx_converter import decoders, held, quality, samples
+from onnx_converter.reasons import DATASET_INVALID, QUALITY_LOST, SPEC_IMPOSSIBLE, Reason, StepFailedError
+from onnx_converter.samples import Sample
+from onnx_converter.spec import TASK_OF, Metric
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from onnx_converter.contest import Candidate, Original
+    from onnx_converter.load import Checkpoint
+    from onnx_converter.progress import Progress
+    from onnx_converter.quality import Rows
+    from onnx_converter.spec import Evaluation
+
+MOST_BYTES: Final = 8 << 20
+#: With fewer an interval is a guess.
+LEAST: Final = 20
+MOST: Final = 10_000
+#: Tokens that are read at once, as every token has a logit for each word.
+_LONGEST: Final = 512
+
+#: What a side answers to a sample: (batch, …) as the task has it.
+Ask = Callable[[Sample], NDArray[np.float32]]
+_Said = Annotated[str, Field(min_length=1)]
+
+
+class _Line(BaseModel):
+    """One example; fields that are not named are somebody else's."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class _Text(_Line):
+    text: _Said
+
+
+class _Choice(_Line):
+    context: _Said
+    choices: Annotated[tuple[_Said, ...], Field(min_length=2)]
+    answer: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if self.answer >= len(self.choices):
+            raise ValueError(f"answer {self.answer} is none of {len(self.choices)} choices, which count from 0")
+        return self
+
+
+class _Pair(_Line):
+    sentence1: _Said
+    sentence2: _Said
+    score: Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Document(_Line):
+    id: _Said
+    text: _Said
+
+
+class _Query(_Line):
+    query: _Said
+    relevant: Annotated[frozenset[str], Field(min_length=1)]
+
+
+class _Labelled(_Line):
+    text: _Said
+    label: str | int
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How a metric's examples are written, and how a side's rows are made of them."""
+
+    line: TypeAdapter[Any]
+    rows: Callable[[Examples, Ask], Rows]
+    #: What comes of answers that know nothing.
+    chance: Callable[[Examples], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """What was read for one evaluation, checked against the checkpoint as far as that goes without asking it."""
+
+    evaluation: Evaluation
+    checkpoint: Checkpoint
+    lines: tuple[tuple[int, Any], ...]
+
+    @classmethod
+    def read(cls, evaluation: Evaluation, root: Path, checkpoint: Checkpoint) -> Self:
+        kind, field = KINDS[evaluation.metric], f"validation.evaluations[{evaluation.name}]"
+        if (task := TASK_OF[evaluation.metric]) is not checkpoint.task:
+            raise StepFailedError(
+                SPEC_IMPOSSIBLE,
+                f"{field}: {evaluation.metric} is for {task}, and this checkpoint is one for {checkpoint.task}: "
+                "take another metric",
+            )
+        found = []
+        for number, text in held.lines(evaluation.dataset, root, field, MOST_BYTES):
+            try:
+                found.append((number, kind.line.validate_json(text)))
+            except ValidationError as error:
+                first = error.errors(include_url=False)[0]
+                place = ".".join(str(part) for part in first["loc"]) or "the line"
+                raise StepFailedError(
+                    DATASET_INVALID, f"{field}: {evaluation.dataset.file}, line {number}: {place}: {first['msg']}"
+                ) from error
+        examples = cls(evaluation, checkpoint, tuple(found))
+        if not LEAST <= len(examples) <= MOST or len(found) > MOST:
+            raise StepFailedError(
+                DATASET_INVALID,
+                f"{field}: {evaluation.dataset.file} holds {len(examples)} examples, it must be {LEAST} to {MOST}",
+            )
+        # What a line says of others, or of the checkpoint.
+        kind.chance(examples)
+        return examples
+
+    def __len__(self) -> int:
+        return sum(not isinstance(line, _Document) for _, line in self.lines)
+
+    def wrong(self, number: int, words: str) -> StepFailedError:
+        return StepFailedError(
+            DATASET_INVALID,
+            f"validation.evaluations[{self.evaluation.name}]: {self.evaluation.dataset.file}, line {number}: {words}",
+        )
+
+    def tokens(self, text: str) -> list[int]:
+        return list(self.checkpoint.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @property
+    def first_token(self) -> int:
+        """What stands before a text, as in lm-evaluation-harness."""
+        tokenizer = self.checkpoint.tokenizer
+        found = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        if found is None:
+            raise StepFailedError(
+                SPEC_IMPOSSIBLE,
+                f"validation.evaluations[{self.evaluation.name}]: the tokenizer has a token for neither the begin nor "
+                "the end of a text, so that nothing stands before the first word",
+            )
+        return int(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """One evaluation and what was measured."""
+
+    evaluation: Evaluation
+    samples: int
+    compared: quality.Comparison
+
+    @property
+    def is_lost(self) -> bool:
+        # Written so that NaN, which compares false with everything, is a loss.
+        return not self.compared.loss.value <= self.evaluation.max_loss
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether all of the interval keeps the bound, so that it is not by luck."""
+        return self.compared.loss.high <= self.evaluation.max_loss
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """All that were measured, and how it ends where it ends here."""
+
+    evaluated: tuple[Evaluated, ...] = ()
+    reason: Reason | None = None
+    message: str = ""
+
+
+def asks(original: Original, candidate: Candidate) -> tuple[Ask, Ask]:
+    """Both sides, to be asked for the answer of the task alone."""
+    output = original.outputs[0]
+    return (
+        lambda sample: _finite("original", sample, original.answer(sample)[output]),
+        lambda sample: _finite("graph", sample, candidate.answer([output], sample)[output]),
+    )
+
+
+def judge(asked: Sequence[Examples], sides: tuple[Ask, Ask], progress: Progress) -> Verdict:
+    """Asks both sides all examples; an original that knows nothing ends it, a loss only after all were measured."""
+    done: list[Evaluated] = []
+    try:
+        for examples in asked:
+            kind, metric = KINDS[examples.evaluation.metric], examples.evaluation.metric
+            rows = [kind.rows(examples, ask) for ask in sides]
+            done.append(Evaluated(examples.evaluation, len(examples), quality.compare(metric, *rows)))
+            _refuse_chance(examples, done[-1].compared.original, kind.chance(examples))
+            progress.tell("Evaluated", percent=97, evaluation=examples.evaluation.name)
+    except StepFailedError as error:
+        return Verdict(tuple(done), error.reason, error.message)
+    if lost := [_words(one) for one in done if one.is_lost]:
+        message = f"{'; '.join(lost)}: choose another scheme or another bound"
+        return Verdict(tuple(done), QUALITY_LOST, message)
+    return Verdict(tuple(done))
+
+
+def _words(one: Evaluated) -> str:
+    compared, said = one.compared, one.evaluation
+    return (
+        f"evaluation {said.name}: {said.metric} is {compared.graph.value:.5g} on the graph and "
+        f"{compared.original.value:.5g} on the original, a loss of {compared.loss.value:.3g} (95 % interval "
+        f"{compared.loss.low:.3g} to {compared.loss.high:.3g}), above maxLoss {said.max_loss:g}"
+    )
+
+
+def _finite(whose: str, sample: Sample, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    if not np.isfinite(values).all():
+        raise StepFailedError(QUALITY_LOST, f"on {sample.name} the {whose} answers with NaN or infinity")
+    return values
+
+
+def _refuse_chance(examples: Examples, original: quality.Estimate, chance: float) -> None:
+    metric = examples.evaluation.metric
+    is_better = original.high < chance if metric in quality.SMALLER_IS_BETTER else original.low > chance
+    if not is_better:
+        raise StepFailedError(
+            DATASET_INVALID,
+            f"validation.evaluations[{examples.evaluation.name}]: with {metric} {original.value:.5g} (95 % interval "
+            f"{original.low:.5g} to {original.high:.5g}) the original is no better than chance, {chance:.5g}, so "
+            "that a graph of it has nothing to lose: take data that it knows, or more of it",
+        )
+
+
+# ---- language models
+
+
+def _sample(examples: Examples, number: int, ids: Sequence[int]) -> Sample:
+    tensors = {"input_ids": np.array([ids], np.int64), "attention_mask": np.ones((1, len(ids)), np.int64)}
+    empty = decoders.empty(examples.checkpoint.cache, 1)
+    return Sample(_name(examples, number), is_text=True, tensors=tensors | empty)
+
+
+def _name(examples: Examples, number: int) -> str:
+    return f"line {number} of evaluation {examples.evaluation.name}"
+
+
+def windows(first: int, tokens: Sequence[int], longest: int) -> Iterator[tuple[list[int], list[int]]]:
+    """What is read and which tokens are to follow its last ones; each token follows once, after as many as fit."""
+    whole = [first, *tokens]
+    for start in range(1, len(whole), longest):
+        end = min(start + longest, len(whole))
+        yield whole[max(end - 1 - longest, 0) : end - 1], whole[start:end]
+
+
+def _likelihood(examples: Examples, ask: Ask, number: int, given: Sequence[int], targets: Sequence[int]) -> float:
+    logits = ask(_sample(examples, number, given))[0, -len(targets) :]
+    return quality.log_likelihood(logits, np.array(targets, np.int64))
+
+
+def _perplexity_rows(examples: Examples, ask: Ask) -> Rows:
+    longest = min(_LONGEST, examples.checkpoint.max_sequence_length)
+    return np.array(
+        [
+            (
+                sum(
+                    _likelihood(examples, ask, number, given, targets)
+                    for given, targets in windows(examples.first_token, examples.tokens(line.text), longest)
+                ),
+                _units(examples, line.text),
+            )
+            for number, line in examples.lines
+        ]
+    )
+
+
+def _units(examples: Examples, text: str) -> int:
+    words = examples.evaluation.metric is Metric.WORD_PERPLEXITY
+    return len(re.split(r"\s+", text)) if words else len(text.encode())
+
+
+def _perplexity_by_chance(examples: Examples) -> float:
+    """Every token as likely as any other."""
+    each = -np.log(examples.checkpoint.model.config.vocab_size)
+    rows = [(each * len(examples.tokens(line.text)), _units(examples, line.text)) for _, line in examples.lines]
+    return quality.VALUES[examples.evaluation.metric](np.array(rows))
+
+
+def _choice_rows(examples: Examples, ask: Ask) -> Rows:
+    found = []
+    for number, line in examples.lines:
+        scores = np.array([_likelihood(examples, ask, number, *one) for one in _continuations(examples, number, line)])
+        if examples.evaluation.metric is Metric.MULTIPLE_CHOICE_NORMALIZED:
+            scores /= [len(choice) for choice in line.choices]
+        found.append([float(scores.argmax() == line.answer)])
+    return np.array(found)
+
+
+def _continuations(examples: Examples, number: int, line: _Choice) -> Iterator[tuple[list[int], list[int]]]:
+    """For each choice what is read, and the tokens that are to follow its last ones."""
+    # Blanks at the end of the context belong to what follows: a word with its blank is one token for most tokenizers.
+    context = line.context.rstrip()
+    before = examples.tokens(context)
+    for choice in line.choices:
+        whole = examples.tokens(f"{context}{line.context[len(context) :]} {choice}")
+        targets = whole[len(before) :]
+        given = [*(before or [examples.first_token]), *targets[:-1]]
+        if not targets or len(given) > min(_LONGEST, examples.checkpoint.max_sequence_length):
+            raise examples.wrong(number, f"choice {choice[:40]!r} has no token, or more than the model reads at once")
+        yield given, targets
+
+
+def _choices_by_chance(examples: Examples) -> float:
+    for number, line in examples.lines:
+        for _ in _continuations(examples, number, line):
+            pass
+    return float(np.mean([1 / len(line.choices) for _, line in examples.lines]))
+
+
+# ---- embeddings
+
+
+def _embed(examples: Examples, ask: Ask, number: int, text: str) -> NDArray[np.float64]:
+    """The direction of a text, cut to what the model reads as everywhere where embeddings are measured."""
+    vector = _ask_text(examples, ask, number, text).astype(np.float64)
+    length = float(np.linalg.norm(vector))
+    return vector / length if length else vector
+
+
+def _ask_text(examples: Examples, ask: Ask, number: int, text: str) -> NDArray[np.float32]:
+    checkpoint = examples.checkpoint
+    tensors = samples.encode(checkpoint, (text,), checkpoint.max_sequence_length, "right")
+    answer: NDArray[np.float32] = ask(Sample(_name(examples, number), is_text=True, tensors=tensors))[0]
+    return answer
+
+
+def _sts_rows(examples: Examples, ask: Ask) -> Rows:
+    return np.array(
+        [
+            (
+                _embed(examples, ask, number, pair.sentence1) @ _embed(examples, ask, number, pair.sentence2),
+                pair.score,
+            )
+            for number, pair in examples.lines
+        ]
+    )
+
+
+def _documents(examples: Examples) -> dict[str, tuple[int, str]]:
+    found: dict[str, tuple[int, str]] = {}
+    for number, line in examples.lines:
+        if isinstance(line, _Document) and found.setdefault(line.id, (number, line.text))[0] != number:
+            raise examples.wrong(number, f"id: {line.id[:40]!r} is that of line {found[line.id][0]} as well")
+    return found
+
+
+def _queries(examples: Examples) -> Iterator[tuple[int, _Query]]:
+    return ((number, line) for number, line in examples.lines if isinstance(line, _Query))
+
+
+def _retrieval_rows(examples: Examples, ask: Ask) -> Rows:
+    documents = _documents(examples)
+    names = np.array(list(documents))
+    vectors = np.array([_embed(examples, ask, *one) for one in documents.values()])
+    found = []
+    for number, query in _queries(examples):
+        order = np.argsort(-(vectors @ _embed(examples, ask, number, query.query)), kind="stable")
+        found.append([quality.ndcg(np.isin(names[order], list(query.relevant)))])
+    return np.array(found)
+
+
+def _retrieval_by_chance(examples: Examples) -> float:
+    documents = _documents(examples)
+    for number, query in _queries(examples):
+        if missing := sorted(query.relevant - documents.keys()):
+            raise examples.wrong(number, f"relevant: no document has the id {missing[0][:40]!r}")
+    found = [quality.ndcg_by_chance(len(query.relevant), len(documents)) for _, query in _queries(examples)]
+    return float(np.mean(found))
+
+
+# ---- classifiers
+
+
+def _labels(examples: Examples) -> list[int]:
+    names = {str(name): int(number) for number, name in examples.checkpoint.model.config.id2label.items()}
+    known = names | {number: number for number in names.values()}
+    for number, line in examples.lines:
+        if line.label not in known:
+            raise examples.wrong(number, f"label: {line.label!r} is none of {', '.join(list(names)[:20])}")
+    return [known[line.label] for _, line in examples.lines]
+
+
+def _label_rows(examples: Examples, ask: Ask) -> Rows:
+    true = _labels(examples)
+    answered = [int(_ask_text(examples, ask, number, line.text).argmax()) for number, line in examples.lines]
+    return np.array([answered, true], np.float64).T
+
+
+def _labels_by_chance(examples: Examples) -> float:
+    """Always the most frequent one."""
+    true = _labels(examples)
+    ((commonest, _),) = Counter(true).most_common(1)
+    return quality.VALUES[examples.evaluation.metric](np.array([[commonest] * len(true), true], np.float64).T)
+
+
+_PERPLEXITY: Final = Kind(TypeAdapter(_Text), _perplexity_rows, _perplexity_by_chance)
+_CHOICES: Final = Kind(TypeAdapter(_Choice), _choice_rows, _choices_by_chance)
+_LABELS: Final = Kind(TypeAdapter(_Labelled), _label_rows, _labels_by_chance)
+KINDS: Final[dict[Metric, Kind]] = {
+    Metric.WORD_PERPLEXITY: _PERPLEXITY,
+    Metric.BYTE_PERPLEXITY: _PERPLEXITY,
+    Metric.BITS_PER_BYTE: _PERPLEXITY,
+    Metric.MULTIPLE_CHOICE: _CHOICES,
+    Metric.MULTIPLE_CHOICE_NORMALIZED: _CHOICES,
+    Metric.STS_SPEARMAN: Kind(TypeAdapter(_Pair), _sts_rows, lambda _: 0.0),
+    Metric.RETRIEVAL_NDCG10: Kind(TypeAdapter(_Query | _Document), _retrieval_rows, _retrieval_by_chance),
+    Metric.ACCURACY: _LABELS,
+    Metric.F1_MACRO: _LABELS,
+}

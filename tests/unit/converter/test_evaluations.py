@@ -1,0 +1,303 @@
+"""Evaluations: which data is refused, how it is asked, and that a loss of quality stops what parity lets through."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from checkpoints import prose, tiny, tiny_decoder, tiny_sentence, trained_decoder, with_outliers
+from onnx_converter import evaluate, quality
+from onnx_converter.contest import Original
+from onnx_converter.evaluate import Examples
+from onnx_converter.progress import Progress
+from onnx_converter.reasons import StepFailedError
+from onnx_converter.spec import TASK_OF, Evaluation, Metric, Task
+from unit.converter.steps import Ended, run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from onnx_converter.samples import Sample
+    from unit.converter.steps import Line
+
+CPU = "CPUExecutionProvider"
+TEXTS = [{"text": f"line {number} of a text"} for number in range(20)]
+CHOICES = [{"context": "the cat", "choices": ["sat", "on the mat"], "answer": number % 2} for number in range(20)]
+PAIRS = [{"sentence1": f"a cat {number}", "sentence2": "the mat", "score": number / 4} for number in range(20)]
+DOCUMENTS = [{"id": f"d{number}", "text": f"a mat {number}"} for number in range(30)]
+QUERIES = [{"query": f"which mat is {number}", "relevant": [f"d{number}"]} for number in range(20)]
+LABELS = [{"text": f"the cat {number}", "label": f"LABEL_{number % 3}"} for number in range(20)]
+GOOD: dict[Metric, Sequence[Mapping[str, Any]]] = {
+    Metric.WORD_PERPLEXITY: TEXTS,
+    Metric.BYTE_PERPLEXITY: TEXTS,
+    Metric.BITS_PER_BYTE: TEXTS,
+    Metric.MULTIPLE_CHOICE: CHOICES,
+    Metric.MULTIPLE_CHOICE_NORMALIZED: CHOICES,
+    Metric.STS_SPEARMAN: PAIRS,
+    Metric.RETRIEVAL_NDCG10: [*DOCUMENTS, *QUERIES],
+    Metric.ACCURACY: LABELS,
+    Metric.F1_MACRO: LABELS,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Originals:
+    """A small original for each task."""
+
+    by_task: Mapping[Task, Original]
+
+    def of(self, metric: Metric) -> Original:
+        return self.by_task[TASK_OF[metric]]
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> Originals:
+    folder = tmp_path_factory.mktemp("originals")
+    made = {
+        Task.TEXT_GENERATION: tiny_decoder(folder / "decoder"),
+        Task.SENTENCE_EMBEDDING: tiny_sentence(folder / "sentence"),
+        Task.TEXT_CLASSIFICATION: tiny(folder / "classifier", head="sequence"),
+    }
+    return Originals({task: Original.load(path, task, None) for task, path in made.items()})
+
+
+def data_of(lines: Sequence[object]) -> bytes:
+    return "\n".join(one if isinstance(one, str) else json.dumps(one, ensure_ascii=False) for one in lines).encode()
+
+
+def put(root: Path, metric: Metric, lines: Sequence[object], max_loss: str = "0.01") -> dict[str, Any]:
+    """The evaluation as declared, with its file as it is mounted."""
+    root.mkdir(parents=True, exist_ok=True)
+    data = data_of(lines)
+    (root / "held-out.jsonl").write_bytes(data)
+    return {
+        "name": root.name,
+        "metric": metric,
+        "dataset": {
+            "configMap": {"name": "data", "key": "held-out.jsonl"},
+            "digest": "sha256:" + hashlib.sha256(data).hexdigest(),
+        },
+        "maxLoss": max_loss,
+    }
+
+
+def read(root: Path, metric: Metric, lines: Sequence[object], original: Original) -> Examples:
+    declared = Evaluation.model_validate(put(root, metric, lines))
+    return Examples.read(declared, root, original.checkpoint)
+
+
+@pytest.mark.parametrize("metric", Metric)
+def test_every_metric_measures_an_original_against_itself_without_a_loss(
+    metric: Metric, originals: Originals, tmp_path: Path
+) -> None:
+    original = originals.of(metric)
+    examples = read(tmp_path / "own", metric, GOOD[metric], original)
+    kind = evaluate.KINDS[metric]
+    rows = kind.rows(examples, lambda sample: original.answer(sample)[original.outputs[0]])
+    assert len(rows) == len(examples) == 20
+    compared = quality.compare(metric, rows, rows)
+    assert compared.loss == quality.Estimate(0, 0, 0)
+    assert np.isfinite(compared.original.value)
+    assert kind.chance(examples) >= 0
+
+
+FAULTS: dict[str, tuple[Metric, Callable[[list[Any]], Any], str]] = {
+    "nothing": (Metric.BYTE_PERPLEXITY, list.clear, "holds 0 examples, it must be 20 to 10000"),
+    "too few": (Metric.BYTE_PERPLEXITY, list.pop, "holds 19 examples"),
+    "too many": (Metric.BYTE_PERPLEXITY, lambda lines: lines.extend(lines * 500), "holds 10020 examples"),
+    "no JSON": (
+        Metric.BYTE_PERPLEXITY,
+        lambda lines: lines.insert(2, "text"),
+        "key 'held-out.jsonl' of ConfigMap data, line 3",
+    ),
+    "no object": (Metric.BYTE_PERPLEXITY, lambda lines: lines.insert(0, "[]"), "line 1: the line: Input should be"),
+    "another field": (Metric.STS_SPEARMAN, lambda lines: lines[4].pop("score"), "line 5: score: Field required"),
+    "a score that is none": (Metric.STS_SPEARMAN, lambda lines: lines[4].update(score=float("nan")), "line 5: score"),
+    "an empty text": (Metric.BYTE_PERPLEXITY, lambda lines: lines[1].update(text=""), "line 2: text"),
+    "an answer that is no choice": (
+        Metric.MULTIPLE_CHOICE,
+        lambda lines: lines[0].update(answer=2),
+        "answer 2 is none of 2",
+    ),
+    "one choice": (Metric.MULTIPLE_CHOICE, lambda lines: lines[0].update(choices=["a"]), "line 1: choices"),
+    "a context without end": (
+        Metric.MULTIPLE_CHOICE,
+        lambda lines: lines[6].update(context="a " * 300),
+        "line 7: choice 'sat' has no token, or more than the model reads",
+    ),
+    "a label of another model": (
+        Metric.F1_MACRO,
+        lambda lines: lines[9].update(label="LABEL_9"),
+        "line 10: label: 'LABEL_9'",
+    ),
+    "a document that is not there": (
+        Metric.RETRIEVAL_NDCG10,
+        lambda lines: lines[-1].update(relevant=["d99"]),
+        "line 50: relevant: no document has the id 'd99'",
+    ),
+    "a document twice": (
+        Metric.RETRIEVAL_NDCG10,
+        lambda lines: lines.insert(1, lines[0]),
+        "line 2: id: 'd0' is that of line 1",
+    ),
+    "documents alone": (Metric.RETRIEVAL_NDCG10, lambda lines: lines.__delitem__(slice(30, None)), "holds 0 examples"),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS, ids=lambda case: case.replace(" ", "-"))
+def test_data_that_cannot_be_read_is_refused_by_its_line(case: str, originals: Originals, tmp_path: Path) -> None:
+    metric, spoil, words = FAULTS[case]
+    lines = [dict(line) for line in GOOD[metric]]
+    spoil(lines)
+    with pytest.raises(StepFailedError) as raised:
+        read(tmp_path / "own", metric, lines, originals.of(metric))
+    assert raised.value.reason.name == "DatasetInvalid"
+    assert raised.value.message.startswith("validation.evaluations[own]: ")
+    assert words in raised.value.message
+
+
+def test_other_data_than_was_declared_is_refused(originals: Originals, tmp_path: Path) -> None:
+    declared = Evaluation.model_validate(put(tmp_path / "own", Metric.BYTE_PERPLEXITY, TEXTS))
+    (tmp_path / "own" / "held-out.jsonl").write_bytes(data_of(TEXTS[::-1]))
+    with pytest.raises(StepFailedError, match="has digest sha256:") as raised:
+        Examples.read(declared, tmp_path / "own", originals.of(Metric.BYTE_PERPLEXITY).checkpoint)
+    assert raised.value.reason.name == "DigestMismatch"
+
+
+def test_a_metric_of_another_task_is_refused(originals: Originals, tmp_path: Path) -> None:
+    with pytest.raises(StepFailedError, match="accuracy is for text-classification, and this checkpoint is one for"):
+        read(tmp_path / "own", Metric.ACCURACY, LABELS, originals.of(Metric.STS_SPEARMAN))
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 16, 17, 30])
+def test_each_token_of_a_text_follows_once_and_after_as_many_as_fit(length: int) -> None:
+    tokens = list(range(1, length + 1))
+    found = list(evaluate.windows(0, tokens, 8))
+    assert [token for _, targets in found for token in targets] == tokens
+    for given, targets in found:
+        assert len(given) == min(8, targets[-1]), "all that fit before the last one"
+        assert given == list(range(targets[-1] - len(given), targets[-1]))
+
+
+def test_a_choice_is_scored_by_its_own_tokens_and_its_blank_belongs_to_it(originals: Originals, tmp_path: Path) -> None:
+    lines = [{"context": "the cat ", "choices": ["sat", "on"], "answer": 0}] * 20
+    original = originals.of(Metric.MULTIPLE_CHOICE)
+    examples = read(tmp_path / "own", Metric.MULTIPLE_CHOICE, lines, original)
+    asked: list[list[int]] = []
+
+    def prefers(sample: Sample) -> NDArray[np.float32]:
+        """Two letters rather than three: each letter is as likely as any other."""
+        ids = sample.tensors["input_ids"]
+        asked.append(ids[0].tolist())
+        return np.zeros((*ids.shape, original.checkpoint.model.config.vocab_size), np.float32)
+
+    kind = evaluate.KINDS[Metric.MULTIPLE_CHOICE]
+    assert kind.rows(examples, prefers).tolist() == [[0.0]] * 20
+    tokenizer = original.checkpoint.tokenizer
+    assert tokenizer.decode(asked[0]) == "the cat  sa"
+    per_character = read(tmp_path / "own", Metric.MULTIPLE_CHOICE_NORMALIZED, lines, original)
+    # Two blanks and three letters by three, two blanks and two letters by two.
+    assert kind.rows(per_character, prefers).tolist() == [[1.0]] * 20
+
+
+def test_an_original_that_knows_nothing_has_nothing_to_lose(originals: Originals, tmp_path: Path) -> None:
+    lines = [{"context": "the cat", "choices": ["sat", "ran"], "answer": number % 2} for number in range(20)]
+    original = originals.of(Metric.MULTIPLE_CHOICE)
+    examples = read(tmp_path / "own", Metric.MULTIPLE_CHOICE, lines, original)
+
+    def answer(sample: Sample) -> NDArray[np.float32]:
+        return original.answer(sample)[original.outputs[0]]
+
+    verdict = evaluate.judge([examples], (answer, answer), Progress("validate", io.StringIO()))
+    assert verdict.reason is not None
+    assert verdict.reason.name == "DatasetInvalid"
+    assert "the original is no better than chance, 0.5" in verdict.message
+    assert len(verdict.evaluated) == 1, "what was measured is told"
+
+
+# A language model that has learned something ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained_decoder(tmp_path_factory.mktemp("trained") / "model")
+
+
+def questions(held_out: list[str]) -> list[dict[str, Any]]:
+    """Which way round does the line go on?"""
+    halves = [(line[: len(line) // 2], line[len(line) // 2 :].strip()) for line in held_out]
+    return [
+        {"context": begin, "choices": [end, end[::-1]] if number % 2 else [end[::-1], end], "answer": 1 - number % 2}
+        for number, (begin, end) in enumerate(halves)
+    ]
+
+
+def judged(line: Line, checkpoint: Path, evaluations: list[dict[str, Any]], **spec: Any) -> Ended:
+    digest = line.fetch(checkpoint).details["digest"]
+    assert line.convert(digest, **spec).summary.reason == "Converted"
+    return run(
+        "validate",
+        ("--checkpoint", line.checkpoint(digest), "--graph", line.work / "graph", "--provider", CPU),
+        ("--spec", json.dumps(spec), "--evaluations", json.dumps(evaluations), "--datasets", line.root / "datasets"),
+        ("--output", line.work / f"validation-{CPU}"),
+    )
+
+
+def test_a_model_in_four_bits_keeps_what_it_has_learned_and_its_artifact_tells(trained: Path, line: Line) -> None:
+    _, held_out = prose()
+    data = line.root / "datasets"
+    asked = [
+        put(data / "prose", Metric.BYTE_PERPLEXITY, [{"text": text} for text in held_out], "0.02"),
+        put(data / "ends", Metric.MULTIPLE_CHOICE, questions(held_out), "0.2"),
+    ]
+    ended = judged(line, trained, asked, scheme="int4-weight-only")
+    assert ended.summary.reason == "Validated", ended.summary.message
+    perplexity, choices = ended.details["evaluations"]
+    assert 4 < float(perplexity["original"]) < 12, "of 256"
+    assert float(perplexity["lossHigh"]) > 0
+    assert perplexity["original"] != perplexity["graph"]
+    assert float(choices["original"]) > 0.9
+    assert perplexity["samples"] == len(held_out)
+    published = line.publish(scheme="int4-weight-only")
+    report = json.loads((line.artifact(published.details["digest"]) / "report.json").read_text())
+    told = report["reports"][CPU]["evaluations"]
+    assert [(one["name"], one["loss"]["value"]) for one in told] == [
+        ("prose", perplexity["loss"]),
+        ("ends", choices["loss"]),
+    ]
+    assert [told[0][key] for key in ("dataset", "maxLoss")] == [asked[0]["dataset"]["digest"], "0.02"]
+
+
+def test_a_model_with_outliers_in_one_coarse_block_is_stopped_by_what_it_has_lost(
+    trained: Path, line: Line, tmp_path: Path
+) -> None:
+    texts = [{"text": text} for text in prose()[1]]
+    asked = [put(line.root / "datasets" / "prose", Metric.BYTE_PERPLEXITY, texts, "0.02")]
+    spec = {"scheme": "int4-weight-only", "blockSize": 256, "symmetric": True}
+    ended = judged(line, with_outliers(trained, tmp_path / "outliers"), asked, **spec)
+    assert (ended.summary.reason, ended.code) == ("QualityLost", 41), ended.summary.message
+    assert "evaluation prose: bytePerplexity is" in ended.summary.message
+    assert "above maxLoss 0.02" in ended.summary.message
+    report = json.loads((line.work / f"validation-{CPU}" / "report.json").read_text())
+    assert (report["verdict"], report["reason"]) == ("Failed", "QualityLost")
+    assert float(report["evaluations"][0]["loss"]["low"]) > 0.02, "and not by luck"
+    assert line.publish(**spec).summary.reason == "ParityFailed"
+
+
+def test_the_held_out_lines_are_not_in_what_was_read(trained: Path) -> None:
+    text, held_out = prose()
+    assert len(held_out) >= evaluate.LEAST
+    assert not [line for line in held_out if line in text]
+    assert AutoTokenizer.from_pretrained(trained)("é", add_special_tokens=False)["input_ids"][1:], (
+        "a token for each byte"
+    )

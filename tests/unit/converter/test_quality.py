@@ -1,0 +1,107 @@
+"""The metrics beside the libraries that the field measures with, and the interval beside what is known of it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn import metrics
+
+from onnx_converter import quality
+from onnx_converter.spec import Metric
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+RANDOM = np.random.default_rng(7)
+
+
+def columns(*each: NDArray[Any]) -> NDArray[np.float64]:
+    return np.array(each, np.float64).T
+
+
+@pytest.mark.parametrize("digits", [0, 1, 9], ids=["many-equal", "some-equal", "none-equal"])
+def test_spearman_is_that_of_scipy(digits: int) -> None:
+    first = RANDOM.normal(size=200).round(digits)
+    second = (first + RANDOM.normal(size=200)).round(digits)
+    found = quality.VALUES[Metric.STS_SPEARMAN](columns(first, second))
+    assert found == pytest.approx(stats.spearmanr(first, second).statistic)
+
+
+def test_what_never_changes_tells_nothing() -> None:
+    assert quality.VALUES[Metric.STS_SPEARMAN](columns(np.ones(9), np.arange(9.0))) == 0
+
+
+def test_macro_f1_and_accuracy_are_those_of_scikit_learn() -> None:
+    true, answered = RANDOM.integers(5, size=300), RANDOM.integers(6, size=300)
+    rows = columns(answered, true)
+    f1 = metrics.f1_score(true, answered, average="macro", zero_division=0.0)
+    assert quality.VALUES[Metric.F1_MACRO](rows) == pytest.approx(f1)
+    assert quality.VALUES[Metric.ACCURACY](rows) == metrics.accuracy_score(true, answered)
+
+
+@pytest.mark.parametrize("documents", [3, 10, 60])
+def test_ndcg_is_that_of_scikit_learn_and_by_chance_the_mean_over_all_orders(documents: int) -> None:
+    relevant = np.arange(documents) < min(12, documents - 1)
+    found = []
+    for _ in range(2000):
+        scores = RANDOM.permutation(documents)
+        found.append(quality.ndcg(relevant[np.argsort(-scores)]))
+        if len(found) < 20:
+            assert found[-1] == pytest.approx(metrics.ndcg_score([relevant], [scores], k=10))
+    error = 4 * float(np.std(found)) / math.sqrt(len(found))
+    assert quality.ndcg_by_chance(int(relevant.sum()), documents) == pytest.approx(np.mean(found), abs=error)
+
+
+def test_perplexities_and_bits_are_those_of_the_harness() -> None:
+    # weighted_perplexity and bits_per_byte of lm_eval.api.metrics, of two texts with 10 and 30 bytes.
+    rows = columns(np.array([-8.0, -12.0]), np.array([10.0, 30.0]))
+    assert quality.VALUES[Metric.BYTE_PERPLEXITY](rows) == pytest.approx(math.exp(20 / 40))
+    assert quality.VALUES[Metric.BITS_PER_BYTE](rows) == pytest.approx(20 / 40 / math.log(2))
+
+
+def test_the_interval_of_a_mean_is_that_of_statistics() -> None:
+    rows = columns(RANDOM.normal(size=400))
+    found = quality.compare(Metric.MULTIPLE_CHOICE, rows, rows).original
+    error = stats.sem(rows[:, 0])
+    assert (found.low, found.high) == pytest.approx(
+        (found.value - 1.96 * error, found.value + 1.96 * error), abs=0.2 * error
+    )
+
+
+def test_the_interval_of_the_loss_holds_the_true_one_about_as_often_as_it_says() -> None:
+    held = 0
+    for _ in range(60):
+        before = RANDOM.random(60) < 0.7
+        after = before & (RANDOM.random(60) < 0.9)
+        loss = quality.compare(Metric.MULTIPLE_CHOICE, columns(before), columns(after)).loss
+        held += loss.low <= 0.07 <= loss.high
+    assert held > 0.85 * 60
+
+
+def test_a_side_that_answers_the_same_loses_nothing_with_certainty_and_the_same_rows_give_the_same_numbers() -> None:
+    rows, other = (columns(-10 * RANDOM.random(50), np.full(50, 9.0)) for _ in range(2))
+    assert quality.compare(Metric.BYTE_PERPLEXITY, rows, rows).loss == quality.Estimate(0, 0, 0)
+    assert quality.compare(Metric.BYTE_PERPLEXITY, rows, other) == quality.compare(Metric.BYTE_PERPLEXITY, rows, other)
+
+
+def test_a_perplexity_loses_what_it_grows_by_and_all_of_it_where_it_is_infinite() -> None:
+    rows = columns(np.full(30, -10.0), np.full(30, 10.0))
+    worse = columns(np.full(30, -11.0), np.full(30, 10.0))
+    lost = columns(np.full(30, -1e5), np.full(30, 10.0))
+    assert quality.compare(Metric.BYTE_PERPLEXITY, rows, worse).loss.value == pytest.approx(math.exp(0.1) - 1)
+    assert quality.compare(Metric.BITS_PER_BYTE, rows, worse).loss.value == pytest.approx(0.1)
+    assert quality.compare(Metric.BYTE_PERPLEXITY, rows, lost).loss.value == math.inf
+
+
+def test_a_likelihood_is_that_of_the_softmax_and_survives_large_logits() -> None:
+    logits = RANDOM.normal(size=(5, 40)).astype(np.float32) + 1e4
+    targets = RANDOM.integers(40, size=5)
+    wanted = sum(
+        logits[at, target].astype(np.float64) - np.logaddexp.reduce(logits[at].astype(np.float64))
+        for at, target in enumerate(targets)
+    )
+    assert quality.log_likelihood(logits, targets) == pytest.approx(wanted)
