@@ -17,8 +17,8 @@ import pytest
 import yaml
 from typing_extensions import override
 
-from onnx_converter.spec import ConversionSpec
-from onnx_operator.api.model import Autoscaling, OnnxModelSpec, OnnxModelStatus
+from onnx_converter.spec import TASK_OF, ConversionSpec, Evaluations, Metric
+from onnx_operator.api.model import METRICS, Autoscaling, OnnxModelSpec, OnnxModelStatus
 from onnx_operator.api.model_class import OnnxModelClassSpec
 from onnx_operator.api.revision import ArtifactStatus, OnnxModelRevisionStatus
 from onnx_operator.core.acceptance import Offer, accept
@@ -46,7 +46,7 @@ from onnx_operator.render.compare import is_as_wanted
 from onnx_operator.render.manifests import build
 
 if TYPE_CHECKING:
-    from onnx_operator.api.rollout import ConfigMapKey
+    from onnx_operator.api.common import ConfigMapKey
 
 FOLDER = Path(__file__).parent / "manifests"
 CASES = sorted(path.name.removesuffix(".in.yaml") for path in FOLDER.glob("*.in.yaml"))
@@ -315,6 +315,46 @@ def test_the_convert_job_alone_reads_calibration_texts_and_all_steps_hear_of_the
         spec = ConversionSpec.model_validate_json(args[args.index("--spec") + 1])
         assert spec.calibration is not None
         assert (spec.exclude, spec.calibration.digest) == (("pooler.*",), DIGEST)
+
+
+def test_the_validate_job_alone_reads_the_data_of_evaluations_each_in_a_folder_of_its_own() -> None:
+    case = yaml.safe_load((FOLDER / "smallest.in.yaml").read_text())
+    said = {
+        "sts": ("stsSpearman", {"configMap": {"name": "pairs", "key": "sts.jsonl"}}),
+        "search": ("retrievalNdcg10", {"persistentVolumeClaim": {"claimName": "data", "path": "search.jsonl"}}),
+    }
+    evaluations = [
+        {"name": name, "metric": metric, "dataset": {**file, "digest": DIGEST}, "maxLoss": "0.02"}
+        for name, (metric, file) in said.items()
+    ]
+    case["spec"]["validation"] = {"evaluations": evaluations}
+    jobs = {one["spec"]["template"]["spec"]["containers"][0]["args"][0]: one for one in rendered(case) if is_job(one)}
+    mounted = {
+        step: [one for one in job["spec"]["template"]["spec"]["volumes"] if one["name"].startswith("dataset")]
+        for step, job in jobs.items()
+    }
+    volumes = [
+        {"name": "dataset-search", "persistentVolumeClaim": {"claimName": "data"}},
+        {"name": "dataset-sts", "configMap": {"name": "pairs", "optional": True}},
+    ]
+    assert mounted == {"fetch": [], "convert": [], "validate": volumes, "publish": []}
+    container = jobs["validate"]["spec"]["template"]["spec"]["containers"][0]
+    for name in said:
+        mount = {"name": f"dataset-{name}", "mountPath": f"/datasets/{name}", "readOnly": True}
+        assert mount in container["volumeMounts"]
+    text = container["args"][container["args"].index("--evaluations") + 1]
+    found = Evaluations.model_validate_json(text).root
+    assert [(one.name, one.metric, one.max_loss) for one in found] == [
+        ("search", "retrievalNdcg10", 0.02),
+        ("sts", "stsSpearman", 0.02),
+    ]
+    assert all(one.dataset.digest == DIGEST for one in found)
+
+
+def test_both_sides_know_the_same_metrics_of_the_same_tasks() -> None:
+    declared = {str(metric): str(task) for task, metrics in METRICS.items() for metric in metrics}
+    assert declared == {str(metric): str(task) for metric, task in TASK_OF.items()}
+    assert {*declared} == {*map(str, Metric)}
 
 
 def is_job(manifest: dict[str, Any]) -> bool:

@@ -211,6 +211,15 @@ class Resources(ApiModel):
     """What the container may use at most. A CPU limit below what a request needs makes every answer slow."""
 
 
+class ConfigMapKey(ApiModel):
+    """A key of a ConfigMap in the model's own namespace; mounted by who reads it, never read by the operator."""
+
+    name: ObjectName
+    """Name of the ConfigMap."""
+    key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")]
+    """The key inside of it."""
+
+
 class ListedResources(ApiModel):
     """Compute resources as in a Pod, for an entry of a list, inside of which nothing may have a default."""
 

@@ -10,6 +10,7 @@ from pydantic import Field
 from onnx_operator.api.common import (
     ApiModel,
     Condition,
+    ConfigMapKey,
     Count,
     DecimalString,
     Digest,
@@ -145,17 +146,8 @@ class Activations(StrEnum):
     UINT16 = "uint16"
 
 
-class CalibrationConfigMap(ApiModel):
-    """A key of a ConfigMap in the model's own namespace; mounted by the convert Job, never read by the operator."""
-
-    name: ObjectName
-    """Name of the ConfigMap."""
-    key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")] = "calibration.txt"
-    """The key that holds the texts."""
-
-
-class CalibrationClaim(ApiModel):
-    """A file in a claim of the model's own namespace; mounted read-only by the convert Job."""
+class ClaimFile(ApiModel):
+    """A file in a claim of the model's own namespace; mounted read-only by the Job that reads it."""
 
     claim_name: ObjectName
     """Name of the PersistentVolumeClaim."""
@@ -163,26 +155,43 @@ class CalibrationClaim(ApiModel):
     """The file inside the claim."""
 
 
-class Calibration(ApiModel):
+def _one_file(way_out: str) -> dict[str, str]:
+    return cel(
+        "[has(self.configMap), has(self.persistentVolumeClaim)].filter(x, x).size() == 1",
+        f"exactly one of configMap and persistentVolumeClaim must be set{way_out}",
+    )
+
+
+class Dataset(ApiModel):
+    """A file of the model's own namespace, held to its digest."""
+
+    model_config = {"json_schema_extra": schema_extra(_one_file(""))}
+
+    config_map: ConfigMapKey | None = None
+    """A key of a ConfigMap of this namespace."""
+    persistent_volume_claim: ClaimFile | None = None
+    """A file in a PersistentVolumeClaim of this namespace."""
+    digest: Digest
+    """SHA-256 of the file: sha256: and what sha256sum prints. Part of what the revision is: another file is another
+    digest and another revision, and a file that is not this one is refused."""
+
+
+class CalibrationKey(ConfigMapKey):
+    """A key of a ConfigMap in the model's own namespace; mounted by the convert Job, never read by the operator."""
+
+    key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")] = "calibration.txt"
+    """The key that holds the texts."""
+
+
+class Calibration(Dataset):
     """Texts such as the model will be asked, one a line: UTF-8, at most 1024 lines and 1 MiB."""
 
     model_config = {
-        "json_schema_extra": schema_extra(
-            cel(
-                "[has(self.configMap), has(self.persistentVolumeClaim)].filter(x, x).size() == 1",
-                "exactly one of configMap and persistentVolumeClaim must be set; for the converter's own texts leave "
-                "calibration out",
-            )
-        )
+        "json_schema_extra": schema_extra(_one_file("; for the converter's own texts leave calibration out"))
     }
 
-    config_map: CalibrationConfigMap | None = None
+    config_map: CalibrationKey | None = None
     """A key of a ConfigMap of this namespace."""
-    persistent_volume_claim: CalibrationClaim | None = None
-    """A file in a PersistentVolumeClaim of this namespace."""
-    digest: Digest
-    """SHA-256 of the file: sha256: and what sha256sum prints. Part of what the revision is: other texts are another
-    digest and another revision, and a file that is not this one ends the conversion."""
 
 
 class Quantization(ApiModel):
@@ -277,11 +286,64 @@ class Parity(ApiModel):
     models, of tokens after which the same one comes next."""
 
 
+class Metric(StrEnum):
+    """What an evaluation measures, by the definitions of the field."""
+
+    WORD_PERPLEXITY = "wordPerplexity"
+    BYTE_PERPLEXITY = "bytePerplexity"
+    BITS_PER_BYTE = "bitsPerByte"
+    MULTIPLE_CHOICE = "multipleChoice"
+    MULTIPLE_CHOICE_NORMALIZED = "multipleChoiceNormalized"
+    STS_SPEARMAN = "stsSpearman"
+    RETRIEVAL_NDCG10 = "retrievalNdcg10"
+    ACCURACY = "accuracy"
+    F1_MACRO = "f1Macro"
+
+
+#: What can be measured of which task.
+METRICS: dict[Task, tuple[Metric, ...]] = {
+    Task.TEXT_GENERATION: (
+        Metric.WORD_PERPLEXITY,
+        Metric.BYTE_PERPLEXITY,
+        Metric.BITS_PER_BYTE,
+        Metric.MULTIPLE_CHOICE,
+        Metric.MULTIPLE_CHOICE_NORMALIZED,
+    ),
+    Task.SENTENCE_EMBEDDING: (Metric.STS_SPEARMAN, Metric.RETRIEVAL_NDCG10),
+    Task.TEXT_CLASSIFICATION: (Metric.ACCURACY, Metric.F1_MACRO),
+}
+
+
+class Evaluation(ApiModel):
+    """How well the graph does its task on data of yours, beside the original."""
+
+    name: Annotated[DnsLabel, Field(max_length=32)]
+    """What it is called in reports."""
+    metric: Metric
+    """What is measured. Of language models wordPerplexity, bytePerplexity, bitsPerByte, multipleChoice and
+    multipleChoiceNormalized, as lm-evaluation-harness defines them; of sentence embeddings stsSpearman and
+    retrievalNdcg10; of text classifiers accuracy and f1Macro."""
+    dataset: Dataset
+    """JSON lines in UTF-8, 20 to 10000 examples and at most 8 MiB: {text}; {context, choices, answer}; {sentence1,
+    sentence2, score}; {id, text} and {query, relevant}; {text, label}."""
+    max_loss: Share
+    """The most that may be lost, such as "0.01": of a perplexity and of bits the increase as a share of the original's,
+    of all others what is missing to the original's."""
+
+
 class Validation(ApiModel):
     """What must be proved before a revision may see traffic."""
 
     parity: Parity = Parity()
     """The ONNX graph against the original checkpoint, over adversarial shapes and real text."""
+    evaluations: Annotated[
+        list[Evaluation],
+        Field(
+            max_length=6,
+            json_schema_extra=schema_extra(x_kubernetes_list_type="map", x_kubernetes_list_map_keys=["name"]),
+        ),
+    ] = []
+    """How well the graph does its task, on each execution provider; what loses more than its maxLoss is refused."""
 
 
 class Batching(ApiModel):
@@ -379,6 +441,18 @@ class Serving(ApiModel):
     """CPU threads of each instance."""
 
 
+def _fits(task: Task) -> dict[str, str]:
+    known = METRICS.get(task, ())
+    listed = ", ".join(f"'{one}'" for one in known)
+    words = f"{task} is measured by {', '.join(known)}; take one of them" if known else f"{task} has no metric yet"
+    return cel(
+        f"self.task != '{task}' || !has(self.validation.evaluations)"
+        f" || self.validation.evaluations.all(e, e.metric in [{listed}])",
+        f"{words}, or leave evaluations out",
+        field_path=".validation.evaluations",
+    )
+
+
 class OnnxModelSpec(ApiModel):
     """The declared model."""
 
@@ -396,6 +470,7 @@ class OnnxModelSpec(ApiModel):
                 "int8-static is for encoders; take int8-weight-only or int4-weight-only for a language model",
                 field_path=".quantization.scheme",
             ),
+            *(_fits(task) for task in Task if task is not Task.AUTO),
         )
     }
 

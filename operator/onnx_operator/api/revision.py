@@ -21,7 +21,7 @@ from onnx_operator.api.common import (
     cel,
     schema_extra,
 )
-from onnx_operator.api.model import Batching, Parity, Quantization, Source, Task, Time
+from onnx_operator.api.model import Batching, Evaluation, Parity, Quantization, Source, Task, Time
 
 
 class RevisionProvider(ApiModel):
@@ -66,6 +66,14 @@ class OnnxModelRevisionSpec(ApiModel):
     """Longest input in tokens."""
     parity: Parity
     """Bounds of the validation."""
+    evaluations: Annotated[
+        list[Evaluation],
+        Field(
+            max_length=6,
+            json_schema_extra=schema_extra(x_kubernetes_list_type="map", x_kubernetes_list_map_keys=["name"]),
+        ),
+    ] = []
+    """What may be lost of which quality."""
     execution_providers: Annotated[
         list[RevisionProvider],
         Field(
@@ -146,6 +154,31 @@ class ParityStatus(ApiModel):
     """Number of inputs compared."""
     report_digest: Digest | None = None
     """Digest of the full report."""
+
+
+class EvaluationStatus(ApiModel):
+    """How well the graph does its task on one execution provider, beside the original."""
+
+    provider: ExecutionProvider
+    """Where the graph ran."""
+    name: Annotated[str, Field(max_length=32)]
+    """As declared."""
+    metric: Annotated[str, Field(max_length=32)]
+    """What was measured."""
+    original: Measured
+    """The original's value."""
+    graph: Measured
+    """The graph's."""
+    loss: Measured
+    """What was lost, as maxLoss counts it; below 0 the graph is better."""
+    loss_low: Measured
+    """Where the 95 % interval of the loss begins."""
+    loss_high: Measured
+    """Where it ends. Above maxLoss, the data is too little to show that the bound is kept."""
+    max_loss: Measured
+    """As declared."""
+    samples: Count
+    """Number of examples."""
 
 
 class LatencyStatus(ApiModel):
@@ -320,6 +353,8 @@ class OnnxModelRevisionStatus(ApiModel):
     """Results of the Jobs."""
     parity: Annotated[list[ParityStatus], Field(max_length=2)] = []
     """Measured difference per execution provider."""
+    evaluations: Annotated[list[EvaluationStatus], Field(max_length=12)] = []
+    """Measured quality per execution provider."""
     benchmark: Annotated[list[BenchmarkStatus], Field(max_length=2)] = []
     """Measured speed, memory and size per execution provider."""
     artifact: ArtifactStatus | None = None

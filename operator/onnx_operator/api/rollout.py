@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field
 from onnx_operator.api.common import (
     DECIMAL,
     ApiModel,
+    ConfigMapKey,
     Duration,
     Image,
     ListedResources,
@@ -342,11 +343,9 @@ class VerdictLimits(ApiModel):
     """Neither harm nor its absence was shown."""
 
 
-class ConfigMapKey(ApiModel):
+class GoldenKey(ConfigMapKey):
     """A key of a ConfigMap in the model's own namespace; mounted by the prober, never read by the operator."""
 
-    name: ObjectName
-    """Name of the ConfigMap."""
     key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")] = "golden.json"
     """The key that holds them: a JSON list of {name, inputs, outputs}, with tensors as in the open inference protocol.
     Of the outputs only the names count, because the candidate is compared with what stable answers."""
@@ -355,7 +354,7 @@ class ConfigMapKey(ApiModel):
 class GoldenRequests(ApiModel):
     """Requests of your own that both versions are asked, in place of those that validation made."""
 
-    config_map: ConfigMapKey
+    config_map: GoldenKey
     """Where they are; read once, when a candidate's prober starts."""
 
 

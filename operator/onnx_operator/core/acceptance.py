@@ -187,6 +187,9 @@ def _source_is_not_allowed(offer: Offer) -> Refusal | None:
     kinds = {"source": kind}
     if texts is not None and texts.persistent_volume_claim is not None:
         kinds["quantization.calibration"] = SourceKind.PERSISTENT_VOLUME_CLAIM
+    for one in offer.spec.validation.evaluations:
+        if one.dataset.persistent_volume_claim is not None:
+            kinds[f"validation.evaluations[{one.name}].dataset"] = SourceKind.PERSISTENT_VOLUME_CLAIM
     for field, kind in kinds.items():
         if kind not in offer.class_spec.sources.allowed:
             message = f"spec.{field}.{kind} is not allowed by OnnxModelClass {offer.class_name}"

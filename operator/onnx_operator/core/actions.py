@@ -22,10 +22,10 @@ from onnx_operator.core.observation import ObjectName
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from onnx_operator.api.common import ExecutionProvider
+    from onnx_operator.api.common import ConfigMapKey, ExecutionProvider
     from onnx_operator.api.model_class import OnnxModelClassSpec
     from onnx_operator.api.revision import OnnxModelRevisionSpec
-    from onnx_operator.api.rollout import AnalysisJob, ConfigMapKey
+    from onnx_operator.api.rollout import AnalysisJob
     from onnx_operator.core.acceptance import Offer
     from onnx_operator.core.autoscaling import Autoscaler
     from onnx_operator.core.observation import ModelSeen, RevisionSeen

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, assert_never
 from pydantic import ValidationError
 
 from onnx_operator.api.model import FailureStatus, SourceStatus
-from onnx_operator.api.revision import ArtifactStatus, BenchmarkStatus, ParityStatus, StageStatus
+from onnx_operator.api.revision import ArtifactStatus, BenchmarkStatus, EvaluationStatus, ParityStatus, StageStatus
 from onnx_operator.api.rollout import MetricName
 from onnx_operator.core import reasons
 from onnx_operator.core.acceptance import Refusal, rounded_weights
@@ -275,7 +275,7 @@ def _converted(view: View) -> Rung:
         move = MoveRevision(revision.name, revision.status.model_copy(update={"artifact": artifact}))
         return _waiting(_converted_finding(revision), move=move)
     if (twin := _twin_with_artifact(view, revision)) is not None:
-        shared = {name: getattr(twin.status, name) for name in ("artifact", "parity", "benchmark")}
+        shared = {name: getattr(twin.status, name) for name in ("artifact", "parity", "evaluations", "benchmark")}
         status = revision.status.model_copy(update=shared)
         message = f"the artifact of revision {twin.spec.number} is the same"
         finding = Finding(ConditionType.CONVERTED, "True", reasons.CONVERTED, message)
@@ -366,17 +366,19 @@ def _note_result(view: View, revision: RevisionSeen, story: _Story, summary: Sum
         seconds=seconds,
     )
     try:
-        status = _with_result(revision.status, story, summary.details).model_copy(
+        status = _with_result(revision, story, summary.details).model_copy(
             update={"stages": [*revision.status.stages, record]}
         )
-    except ValidationError as error:
-        message = f"the result of Job {story.job} makes no sense: {_first(error)}"
+    except ValueError as error:
+        said = _first(error) if isinstance(error, ValidationError) else error
+        message = f"the result of Job {story.job} makes no sense: {said}"
         return _note_failure(view, revision, story, JobFailed(reasons.RESULT_UNREADABLE, message, 0, seconds))
     finding = Finding(story.condition, "Unknown", story.under_way, summary.message)
     return _waiting(finding, move=MoveRevision(revision.name, status))
 
 
-def _with_result(status: OnnxModelRevisionStatus, story: _Story, details: Any) -> OnnxModelRevisionStatus:
+def _with_result(revision: RevisionSeen, story: _Story, details: Any) -> OnnxModelRevisionStatus:
+    status = revision.status
     match story.stage:
         case Stage.VALIDATED:
             parity = details.get("parity")
@@ -386,11 +388,28 @@ def _with_result(status: OnnxModelRevisionStatus, story: _Story, details: Any) -
             benchmarks = [one for one in status.benchmark if one.provider != measured.provider]
             if "benchmark" in details:
                 benchmarks.append(_benchmark(measured.provider, details["benchmark"]))
-            return status.model_copy(update={"parity": [*others, measured], "benchmark": benchmarks})
+            evaluations = [one for one in status.evaluations if one.provider != measured.provider]
+            evaluations += _evaluations(revision, measured.provider, details.get("evaluations"))
+            update = {"parity": [*others, measured], "evaluations": evaluations, "benchmark": benchmarks}
+            return status.model_copy(update=update)
         case Stage.PUBLISHED:
             return status.model_copy(update={"artifact": ArtifactStatus.model_validate(details)})
         case _:
             return status
+
+
+def _evaluations(revision: RevisionSeen, provider: ExecutionProvider, told: Any) -> list[EvaluationStatus]:
+    """One for each that was declared: what was not measured is not proved."""
+    measured = {str(one.get("name")): one for one in told if isinstance(one, dict)} if isinstance(told, list) else {}
+    names = {one.name for one in revision.spec.evaluations}
+    if measured.keys() != names:
+        raise ValueError(f"it tells of the evaluations {sorted(measured)}, and {sorted(names)} were declared")
+    return [
+        EvaluationStatus.model_validate(
+            {**measured[one.name], "provider": provider, "metric": one.metric, "maxLoss": one.max_loss}
+        )
+        for one in revision.spec.evaluations
+    ]
 
 
 def _benchmark(provider: ExecutionProvider, told: Any) -> BenchmarkStatus:
@@ -762,6 +781,7 @@ def _converted_finding(revision: RevisionSeen) -> Finding:
 
 def _validated_finding(revision: RevisionSeen) -> Finding:
     parts = [f"{one.provider}: cosine {one.min_cosine}, {one.samples} samples" for one in revision.status.parity]
+    parts += [f"{one.name} on {one.provider}: loss {one.loss}" for one in revision.status.evaluations]
     return Finding(ConditionType.VALIDATED, "True", reasons.VALIDATED, "; ".join(parts) or "all graphs passed")
 
 

@@ -14,7 +14,7 @@ from onnx_operator.api.revision import OnnxModelRevisionSpec, RevisionProvider
 from onnx_operator.core.names import digest_of, revision_name
 
 if TYPE_CHECKING:
-    from onnx_operator.api.model import Source
+    from onnx_operator.api.model import Evaluation, OnnxModelSpec, Source
     from onnx_operator.api.model_class import ProviderPlacement
     from onnx_operator.core.acceptance import Offer
     from onnx_operator.core.observation import DefaultImages
@@ -45,6 +45,7 @@ def resolve(
         quantization=spec.quantization,
         max_sequence_length=spec.max_sequence_length,
         parity=spec.validation.parity,
+        evaluations=_evaluations(spec),
         execution_providers=[
             _placed(placements[name], spec.serving.resources)
             for name in sorted(wanted.name for wanted in spec.execution_providers)
@@ -63,6 +64,7 @@ def resolve(
 def artifact_key(model: str, offer: Offer, images: DefaultImages, source_digest: str) -> str:
     """Identifies the artifact: revisions that differ only in their pods have the same."""
     spec, class_spec = offer.spec, offer.class_spec
+    evaluations = [one.model_dump(exclude_none=True) for one in _evaluations(spec)]
     return digest_of(
         {
             "model": model,
@@ -78,9 +80,16 @@ def artifact_key(model: str, offer: Offer, images: DefaultImages, source_digest:
             "threads": spec.serving.threads,
             "converter": class_spec.images.converter or images.converter,
             "claim": class_spec.artifact_store.claim_name,
+            # Where there are none the key is what it was before there could be any.
+            **({"evaluations": evaluations} if evaluations else {}),
         },
         16,
     )
+
+
+def _evaluations(spec: OnnxModelSpec) -> list[Evaluation]:
+    """In one order, as they are a map: to write them in another changes nothing."""
+    return sorted(spec.validation.evaluations, key=lambda one: one.name)
 
 
 def conversion_key(revision: OnnxModelRevisionSpec) -> str:

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from onnx_operator.api.common import ExecutionProvider
+    from onnx_operator.api.model import Dataset
     from onnx_operator.api.revision import OnnxModelRevisionSpec, RevisionProvider
     from onnx_operator.core.actions import (
         WantAnalysisJob,
@@ -114,7 +115,8 @@ def build_convert_job(want: WantConvert) -> Manifest:
         _mount("/checkpoint", _checkpoint(model, revision), read_only=True),
         _mount("/graph", _graph(model, revision)),
     ]
-    volumes = _calibration_volumes(revision.spec)
+    texts = revision.spec.quantization.calibration
+    volumes = [_dataset_volume("calibration", texts)] if texts is not None else []
     mounts += [{"name": one["name"], "mountPath": "/calibration", "readOnly": True} for one in volumes]
     container = _container(
         Component.CONVERT,
@@ -126,14 +128,10 @@ def build_convert_job(want: WantConvert) -> Manifest:
     return _stage_job(want, Component.CONVERT, container, volumes=volumes)
 
 
-def _calibration_volumes(spec: OnnxModelRevisionSpec) -> list[Manifest]:
-    """The volume with the texts that the spec declares, if any."""
-    declared_ = spec.quantization.calibration
-    if declared_ is None:
-        return []
-    if declared_.persistent_volume_claim is not None:
-        return [claim_volume("calibration", declared_.persistent_volume_claim.claim_name)]
-    return [config_map_volume("calibration", declared_.config_map.name if declared_.config_map is not None else "")]
+def _dataset_volume(name: str, dataset: Dataset) -> Manifest:
+    if dataset.persistent_volume_claim is not None:
+        return claim_volume(name, dataset.persistent_volume_claim.claim_name)
+    return config_map_volume(name, dataset.config_map.name if dataset.config_map is not None else "")
 
 
 def build_validate_job(want: WantValidate) -> Manifest:
@@ -149,6 +147,13 @@ def build_validate_job(want: WantValidate) -> Manifest:
         _mount("/graph", _graph(model, revision), read_only=True),
         _mount("/validation", _validation(model, revision, want.provider)),
     ]
+    evaluations = revision.spec.evaluations
+    if evaluations:
+        flags += ["--evaluations", _json(_declared_evaluations(revision.spec))]
+    volumes = [_dataset_volume(f"dataset-{one.name}", one.dataset) for one in evaluations]
+    mounts += [
+        {"name": f"dataset-{one.name}", "mountPath": f"/datasets/{one.name}", "readOnly": True} for one in evaluations
+    ]
     jobs = want.class_spec.jobs.resources
     amounts = jobs.model_copy(
         update={
@@ -159,7 +164,7 @@ def build_validate_job(want: WantValidate) -> Manifest:
     container = _container(
         Component.VALIDATE, flags, image=revision.spec.converter_image, mounts=mounts, amounts=amounts
     )
-    return _stage_job(want, Component.VALIDATE, container, placement=placement)
+    return _stage_job(want, Component.VALIDATE, container, placement=placement, volumes=volumes)
 
 
 def build_publish_job(want: WantPublish) -> Manifest:
@@ -398,6 +403,10 @@ def _conversion(spec: OnnxModelRevisionSpec) -> dict[str, Any]:
     }
 
 
+def _declared_evaluations(spec: OnnxModelRevisionSpec) -> list[dict[str, Any]]:
+    return [one.model_dump(mode="json", exclude_none=True) for one in spec.evaluations]
+
+
 def _serving(spec: OnnxModelRevisionSpec) -> dict[str, int]:
     delay = parse_duration(spec.batching.max_queue_delay)
     return {
@@ -415,6 +424,7 @@ def _lineage(spec: OnnxModelRevisionSpec) -> dict[str, Any]:
         "sourceDigest": spec.source_digest,
         "converterImage": spec.converter_image,
         "parity": spec.parity.model_dump(exclude_none=True),
+        **({"evaluations": _declared_evaluations(spec)} if spec.evaluations else {}),
     }
 
 

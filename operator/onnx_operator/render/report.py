@@ -291,9 +291,19 @@ def _making(spec: Mapping[str, Any], status: Mapping[str, Any]) -> Iterable[str]
         yield "<h2>Parity with the original</h2>" + _table(head, parity)
         name = str(_part(status, "artifact").get("digest") or "").removeprefix("sha256:")
         yield f'<p class="faint">All of it is in {escape(name or "...")}.report.html, beside the artifact.</p>'
+    yield from _evaluations(status.get("evaluations") or [])
     yield from _benchmark([one for one in status.get("benchmark") or [] if isinstance(one, dict)])
     told = {name: status[name] for name in ("artifact", "attempt", "quarantine") if status.get(name)}
     yield "<h2>Lineage</h2>" + _table(("Made from", "Value"), _flatten({**spec, **told}), kind="words")
+
+
+def _evaluations(told: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    fields = ("provider", "name", "metric", "original", "graph", "loss", "lossLow", "lossHigh", "maxLoss", "samples")
+    if told:
+        head = ("On", "Evaluation", "Metric", "Original", "Graph", "Loss", "From", "To", "At most", "Examples")
+        yield "<h2>Quality beside the original</h2>" + _table(
+            head, [[one.get(name) for name in fields] for one in told]
+        )
 
 
 def _benchmark(told: Sequence[Mapping[str, Any]]) -> Iterable[str]:

@@ -30,6 +30,12 @@ def hub(**fields: object) -> Manifest:
     return {"spec.source": {"huggingFace": {**HUB["huggingFace"], **fields}}}
 
 
+EVALUATION: Final = {
+    "name": "sts",
+    "metric": "stsSpearman",
+    "dataset": {"configMap": {"name": "data", "key": "sts.jsonl"}, "digest": f"sha256:{'a' * 64}"},
+    "maxLoss": "0.01",
+}
 COUNTED: Final = {"bad": "bad[{{window}}]", "total": "all[{{window}}]"}
 
 
@@ -160,6 +166,31 @@ BAD_MODELS: Final = {
         },
         "spec.quantization.calibration.persistentVolumeClaim.path",
         "must not contain ..",
+    ),
+    "an evaluation by a metric of another task": Bad(
+        {"spec.task": "text-generation", "spec.validation": {"evaluations": [EVALUATION]}},
+        "spec.validation.evaluations",
+        "text-generation is measured by wordPerplexity, bytePerplexity",
+    ),
+    "an evaluation of a task that has no metric": Bad(
+        {"spec.task": "feature-extraction", "spec.validation": {"evaluations": [EVALUATION]}},
+        "spec.validation.evaluations",
+        "feature-extraction has no metric yet",
+    ),
+    "an evaluation without a bound": Bad(
+        {"spec.validation": {"evaluations": [{**EVALUATION, "maxLoss": None}]}},
+        "spec.validation.evaluations[0].maxLoss",
+        "Required",
+    ),
+    "an evaluation with data from nowhere": Bad(
+        {"spec.validation": {"evaluations": [{**EVALUATION, "dataset": {"digest": f"sha256:{'a' * 64}"}}]}},
+        "spec.validation.evaluations[0].dataset",
+        "exactly one of configMap and persistentVolumeClaim must be set",
+    ),
+    "two evaluations of one name": Bad(
+        {"spec.validation": {"evaluations": [EVALUATION, EVALUATION]}},
+        "spec.validation.evaluations[1]",
+        "Duplicate value",
     ),
     "an unknown task": Bad({"spec.task": "poetry"}, "spec.task", "sentence-embedding"),
     "an opset that torch cannot export": Bad({"spec.opset": 11}, "spec.opset", "greater than or equal to 18"),

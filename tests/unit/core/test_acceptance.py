@@ -52,6 +52,12 @@ def judged(spec: dict[str, Any], **class_spec: Any) -> Offer | Refusal:
     return accept(model, (a_class(**class_spec),))
 
 
+ON_A_CLAIM = {
+    "name": "sts",
+    "metric": "stsSpearman",
+    "dataset": {"persistentVolumeClaim": {"claimName": "data", "path": "sts.jsonl"}, "digest": "sha256:" + "ab" * 32},
+    "maxLoss": "0.01",
+}
 TEXTS = {"persistentVolumeClaim": {"claimName": "texts", "path": "shop.txt"}, "digest": "sha256:" + "ab" * 32}
 
 
@@ -108,6 +114,13 @@ def test_the_class_lets_this_through(spec: dict[str, Any], class_spec: dict[str,
             "SourceNotAllowed",
             "spec.quantization.calibration.persistentVolumeClaim is not allowed by OnnxModelClass standard",
             id="texts on a claim where no claims are allowed",
+        ),
+        pytest.param(
+            {"source": hub(COMMIT), "validation": {"evaluations": [ON_A_CLAIM]}},
+            {"sources": {"allowed": ["huggingFace"]}},
+            "SourceNotAllowed",
+            "spec.validation.evaluations[sts].dataset.persistentVolumeClaim is not allowed by OnnxModelClass standard",
+            id="data on a claim where no claims are allowed",
         ),
         pytest.param(
             {"source": hub("main")}, {}, "MutableRevisionNotAllowed", "'main', a branch or tag", id="a branch"

@@ -22,7 +22,7 @@ from onnx_operator.core.pods import Trouble
 from onnx_operator.core.record import MOST_MOMENTS, MOST_POINTS, read
 from onnx_operator.core.traffic import FULL, Split
 from onnx_operator.core.view import side_of
-from unit.core.worlds import CPU, CUDA, World, a_class, a_spec
+from unit.core.worlds import CPU, CUDA, World, a_class, a_spec, evaluated
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -159,6 +159,10 @@ class AnyHistory(RuleBasedStateMachine):
     def edit_in_mid_rollout(self, threads: int, looks: int) -> None:
         self.edit(threads)
         self.be_well(looks)
+
+    @rule(names=st.sets(st.sampled_from(["sts", "search"])))
+    def evaluate(self, names: set[str]) -> None:
+        self.world.change(validation={"evaluations": [evaluated(name) for name in names]})
 
     @rule(path=st.sampled_from(["v1", "v2"]), serving=SERVINGS, is_there=st.integers(0, 4))
     def change_something_else(self, path: str, serving: dict[str, Any], is_there: int) -> None:
@@ -423,6 +427,9 @@ class AnyHistory(RuleBasedStateMachine):
         for revision in self.world.revisions.values():
             timed = [one.provider for one in revision.status.benchmark]
             assert timed == [one.provider for one in revision.status.parity], "what was proved was timed once"
+            told = sorted((one.provider, one.name) for one in revision.status.evaluations)
+            names = [one.name for one in revision.spec.evaluations]
+            assert told == sorted(itertools.product(timed, names)), "what was declared was measured once"
 
     def _may_move(self, view: View, before: OnnxModelStatus) -> None:
         after, candidate = self.world.status, before.candidate

@@ -10,10 +10,13 @@ from onnx_operator.api.model import OnnxModelStatus
 from onnx_operator.core.acceptance import Offer, accept
 from onnx_operator.core.observation import DefaultImages, ModelSeen
 from onnx_operator.core.revisions import conversion_key, name_of, resolve, source_key
-from unit.core.worlds import a_class, a_digest, a_spec
+from unit.core.worlds import a_class, a_digest, a_spec, evaluated
 
 if TYPE_CHECKING:
     from onnx_operator.api.revision import OnnxModelRevisionSpec
+
+
+DIGEST = a_digest("other data")
 
 
 def resolved(
@@ -69,6 +72,7 @@ PODS_ONLY = [
 ]
 SAME_GRAPHS = [
     pytest.param({"spec": {"validation": {"parity": {"minCosine": "0.9"}}}}, id="bounds of the validation"),
+    pytest.param({"spec": {"validation": {"evaluations": [evaluated("sts")]}}}, id="evaluations"),
     pytest.param({"spec": {"serving": {"batching": {"maxBatchSize": 4}}}}, id="batching"),
     pytest.param({"spec": {"serving": {"threads": 4}}}, id="threads"),
 ]
@@ -118,6 +122,21 @@ def test_the_order_of_execution_providers_means_nothing() -> None:
     one = {"executionProviders": [{"name": "CPUExecutionProvider"}, {"name": "CUDAExecutionProvider"}]}
     other = {"executionProviders": [{"name": "CUDAExecutionProvider"}, {"name": "CPUExecutionProvider"}]}
     assert name_of(resolved(one, both)) == name_of(resolved(other, both))
+
+
+def test_the_order_of_evaluations_means_nothing_and_their_data_does() -> None:
+    sts, search = evaluated("sts"), evaluated("search", "retrievalNdcg10")
+    one, other, third = (
+        resolved({"validation": {"evaluations": listed}})
+        for listed in ([sts, search], [search, sts], [search, {**sts, "dataset": {**sts["dataset"], "digest": DIGEST}}])
+    )
+    assert (name_of(one), one.artifact_key) == (name_of(other), other.artifact_key)
+    assert name_of(one) != name_of(third)
+    assert one.artifact_key != third.artifact_key
+
+
+def test_an_artifact_without_evaluations_is_the_one_that_it_was_before_there_could_be_any() -> None:
+    assert resolved().artifact_key == "1ac1e46d9b2350c0"
 
 
 def test_models_whose_names_are_cut_alike_do_not_meet() -> None:

@@ -13,10 +13,10 @@ from onnx_operator.api.rollout import MetricName
 from onnx_operator.core.actions import WantFetch, WantServers
 from onnx_operator.core.analysis import Measurement, Outcome
 from onnx_operator.core.counts import Counts
-from onnx_operator.core.jobs import JobBlocked, JobRunning
+from onnx_operator.core.jobs import JobBlocked, JobRunning, JobSucceeded
 from onnx_operator.core.observation import ObjectName
 from onnx_operator.core.pods import Trouble
-from unit.core.worlds import CPU, World, a_benchmark, a_class, a_spec
+from unit.core.worlds import CPU, World, a_benchmark, a_class, a_spec, a_summary, an_evaluation, evaluated
 
 INT8 = {"scheme": "int8-dynamic"}
 
@@ -819,6 +819,49 @@ def test_without_a_benchmark_the_revision_has_none(world: World) -> None:
     world.timed = {}
     world.serve_first()
     assert world.numbered(1).status.benchmark == []
+
+
+def test_what_was_lost_of_the_quality_stands_in_the_revision_and_another_spec_for_the_pods_has_it_too(
+    world: World,
+) -> None:
+    world.change(validation={"evaluations": [evaluated("sts"), evaluated("search", "retrievalNdcg10")]})
+    world.serve_first()
+    told = [
+        {"provider": CPU, "metric": metric, "maxLoss": "0.01", **an_evaluation(name)}
+        for name, metric in (("search", "retrievalNdcg10"), ("sts", "stsSpearman"))
+    ]
+    status = world.numbered(1).status
+    found = [one.model_dump(mode="json", exclude_none=True) for one in status.evaluations]
+    assert found == told
+    assert "sts on CPUExecutionProvider: loss 0.00289" in world.message("Validated")
+    world.change(serving={"resources": {"limits": {"memory": "4Gi"}}})
+    world.measure(0, 1000)
+    world.finish()
+    assert world.numbered(2).status.evaluations == status.evaluations
+
+
+UNTOLD = {
+    "nothing": None,
+    "no list": {"sts": 1},
+    "of another": [an_evaluation("search")],
+    "of one more": [an_evaluation("sts"), an_evaluation("search")],
+    "no numbers": [{"name": "sts"}],
+    "no objects": [1],
+}
+
+
+@pytest.mark.parametrize("told", UNTOLD.values(), ids=UNTOLD.keys())
+def test_an_evaluation_that_was_declared_and_not_told_is_not_proved(world: World, told: Any) -> None:
+    world.change(validation={"evaluations": [evaluated("sts")]})
+    for _ in range(2):
+        world.settle()
+        world.end_jobs()
+    world.settle()
+    (name,) = [name for name in world.jobs if "-validate-" in name]
+    summary = a_summary("validate", provider=CPU, parity={"minCosine": "1"}, samples=300, evaluations=told)
+    world.jobs[name] = JobSucceeded(summary, 7)
+    world.settle()
+    assert world.condition("Stalled") == ("True", "ResultUnreadable")
 
 
 def test_without_the_right_to_read_the_gateway_no_step_begins_and_the_right_is_named(serving: World) -> None:

@@ -18,7 +18,7 @@ from onnx_operator.core.counts import Counts
 from onnx_operator.render.charts import wilson
 from onnx_operator.render.report import page
 from pages import Strict
-from unit.core.worlds import World, a_class
+from unit.core.worlds import World, a_class, an_evaluation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -173,6 +173,15 @@ def test_speed_beside_the_original_is_told_and_what_was_left_out(promoted: Manif
     assert "1 x 16 after 0 40 12.5 21 6.25 21 2.00 1280" in text
     assert "CPUExecutionProvider: 5 s are too short for 8 x 128." in text
     assert "Speed beside" not in page({**promoted, "status": {**promoted["status"], "benchmark": []}})
+
+
+def test_quality_beside_the_original_is_told(promoted: Manifest) -> None:
+    said = {"provider": "CPUExecutionProvider", "metric": "stsSpearman", "maxLoss": "0.01"}
+    told = [said | an_evaluation("sts")]
+    status = {**promoted["status"], "evaluations": told}
+    text = Strict(page({**promoted, "status": status})).text
+    assert "CPUExecutionProvider sts stsSpearman 0.8671 0.8642 0.00289 -0.0328 0.0413 0.01 30" in text
+    assert "Quality beside" not in page(promoted)
 
 
 def test_stages_parity_and_lineage_are_told(promoted: Manifest) -> None:
