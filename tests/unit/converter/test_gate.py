@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import pytest
+import yaml
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from checkpoints import minilm, minilm_moved, tiny, tiny_sentence
-from onnx_converter import calibration, fetch, parity, quantize, samples, texts, validate
+from checkpoints import DOCS, minilm, minilm_moved, tiny, tiny_sentence
+from onnx_converter import calibration, evaluate, fetch, parity, quantize, reasons, samples, texts, validate
 from onnx_converter.contest import Candidate, Original
 from onnx_converter.digest import sha256_of
 from onnx_converter.progress import Progress
-from onnx_converter.spec import ConversionSpec, Parity, Provider, Scheme, Task
+from onnx_converter.spec import ConversionSpec, Evaluation, Parity, Provider, Scheme, Task
 from unit.converter.steps import Line
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from onnx_converter.samples import Sample
 
 CPU = "CPUExecutionProvider"
+EVALUATIONS = DOCS.parent / "examples" / "evaluations.yaml"
 
 
 def _initializer(model: onnx.ModelProto, *, size: int = 500) -> onnx.TensorProto:
@@ -352,6 +354,18 @@ class Real:
             self.original, Candidate.load(graph, Provider.CPU), tolerance, Progress("validate", io.StringIO())
         )
 
+    def evaluate(self, graph: Path, folder: Path) -> evaluate.Verdict:
+        """How well it says how alike the sentences of examples/evaluations.yaml are."""
+        pairs, model = yaml.safe_load_all(EVALUATIONS.read_text())
+        for name, text in pairs["data"].items():
+            (folder / name).write_text(text)
+        declared = Evaluation.model_validate(model["spec"]["validation"]["evaluations"][0])
+        examples = evaluate.Examples.read(declared, folder, self.original.checkpoint)
+        # The one that remembers goes by names of samples, and both sentences of a line have one.
+        original = Original(self.original.checkpoint, self.original.wrapper)
+        sides = evaluate.asks(original, Candidate.load(graph, Provider.CPU))
+        return evaluate.judge([examples], sides, Progress("validate", io.StringIO()))
+
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
@@ -387,6 +401,11 @@ def test_minilm_in_every_scheme_passes_and_is_as_small_as_promised(scheme: Schem
     judged = real.judge(tmp_path / "model.onnx", scheme)
     assert judged.reason.name == "Validated", judged.message
     assert (tmp_path / "model.onnx").stat().st_size < SHARES[scheme] * real.graph.stat().st_size
+    verdict = real.evaluate(tmp_path / "model.onnx", tmp_path)
+    assert verdict.reason is None, verdict.message
+    (evaluated,) = verdict.evaluated
+    assert evaluated.compared.original.value == pytest.approx(0.867, abs=0.01)
+    assert not evaluated.is_shown, "thirty pairs are too few"
 
 
 def test_minilm_in_the_coarsest_blocks_that_there_are_is_stopped(real: Real, tmp_path: Path) -> None:
@@ -414,6 +433,9 @@ def test_minilm_with_every_operator_quantised_is_the_known_disaster_and_is_stopp
     )
     judged = real.judge(tmp_path / "model.onnx", Scheme.INT8_STATIC)
     assert judged.reason.name == "ParityFailed", judged.message
+    verdict = real.evaluate(tmp_path / "model.onnx", tmp_path)
+    assert verdict.reason is reasons.QUALITY_LOST, verdict.evaluated
+    assert "evaluation sts: stsSpearman is" in verdict.message
 
 
 def test_the_moved_minilm_looks_healthy_by_itself_and_disagrees_with_the_original(real: Real, tmp_path: Path) -> None:

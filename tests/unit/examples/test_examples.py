@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,6 +102,14 @@ def test_no_example_names_a_namespace_so_that_each_goes_wherever_you_are() -> No
 def test_what_a_page_shows_is_valid(page: Path) -> None:
     for manifest in yaml_blocks(page):
         check(manifest)
+
+
+def test_the_data_of_an_evaluation_has_the_digest_that_is_declared() -> None:
+    pairs, model = documents((ROOT / "examples" / "evaluations.yaml").read_text())
+    (declared,) = (one["dataset"] for one in model["spec"]["validation"]["evaluations"])
+    data = pairs["data"][declared["configMap"]["key"]].encode()
+    assert declared["configMap"]["name"] == pairs["metadata"]["name"]
+    assert declared["digest"] == "sha256:" + hashlib.sha256(data).hexdigest()
 
 
 def test_the_smallest_spec_of_the_readme_is_the_smallest_example() -> None:
