@@ -403,7 +403,9 @@ def _evaluations(revision: RevisionSeen, provider: ExecutionProvider, told: Any)
     measured = {str(one.get("name")): one for one in told if isinstance(one, dict)} if isinstance(told, list) else {}
     names = {one.name for one in revision.spec.evaluations}
     if measured.keys() != names:
-        raise ValueError(f"it tells of the evaluations {sorted(measured)}, and {sorted(names)} were declared")
+        raise ValueError(
+            f"it tells of {len(measured)} evaluations, and declared were {', '.join(sorted(names)) or 'none'}"
+        )
     return [
         EvaluationStatus.model_validate(
             {**measured[one.name], "provider": provider, "metric": one.metric, "maxLoss": one.max_loss}
