@@ -12,9 +12,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from checkpoints import DECODERS, SHAPES, tiny, tiny_decoder
-from onnx_converter import calibration, export, parity, quantize, texts, validate
+from checkpoints import DECODERS, ENCODER_DECODERS, SHAPES, tiny, tiny_decoder, tiny_encoder_decoder
+from onnx_converter import convert, parity, texts, validate
 from onnx_converter.contest import Candidate, Original
+from onnx_converter.heads import parts_of
 from onnx_converter.progress import Progress
 from onnx_converter.reasons import VALIDATED
 from onnx_converter.spec import ConversionSpec, Parity, Provider, Scheme, Task
@@ -46,40 +47,41 @@ def rows(wanted: list[str]) -> Iterator[str]:
     """One for each architecture and task; those that are not wanted stay as they are."""
     before = TARGET.read_text().splitlines(keepends=True)
     with tempfile.TemporaryDirectory() as name:
-        for number, architecture in enumerate([*SHAPES, *DECODERS]):
+        for number, architecture in enumerate([*SHAPES, *DECODERS, *ENCODER_DECODERS]):
             if wanted and architecture not in wanted:
                 yield from (row for row in before if row.startswith(f"| {architecture} |"))
                 continue
-            for head in SHAPES[architecture].heads if architecture in SHAPES else ("decoder",):
+            for head in SHAPES[architecture].heads if architecture in SHAPES else ("all",):
                 folder = Path(name, f"{number}-{head}")
-                tiny_decoder(folder, architecture) if head == "decoder" else tiny(folder, architecture, head)
+                if architecture in SHAPES:
+                    tiny(folder, architecture, head)
+                elif architecture in DECODERS:
+                    tiny_decoder(folder, architecture)
+                else:
+                    tiny_encoder_decoder(folder, architecture)
                 yield _judge(architecture, folder)
 
 
 def _judge(architecture: str, folder: Path) -> str:
     original = Original.load(folder, Task.AUTO, None)
-    task = original.checkpoint.task
-    exported = folder / "exported.onnx"
-    export.save(export.export(original.checkpoint, original.wrapper, opset=18), exported)
+    checkpoint, exported = original.checkpoint, folder / "exported"
+    convert.export_graphs(checkpoint, folder, exported, opset=18)
     cells = []
     for scheme in Scheme:
-        if scheme is Scheme.INT8_STATIC and original.checkpoint.cache:
+        if scheme is Scheme.INT8_STATIC and checkpoint.cache:
             cells.append("")
             continue
-        path = exported if scheme is Scheme.NONE else folder / f"{scheme}.onnx"
-        if scheme is not Scheme.NONE:
-            requests = calibration.requests(original.checkpoint, texts.ALL)
-            quantize.quantise(ConversionSpec(scheme=scheme), exported, path, requests)
-        tolerance = parity.tolerance_of(Parity(), scheme, task)
-        judged = validate.judge(
-            original, Candidate.load(path, Provider.CPU), tolerance, Progress("validate", io.StringIO())
-        )
+        target = folder / scheme
+        convert.write_graphs(checkpoint, ConversionSpec(scheme=scheme), texts.ALL, exported, target)
+        candidate = Candidate.load([target / part.file for part in parts_of(checkpoint)], Provider.CPU)
+        tolerance = parity.tolerance_of(Parity(), scheme, checkpoint.task)
+        judged = validate.judge(original, candidate, tolerance, Progress("validate", io.StringIO()))
         words = [] if judged.reason is VALIDATED else [judged.reason.name]
         if (measured := judged.total) is not None:
             words += [f"{measured.max_absolute:.1g}", f"{measured.min_cosine:.4f}"]
             words += [] if measured.label_agreement is None else [f"{measured.label_agreement:.3f}"]
         cells.append(", ".join(words))
-    return f"| {architecture} | `{task}` | {' | '.join(cells)} |\n"
+    return f"| {architecture} | `{checkpoint.task}` | {' | '.join(cells)} |\n"
 
 
 if __name__ == "__main__":

@@ -327,6 +327,57 @@ def trained_decoder(folder: Path) -> Path:
     return folder
 
 
+#: Longest text of the small models that read one and write another.
+ANSWER_LENGTH: Final = 96
+_TWO_SIDED: Final = {
+    "d_model": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "max_position_embeddings": ANSWER_LENGTH,
+    # Otherwise the end of a text is written at the end of every generation.
+    "forced_eos_token_id": None,
+    "decoder_start_token_id": 1,
+}
+#: Distances are told apart up to 16 here, and texts are longer; only the first of the layers measures them.
+_T5: Final = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4} | {
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 16,
+    "decoder_start_token_id": 0,
+}
+ENCODER_DECODERS: Final[dict[str, DecoderShape]] = {
+    "bart": DecoderShape(transformers.BartForConditionalGeneration, _TWO_SIDED | {"scale_embedding": True}),
+    "marian": DecoderShape(transformers.MarianMTModel, _TWO_SIDED | {"scale_embedding": True}),
+    "mbart": DecoderShape(transformers.MBartForConditionalGeneration, _TWO_SIDED),
+    "pegasus": DecoderShape(transformers.PegasusForConditionalGeneration, _TWO_SIDED),
+    "t5": DecoderShape(transformers.T5ForConditionalGeneration, _T5),
+    "t5 of version 1.1": DecoderShape(
+        transformers.T5ForConditionalGeneration, _T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+    ),
+}
+
+
+def tiny_encoder_decoder(folder: Path, name: str = "t5", seed: int = 0, **sizes: Any) -> Path:
+    """A small model that reads one text and writes another."""
+    shape = ENCODER_DECODERS[name]
+    tokenizer = _byte_tokenizer(pad_token="<s>")  # noqa: S106  no password
+    special = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1}
+    torch.manual_seed(seed)
+    settled = {**shape.sizes, **sizes}
+    model = shape.model(shape.model.config_class(vocab_size=len(tokenizer.get_vocab()), **special, **settled))
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    if shape.sizes.get("tie_word_embeddings") is False:
+        model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * 0.3)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def with_outliers(source: Path, folder: Path) -> Path:
     """The same function in numbers of very different size, as large models have them: bad for coarse blocks."""
     shutil.copytree(source, folder)
@@ -340,7 +391,7 @@ def with_outliers(source: Path, folder: Path) -> Path:
     return folder
 
 
-def _byte_tokenizer() -> Any:
+def _byte_tokenizer(**special: str) -> Any:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {piece: number for number, piece in enumerate(["<s>", "</s>", *alphabet])}
     backend = Tokenizer(models.BPE(vocabulary, []))
@@ -352,6 +403,7 @@ def _byte_tokenizer() -> Any:
         model_input_names=["input_ids", "attention_mask"],
         bos_token="<s>",  # noqa: S106  no password
         eos_token="</s>",  # noqa: S106  no password
+        **special,
     )
 
 
@@ -787,7 +839,7 @@ BAD: Final[tuple[Bad, ...]] = (
         "convert",
         "ArchitectureUnsupported",
         "an encoder and a decoder",
-        _set_config(model_type="bart"),
+        _set_config(model_type="blenderbot"),
     ),
     Bad(
         "the architecture is built in, and these are not its weights",

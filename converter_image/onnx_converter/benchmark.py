@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 import onnxruntime
 import torch
 
-from onnx_converter import placement, samples
+from onnx_converter import samples
+from onnx_converter.contest import Candidate
 from onnx_converter.memory import Memory
 from onnx_converter.overriding import override
 from onnx_converter.reasons import gist
@@ -45,7 +46,7 @@ class Benchmark:
     """What to measure beside the original, and how long."""
 
     checkpoint: Path
-    graph: Path
+    graphs: tuple[Path, ...]
     provider: Provider
     serving: Serving
     #: How long it took to load the original.
@@ -117,7 +118,7 @@ def _measure(original: Original, wanted: Benchmark, clock: Callable[[], float]) 
     end = clock() + wanted.seconds
     memory = Memory()
     began = clock()
-    session = memory.watch(lambda: placement.session(wanted.graph, wanted.provider, wanted.serving.threads))
+    candidate = memory.watch(lambda: Candidate.load(wanted.graphs, wanted.provider, wanted.serving.threads))
     loaded = clock() - began
     options = onnxruntime.RunOptions()
     if wanted.provider is Provider.CPU:
@@ -126,7 +127,7 @@ def _measure(original: Original, wanted: Benchmark, clock: Callable[[], float]) 
     tensors = [*original.wrapper.parameters(), *original.wrapper.buffers()]
     sides = (
         Side(original.answer, Memory(sum(tensor.nbytes for tensor in tensors))),
-        Side(lambda sample: session.run(list(original.outputs), sample.tensors, options), memory),
+        Side(lambda sample: candidate.answer(original.outputs, sample, options), memory),
     )
     checkpoint = original.checkpoint
     asked = {
@@ -136,7 +137,7 @@ def _measure(original: Original, wanted: Benchmark, clock: Callable[[], float]) 
     timed, left_out = race(asked, sides, end, clock)
     sizes = (
         sum(file.stat().st_size for file in wanted.checkpoint.glob("*.safetensors")),
-        sum(file.stat().st_size for file in wanted.graph.parent.iterdir()),
+        sum(file.stat().st_size for file in wanted.graphs[0].parent.iterdir()),
     )
     footprints = [
         {"sizeBytes": size, "loadMilliseconds": _number(1000 * seconds)}

@@ -1,4 +1,4 @@
-"""The two sides that are compared: the torch original and a graph on its execution provider.
+"""The two sides that are compared: the torch original and the graphs of a model on their execution provider.
 
 Refuses nothing about their answers; parity.py judges those. An error of the graph is an answer too: a failed one.
 """
@@ -6,7 +6,7 @@ Refuses nothing about their answers; parity.py judges those. An error of the gra
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from onnx_converter.limits import threads
 from onnx_converter.reasons import PARITY_FAILED, StepFailedError, gist
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     import onnxruntime
@@ -48,33 +48,69 @@ class Original:
         return outputs_of(self.checkpoint)
 
     def answer(self, sample: Sample) -> Answer:
+        # What a text that is read comes to may be given instead of it.
+        given = [name for name in self.outputs if name in sample.tensors]
         with torch.inference_mode():
-            answer = self.wrapper(*(torch.from_numpy(sample.tensors[name].copy()) for name in self.checkpoint.inputs))
+            answer = self.wrapper(
+                *(torch.from_numpy(sample.tensors[name].copy()) for name in (*self.checkpoint.inputs, *given))
+            )
         tensors = (answer,) if isinstance(answer, torch.Tensor) else answer
         values = (np.asarray(tensor.numpy(), dtype=np.float32) for tensor in tensors)
-        return dict(zip(self.outputs, values, strict=True))
+        return dict(zip((name for name in self.outputs if name not in given), values, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """One graph in onnxruntime."""
+
+    path: Path
+    session: onnxruntime.InferenceSession
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    @classmethod
+    def of(cls, path: Path, session: onnxruntime.InferenceSession) -> Self:
+        inputs, outputs = session.get_inputs(), session.get_outputs()
+        return cls(path, session, tuple(item.name for item in inputs), tuple(item.name for item in outputs))
+
+    def fed(self, known: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        return {name: known[name] for name in self.inputs}
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A graph in onnxruntime."""
+    """The graphs of a model, in the order in which they are run: each is told what those before it have answered."""
 
-    path: Path
     provider: Provider
-    session: onnxruntime.InferenceSession
+    graphs: tuple[Loaded, ...]
 
     @classmethod
-    def load(cls, path: Path, provider: Provider) -> Self:
-        return cls(path, provider, placement.session(path, provider))
+    def load(cls, paths: Iterable[Path], provider: Provider, intra_op: int | None = None) -> Self:
+        return cls(provider, tuple(Loaded.of(path, placement.session(path, provider, intra_op)) for path in paths))
 
-    def answer(self, outputs: Sequence[str], sample: Sample) -> Answer:
-        try:
-            answers = self.session.run(list(outputs), sample.tensors)
-        except Exception as error:
-            raise StepFailedError(
-                PARITY_FAILED, f"on {sample.name} the graph answers with an error: {gist(error)}"
-            ) from error
-        return dict(zip(outputs, map(np.asarray, answers), strict=True))
+    def answer(self, outputs: Sequence[str], sample: Sample, options: onnxruntime.RunOptions | None = None) -> Answer:
+        """What was given with the sample is not answered, and a graph that would say nothing else is not run."""
+        known = dict(sample.tensors)
+        needed = {*outputs, *(name for graph in self.graphs for name in graph.inputs)}
+        for graph in self.graphs:
+            names = [name for name in graph.outputs if name in needed and name not in known]
+            if not names:
+                continue
+            try:
+                answers = graph.session.run(names, graph.fed(known), options)
+            except Exception as error:
+                raise StepFailedError(
+                    PARITY_FAILED, f"on {sample.name} the graph answers with an error: {gist(error)}"
+                ) from error
+            known |= dict(zip(names, map(np.asarray, answers), strict=True))
+        return {name: known[name] for name in outputs if name not in sample.tensors}
 
-    def coverage(self, sample: Sample) -> dict[str, dict[str, int]]:
-        return placement.prove(self.path, self.provider, sample)
+    def coverage(self, outputs: Sequence[str], sample: Sample) -> dict[str, dict[str, int]]:
+        """Nodes of all graphs by operator and the provider they ran on."""
+        known, found = sample.tensors | self.answer(outputs, sample), dict[str, dict[str, int]]()
+        for graph in self.graphs:
+            for operator, places in placement.prove(graph.path, self.provider, graph.fed(known)).items():
+                for where, nodes in places.items():
+                    counts = found.setdefault(operator, {})
+                    counts[where] = counts.get(where, 0) + nodes
+        return dict(sorted(found.items()))

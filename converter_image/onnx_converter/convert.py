@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from onnx_converter import calibration, decoders, export, graph, load, quantize
+from onnx_converter import calibration, decoders, export, graph, load, quantize, share
 from onnx_converter.conversion import FILE, Conversion, Graph, Signature, tools
 from onnx_converter.digest import sha256_of, tree_digest
 from onnx_converter.fetch import check_folder, sync_tree
-from onnx_converter.heads import signature_of, wrap
+from onnx_converter.heads import modules_of, parts_of
 from onnx_converter.reasons import DIGEST_MISMATCH, SPEC_IMPOSSIBLE, StepFailedError
 from onnx_converter.spec import ConversionSpec, Provider, Scheme
 
@@ -38,6 +38,8 @@ _TOKENIZER_FILES: Final = (
     "spiece.model",
     "tokenizer.model",
     "generation_config.json",
+    "source.spm",
+    "target.spm",
     "sentence_bert_config.json",
     "config.json",
 )
@@ -132,29 +134,21 @@ def _fill(convert: Convert, texts: Sequence[str], folder: Path, progress: Progre
             f"{checkpoint.architecture}, a language model",
         )
     progress.tell("CheckpointLoaded", percent=30, architecture=checkpoint.architecture, task=str(checkpoint.task))
-    wrapper = wrap(checkpoint, convert.checkpoint)
-    model = export.export(checkpoint, wrapper, quantize.opset_of(spec))
+    exported = folder / "exported"
+    export_graphs(checkpoint, convert.checkpoint, exported, quantize.opset_of(spec))
     progress.tell("GraphExported", percent=60)
-    exported = folder / "exported" / graph.MODEL
-    exported.parent.mkdir()
-    export.save(model, exported)
-    del model, wrapper
     facts: dict[Provider, graph.GraphFacts] = {}
     for number, provider in enumerate(spec.providers):
-        target = folder / provider / graph.MODEL
-        if spec.scheme is Scheme.NONE:
-            shutil.copytree(exported.parent, target.parent)
-        else:
-            target.parent.mkdir()
-            quantize.quantise(spec, exported, target, calibration.requests(checkpoint, texts))
-        facts[provider] = graph.inspect(target, *signature_of(checkpoint))
+        target = folder / provider
+        write_graphs(checkpoint, spec, texts, exported, target)
+        facts[provider] = graph.inspect_parts(target, parts_of(checkpoint))
         progress.tell(
             "GraphWritten",
             percent=60 + 35 * (number + 1) // len(spec.providers),
             provider=str(provider),
             bytes=facts[provider].bytes,
         )
-    shutil.rmtree(exported.parent)
+    shutil.rmtree(exported)
     _pack_tokenizer(checkpoint, convert.checkpoint, folder / "tokenizer")
     first = facts[spec.providers[0]]
     return Conversion(
@@ -172,6 +166,28 @@ def _fill(convert: Convert, texts: Sequence[str], folder: Path, progress: Progre
             path.relative_to(folder).as_posix(): sha256_of(path) for path in sorted(folder.rglob("*")) if path.is_file()
         },
     )
+
+
+def export_graphs(checkpoint: Checkpoint, source: Path, folder: Path, opset: int) -> None:
+    """As they come from torch, in a new folder."""
+    folder.mkdir()
+    for part, module in zip(parts_of(checkpoint), modules_of(checkpoint, source), strict=True):
+        export.save(export.export(checkpoint, part, module, opset), folder / part.file)
+
+
+def write_graphs(
+    checkpoint: Checkpoint, spec: ConversionSpec, texts: Sequence[str], exported: Path, target: Path
+) -> None:
+    """As they are to be served, in a new folder."""
+    files = [part.file for part in parts_of(checkpoint)]
+    if spec.scheme is Scheme.NONE:
+        shutil.copytree(exported, target)
+    else:
+        target.mkdir()
+        for file in files:
+            quantize.quantise(spec, exported / file, target / file, calibration.requests(checkpoint, texts))
+    if len(files) > 1:
+        share.share(target, files)
 
 
 def _pack_tokenizer(checkpoint: Checkpoint, source: Path, target: Path) -> None:

@@ -15,18 +15,19 @@ import onnx_ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-from onnx_converter import decoders
-from onnx_converter.heads import outputs_of
+from onnx_converter import decoders, encoder_decoders
 from onnx_converter.reasons import EXPORT_FAILED, StepFailedError, gist
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from onnx_converter.graph import Part
     from onnx_converter.load import Checkpoint
 
 BATCH: Final = "batch"
 SEQUENCE: Final = "sequence"
+WRITTEN_SEQUENCE: Final = "decoder_sequence"
 PAST_SEQUENCE: Final = "past_sequence"
 TOTAL_SEQUENCE: Final = "total_sequence"
 #: Where the exporter notes the path of modules that a node comes from.
@@ -35,49 +36,62 @@ _SCOPES: Final = "pkg.torch.onnx.name_scopes"
 _INLINE_LIMIT: Final = 1_900_000_000
 
 
-def sample_of(checkpoint: Checkpoint) -> tuple[torch.Tensor, ...]:
+def sample_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """Two texts of different length: with a mask of ones alone the exporter may drop the mask from the graph."""
     # A size that is 1, or equal to another one, may be taken for that number or for that axis.
     past = 3 if checkpoint.cache else 0
-    length = min(7, checkpoint.max_sequence_length) - past
+    length = min(7, checkpoint.max_sequence_length) - (0 if checkpoint.cross else past)
     padding = checkpoint.tokenizer.pad_token_id
     ids = torch.arange(2 * length).reshape(2, length) % (int(checkpoint.model.config.vocab_size) - 1)
     ids += ids >= padding
     mask = torch.ones_like(ids)
     mask[1, length // 2 + 1 :] = 0
     ids = torch.where(mask.bool(), ids, padding)
-    mask = torch.nn.functional.pad(mask, (past, 0), value=1)
-    named = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
-    cached = (torch.ones(2, heads, past, width) for heads, width in checkpoint.cache)
-    named |= dict(zip(decoders.names_of(decoders.PAST, checkpoint.cache), cached, strict=True))
-    return tuple(named[name] for name in checkpoint.inputs)
+    if checkpoint.cross:
+        # Fewer tokens are written here than read: the two lengths have nothing to do with each other.
+        named = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids[:, 1:-1]}
+    else:
+        mask = torch.nn.functional.pad(mask, (past, 0), value=1)
+        named = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+    for prefix, cache, tokens in (
+        (decoders.PAST, checkpoint.cache, past),
+        (encoder_decoders.CROSS, checkpoint.cross, length),
+    ):
+        cached = (torch.ones(2, heads, tokens, width) for heads, width in cache)
+        named |= dict(zip(decoders.names_of(prefix, cache), cached, strict=True))
+    return named
 
 
 def axes_of(checkpoint: Checkpoint, name: str) -> dict[int, str]:
     """The dynamic axes of an input, and what they are called."""
     if name.startswith(decoders.PAST):
         return {0: BATCH, 2: PAST_SEQUENCE}
-    if checkpoint.cache and name == "attention_mask":
+    if name.startswith(encoder_decoders.CROSS):
+        return {0: BATCH, 2: SEQUENCE}
+    if name == "decoder_input_ids":
+        return {0: BATCH, 1: WRITTEN_SEQUENCE}
+    if checkpoint.cache and not checkpoint.cross and name == "attention_mask":
         return {0: BATCH, 1: TOTAL_SEQUENCE}
     return {0: BATCH, 1: SEQUENCE}
 
 
-def export(checkpoint: Checkpoint, wrapper: torch.nn.Module, opset: int) -> onnx_ir.Model:
+def export(checkpoint: Checkpoint, part: Part, module: torch.nn.Module, opset: int) -> onnx_ir.Model:
     """The graph in memory, its weights still those of the module."""
-    axes = {name: axes_of(checkpoint, name) for name in checkpoint.inputs}
+    axes = {spec.name: axes_of(checkpoint, spec.name) for spec in part.inputs}
+    sample = sample_of(checkpoint)
     try:
         with torch.no_grad(), warnings.catch_warnings():
             # Deprecations inside torch and a remark about training mode that eval() has settled.
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                wrapper,
-                sample_of(checkpoint),
+                module,
+                tuple(sample[name] for name in axes),
                 dynamo=True,
                 # The wrapper takes one variadic argument, so the shapes of all tensors are one tuple.
                 dynamic_shapes=(tuple(dict.fromkeys(each, torch.export.Dim.DYNAMIC) for each in axes.values()),),
                 opset_version=opset,
-                input_names=list(checkpoint.inputs),
-                output_names=list(outputs_of(checkpoint)),
+                input_names=list(axes),
+                output_names=[spec.name for spec in part.outputs],
                 verbose=False,
             )
     except Exception as error:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from onnx_converter import decoders, parity, samples
+from onnx_converter import decoders, encoder_decoders, parity, samples
 from onnx_converter.reasons import INPUT_IGNORED, StepFailedError
 from onnx_converter.samples import Sample
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from onnx_converter.contest import Candidate, Original
+    from onnx_converter.load import Checkpoint
 
 #: How many tokens the graph writes.
 TOKENS: Final = 64
@@ -30,7 +31,20 @@ _DEAF: Final = 0.01
 
 def refuse_deaf(original: Original, candidate: Candidate) -> None:
     """Changes one input at a time; exporters were seen to drop the mask, and to answer as if nothing came before."""
-    base = samples.plain(original.checkpoint, batch=1, past=3, length=4)
+    for base in _bases(original.checkpoint):
+        _refuse_deaf(original, candidate, base)
+
+
+def _bases(checkpoint: Checkpoint) -> Iterator[Sample]:
+    if not checkpoint.cross:
+        yield samples.plain(checkpoint, batch=1, past=3, length=4)
+        return
+    # What is read must count, and what it comes to: a decoder that computed that anew would not look at what is given.
+    for is_read in (False, True):
+        yield samples.answer_of(checkpoint, batch=1, read=4, past=3, length=2, is_read=is_read)
+
+
+def _refuse_deaf(original: Original, candidate: Candidate, base: Sample) -> None:
     before = _last(original.answer(base)), _last(candidate.answer(original.outputs, base))
     for name, changed in _changes(base):
         moved, found = (
@@ -47,7 +61,7 @@ def refuse_deaf(original: Original, candidate: Candidate) -> None:
 
 
 def _last(answer: dict[str, NDArray[np.float32]]) -> NDArray[np.float64]:
-    """What is answered to the last token, or to the text as a whole."""
+    """What is answered to the last token, or to the text as a whole; keys and values come after it."""
     first = next(iter(answer.values()))
     return (first[:, -1] if first.ndim == 3 else first).astype(np.float64)  # noqa: PLR2004
 
@@ -59,29 +73,39 @@ def _changes(base: Sample) -> Iterator[tuple[str, Sample]]:
     mask = base.tensors["attention_mask"].copy()
     mask[:, 0] = 0
     yield "attention_mask", other(attention_mask=mask)
-    for name in ("input_ids", "token_type_ids"):
-        if name in base.tensors:
+    is_read = any(name.startswith(encoder_decoders.CROSS) for name in base.tensors)
+    for name in ("input_ids", "token_type_ids", "decoder_input_ids"):
+        # Nobody reads a text that was read.
+        if name in base.tensors and not (is_read and name == "input_ids"):
             yield name, other(**{name: base.tensors[name][:, ::-1]})
-    past = [name for name in base.tensors if name.startswith(decoders.PAST)]
-    for kind in ("key", "value") if past else ():
-        turned = {name: -base.tensors[name] for name in past if name.endswith(kind)}
-        yield f"every {decoders.PAST} {kind}", other(**turned)
+    for prefix in (decoders.PAST, encoder_decoders.CROSS):
+        kept = [name for name in base.tensors if name.startswith(prefix)]
+        for kind in ("key", "value") if kept else ():
+            yield f"every {prefix} {kind}", other(**{name: -base.tensors[name] for name in kept if name.endswith(kind)})
 
 
 def measure_greedy(original: Original, candidate: Candidate) -> parity.Measurement:
     """Prompts of different length continued by the graph, against the original's logits for the same tokens."""
-    written, logits = write(original, candidate)
+    prompts = samples.prompts(original.checkpoint)
+    written, logits = write(original, candidate, prompts, TOKENS)
     steps = logits.shape[1]
     truth = original.answer(written)[decoders.LOGITS][:, -steps:]
     return parity.measure_generation(written, {decoders.LOGITS: truth}, {decoders.LOGITS: logits})
 
 
-def write(original: Original, candidate: Candidate) -> tuple[Sample, NDArray[np.float32]]:
+def begun(original: Original, candidate: Candidate, text: Sample, most: int) -> Sample:
+    """A text to be answered with all tokens but the last of what the graphs answer."""
+    written, _ = write(original, candidate, text, most)
+    return Sample(text.name, is_text=True, tensors=written.tensors)
+
+
+def write(original: Original, candidate: Candidate, prompts: Sample, most: int) -> tuple[Sample, NDArray[np.float32]]:
     """Everything that was read, and the logits that chose each token: (batch, tokens, vocabulary)."""
-    checkpoint = original.checkpoint
-    sample = samples.prompts(checkpoint)
-    read, mask = sample.tensors["input_ids"], sample.tensors["attention_mask"]
-    steps = min(TOKENS, checkpoint.max_sequence_length - read.shape[1])
+    checkpoint, sample = original.checkpoint, prompts
+    writes = "decoder_input_ids" if checkpoint.cross else "input_ids"
+    read, mask = sample.tensors[writes], sample.tensors["attention_mask"]
+    steps = min(most, checkpoint.max_sequence_length - read.shape[1])
+    cross: dict[str, NDArray[np.float32]] = {}
     logits: list[NDArray[np.float32]] = []
     for step in range(steps):
         answer = candidate.answer(original.outputs, sample)
@@ -89,11 +113,17 @@ def write(original: Original, candidate: Candidate) -> tuple[Sample, NDArray[np.
         if step == steps - 1:
             break
         chosen = logits[-1].argmax(axis=-1)
-        read, mask = np.concatenate([read, chosen], axis=1), np.pad(mask, ((0, 0), (0, 1)), constant_values=1)
+        read = np.concatenate([read, chosen], axis=1)
+        if not checkpoint.cross:
+            mask = np.pad(mask, ((0, 0), (0, 1)), constant_values=1)
+        cross |= {
+            name: answer[name] for name in decoders.names_of(encoder_decoders.CROSS, checkpoint.cross) if name in answer
+        }
         kept = [answer[name] for name in decoders.names_of(decoders.PRESENT, checkpoint.cache)]
         past = dict(zip(decoders.names_of(decoders.PAST, checkpoint.cache), kept, strict=True))
         named = f"token {step + 1} of the graph's own"
-        sample = Sample(named, is_text=True, tensors={"input_ids": chosen, "attention_mask": mask, **past})
-    tensors = {"input_ids": read, "attention_mask": mask, **decoders.empty(checkpoint.cache, len(read))}
+        new = {writes: chosen, "attention_mask": mask, **past, **cross}
+        sample = Sample(named, is_text=True, tensors=prompts.tensors | new)
+    tensors = prompts.tensors | {writes: read, "attention_mask": mask}
     name = f"{steps} greedy tokens, batch {len(read)}"
     return Sample(name, is_text=True, tensors=tensors), np.concatenate(logits, axis=1)

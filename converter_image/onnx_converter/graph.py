@@ -16,7 +16,7 @@ import onnx
 from onnx import numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-from onnx_converter.digest import sha256_of
+from onnx_converter.digest import sha256_of, tree_digest
 from onnx_converter.reasons import (
     AXIS_FROZEN,
     GRAPH_REFUSED,
@@ -64,8 +64,17 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """One graph of a model, which may have several: its file, its inputs, and how its outputs begin."""
+
+    file: str
+    inputs: Sequence[TensorSpec]
+    outputs: Sequence[TensorSpec]
+
+
+@dataclass(frozen=True, slots=True)
 class GraphFacts:
-    """What is told of a graph."""
+    """What is told of a graph, or of all graphs of a model together."""
 
     digest: str
     bytes: int
@@ -121,6 +130,31 @@ def inspect(
     return GraphFacts(
         "sha256:" + sha256_of(path), size, opset, model.ir_version, len(model.graph.node), found_inputs, found_outputs
     )
+
+
+def inspect_parts(folder: Path, parts: Sequence[Part], runtime: Runtime = SERVING_RUNTIME) -> GraphFacts:
+    """The facts of a model's graphs as one: what goes from graph to graph is none of its inputs and outputs."""
+    found = [inspect(folder / part.file, part.inputs, part.outputs, runtime) for part in parts]
+    if len(found) == 1:
+        return found[0]
+    made = {spec.name for facts in found[:-1] for spec in facts.outputs}
+    inputs = {spec.name: spec for facts in found for spec in facts.inputs if spec.name not in made}
+    return GraphFacts(
+        digest_of(folder),
+        sum(path.stat().st_size for path in folder.iterdir()),
+        max(facts.opset for facts in found),
+        max(facts.ir_version for facts in found),
+        sum(facts.nodes for facts in found),
+        tuple(inputs.values()),
+        found[-1].outputs,
+    )
+
+
+def digest_of(folder: Path) -> str:
+    """Of the graph; of several, with the weights that they share, that of the folder."""
+    if (folder / MODEL).is_file():
+        return "sha256:" + sha256_of(folder / MODEL)
+    return tree_digest({path.name: sha256_of(path) for path in folder.iterdir()})
 
 
 def _refuse_foreign(model: onnx.ModelProto, path: Path) -> None:

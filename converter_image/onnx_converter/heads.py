@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from typing_extensions import override
 
-from onnx_converter import decoders, policy
-from onnx_converter.graph import TensorSpec
+from onnx_converter import decoders, encoder_decoders, policy
+from onnx_converter.graph import MODEL, Part, TensorSpec
 from onnx_converter.reasons import (
     ARCHITECTURE_UNSUPPORTED,
     CHECKPOINT_INCOMPLETE,
@@ -27,7 +27,6 @@ from onnx_converter.reasons import (
 from onnx_converter.spec import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from onnx_converter.load import Checkpoint
@@ -38,11 +37,13 @@ OUTPUTS: Final[dict[Task, str]] = {
     Task.TEXT_CLASSIFICATION: "logits",
     Task.TOKEN_CLASSIFICATION: "logits",
     Task.TEXT_GENERATION: decoders.LOGITS,
+    Task.TEXT2TEXT_GENERATION: decoders.LOGITS,
 }
 #: Of a model that itself makes one vector of a text, as everybody calls it.
 TEXT_EMBEDS: Final = "text_embeds"
 #: Tasks whose answer has one vector for each token, meaningless where the token is padding.
 PER_TOKEN: Final = frozenset({Task.FEATURE_EXTRACTION, Task.TOKEN_CLASSIFICATION})
+GENERATORS: Final = frozenset({Task.TEXT_GENERATION, Task.TEXT2TEXT_GENERATION})
 CLASSIFIERS: Final = frozenset({Task.TEXT_CLASSIFICATION, Task.TOKEN_CLASSIFICATION})
 
 #: In the order in which sentence-transformers concatenates them.
@@ -137,31 +138,49 @@ class Normalize(nn.Module):
 
 
 def outputs_of(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Names of the graph's outputs, the answer of the task first."""
+    """Names of everything that is answered, the answer of the task first."""
     answer = TEXT_EMBEDS if checkpoint.embeds else OUTPUTS[checkpoint.task]
-    return (answer, *decoders.names_of(decoders.PRESENT, checkpoint.cache))
+    present = decoders.names_of(decoders.PRESENT, checkpoint.cache)
+    return (answer, *present, *decoders.names_of(encoder_decoders.CROSS, checkpoint.cross))
 
 
-def signature_of(checkpoint: Checkpoint) -> tuple[list[TensorSpec], list[TensorSpec]]:
-    """What inputs must look like, and how the shapes of outputs must begin."""
-    answer, *present = outputs_of(checkpoint)
-    split = len(checkpoint.inputs) - len(present)
-    ids, past = checkpoint.inputs[:split], checkpoint.inputs[split:]
+def parts_of(checkpoint: Checkpoint) -> tuple[Part, ...]:
+    """The graphs in the order in which they are run: what inputs must look like, how shapes of outputs must begin."""
 
-    def cached(names: Sequence[str]) -> list[TensorSpec]:
-        sizes = zip(names, checkpoint.cache, strict=True)
+    def cached(prefix: str, cache: decoders.Cache) -> list[TensorSpec]:
+        sizes = zip(decoders.names_of(prefix, cache), cache, strict=True)
         return [TensorSpec(name, "FP32", (-1, heads, -1, width)) for name, (heads, width) in sizes]
 
+    past, present = (cached(prefix, checkpoint.cache) for prefix in (decoders.PAST, decoders.PRESENT))
+    cross = cached(encoder_decoders.CROSS, checkpoint.cross)
+    names = checkpoint.inputs[: len(checkpoint.inputs) - len(past)]
+    tokens = [TensorSpec(name, "INT64", (-1, -1)) for name in names]
+    answers = [TensorSpec(outputs_of(checkpoint)[0], "FP32", (-1, -1) if present else (-1,)), *present]
+    if not cross:
+        return (Part(MODEL, [*tokens, *past], answers),)
+    ids, mask, new = tokens
     return (
-        [*(TensorSpec(name, "INT64", (-1, -1)) for name in ids), *cached(past)],
-        [TensorSpec(answer, "FP32", (-1, -1) if present else (-1,)), *cached(present)],
+        Part(encoder_decoders.ENCODER, [ids, mask], cross),
+        Part(encoder_decoders.DECODER, [new, mask, *past, *cross], answers),
     )
 
 
-def wrap(checkpoint: Checkpoint, folder: Path) -> Wrapper | decoders.Wrapper:
-    """The whole computation of the task, ready to be run or exported."""
+def modules_of(checkpoint: Checkpoint, folder: Path) -> list[nn.Module]:
+    """What is to be exported for each part."""
+    if not checkpoint.cross:
+        return [wrap(checkpoint, folder)]
+    model, capacity = checkpoint.model, checkpoint.max_sequence_length
+    layers = len(checkpoint.cache) // 2
+    both = encoder_decoders.Encoder(model, capacity), encoder_decoders.Decoder(model, capacity, layers)
+    return [encoder_decoders.settled(module) for module in both]
+
+
+def wrap(checkpoint: Checkpoint, folder: Path) -> nn.Module:
+    """The whole computation of the task, ready to be run, and to be exported where it is one graph."""
     if checkpoint.task is Task.TEXT_GENERATION:
         return decoders.wrap(checkpoint.model, checkpoint.max_sequence_length)
+    if checkpoint.cross:
+        return encoder_decoders.settled(encoder_decoders.Whole(checkpoint.model, len(checkpoint.cache) // 2))
     pools = checkpoint.task is Task.SENTENCE_EMBEDDING and not checkpoint.embeds
     after = nn.ModuleList(sentence_modules(folder, checkpoint) if pools else [])
     wrapper = Wrapper(checkpoint.model, checkpoint.inputs, after, checkpoint.max_sequence_length)

@@ -1,10 +1,10 @@
 """The torch original of a checkpoint, and its tokenizer.
 
 transformers builds the module, but reads no weights and chooses no class: the class follows from model_type and the
-task in the tables of encoders.py and decoders.py, its configuration is made of declared fields only, and the tensors
-come through safetensors after weights.py has checked them. An architecture in none of our tables is taken from
-transformers' own, which name what it has built in; so a checkpoint selects among those and brings no code. Refuses
-tensors that are missing, left over or of another shape.
+task in the tables of encoders.py, decoders.py and encoder_decoders.py, its configuration is made of declared fields
+only, and the tensors come through safetensors after weights.py has checked them. An architecture in none of our tables
+is taken from transformers' own, which name what it has built in; so a checkpoint selects among those and brings no
+code. Refuses tensors that are missing, left over or of another shape.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from onnx_converter import decoders, encoders, policy
+from onnx_converter import decoders, encoder_decoders, encoders, policy
 from onnx_converter.reasons import (
     ARCHITECTURE_UNSUPPORTED,
     CHECKPOINT_INCOMPLETE,
@@ -60,6 +60,8 @@ _HEADS: Final = {
     "ForTokenClassification": Task.TOKEN_CLASSIFICATION,
 }
 _GENERATORS: Final = ("ForCausalLM", "LMHeadModel")
+#: What the number of layers is called of a decoder that has an encoder beside it.
+_DECODER_LAYERS: Final = ("decoder_layers", "num_decoder_layers")
 #: How many numbers a model may have for each of its weights, and besides: matrices used twice, masks, positions.
 _MOST_TIMES: Final = 4
 _BESIDES: Final = 1 << 24
@@ -79,6 +81,10 @@ class Checkpoint:
     max_sequence_length: int
     #: Of a decoder; an encoder keeps nothing.
     cache: decoders.Cache = ()
+    #: Of a model that reads one text and writes another: what its decoder is told of the text that is read.
+    cross: decoders.Cache = ()
+    #: The token that such an answer begins with.
+    start: int = 0
     #: Whether the model itself answers with one vector for a text.
     embeds: bool = False
     #: Whether its architecture is one of our tables, or was only tried.
@@ -98,6 +104,8 @@ def load(folder: Path, task: Task, max_sequence_length: int | None) -> Checkpoin
     kind = value.get("model_type")
     if isinstance(kind, str) and (family := decoders.FAMILIES.get(kind)) is not None:
         return _load_decoder(folder, value, family, task, max_sequence_length)
+    if isinstance(kind, str) and (family := encoder_decoders.FAMILIES.get(kind)) is not None:
+        return _load_encoder_decoder(folder, value, family, task, max_sequence_length)
     name = _class_of(value)
     is_known = isinstance(kind, str) and kind in encoders.ARCHITECTURES
     if not is_known and (task is Task.TEXT_GENERATION or name.endswith(_GENERATORS)):
@@ -163,6 +171,40 @@ def _load_decoder(
     )
 
 
+def _load_encoder_decoder(
+    folder: Path, value: dict[str, Any], family: decoders.Family, task: Task, max_sequence_length: int | None
+) -> Checkpoint:
+    name = _class_of(value) or family.model.__name__
+    if name != family.model.__name__:
+        raise StepFailedError(
+            ARCHITECTURE_UNSUPPORTED,
+            f"{policy.CONFIG}: architectures {name!r} writes no text: {family.model.__name__} is supported",
+        )
+    if task not in (Task.AUTO, Task.TEXT2TEXT_GENERATION):
+        raise StepFailedError(
+            SPEC_IMPOSSIBLE,
+            f"task {task} does not fit {name}, which reads one text and writes another: use auto or "
+            f"{Task.TEXT2TEXT_GENERATION}",
+        )
+    encoder_decoders.refuse_variants(value)
+    config = _config_of(family.config, value, encoder_decoders.UNDECLARED)
+    capacity = encoder_decoders.capacity_of(config, max_sequence_length, SHORTEST)
+    model = _model_of(folder, family.model, {}, config)
+    tokenizer = _tokenizer_of(folder, config, pads=True)
+    cache, cross = encoder_decoders.caches_of(model)
+    return Checkpoint(
+        model,
+        tokenizer,
+        str(value["model_type"]),
+        Task.TEXT2TEXT_GENERATION,
+        (*encoder_decoders.INPUTS, *decoders.names_of(decoders.PAST, cache)),
+        capacity,
+        cache,
+        cross,
+        encoder_decoders.start_of(config, tokenizer.pad_token_id),
+    )
+
+
 def _architecture_of(value: dict[str, Any]) -> encoders.Architecture:
     architecture = encoders.architecture_of(value.get("model_type"))
     positions = value.get("position_embedding_type", "absolute")
@@ -183,7 +225,8 @@ def _refuse_unusual(config: PreTrainedConfig, kind: object, *names: str) -> None
     if config.is_encoder_decoder:
         raise StepFailedError(
             ARCHITECTURE_UNSUPPORTED,
-            f"{policy.CONFIG}: model_type {kind!r} has an encoder and a decoder: one is supported",
+            f"{policy.CONFIG}: model_type {kind!r} has an encoder and a decoder: of such models "
+            f"{', '.join(encoder_decoders.FAMILIES)} are supported",
         )
     for name in ("vocab_size", "hidden_size", "num_hidden_layers", *names):
         if not isinstance(getattr(config, name, None), int):
@@ -270,7 +313,8 @@ def _model_of(
     for shard in policy.shards_of(folder, frozenset(policy.list_folder(folder))):
         tensors |= load_file(folder / shard)
     # Before they are built: a million layers take an hour and all memory, and none has a weight.
-    if (layers := config.num_hidden_layers) > len(tensors):
+    layers = max(config.num_hidden_layers, *(getattr(config, name, None) or 0 for name in _DECODER_LAYERS))
+    if layers > len(tensors):
         raise StepFailedError(
             WEIGHTS_MISMATCH,
             f"{policy.CONFIG} has {layers} layers, the weights {len(tensors)} tensors: they are of two models",

@@ -1,7 +1,8 @@
-"""The Triton model repository of one execution provider: config.pbtxt in words.
+"""The Triton model repository of one execution provider: config.pbtxt in words, one for each model of Triton's.
 
-Written out, never completed by Triton, so that NVIDIA's native onnxruntime backend and the Python one of this project
-read the same. Pure text: refuses nothing, knows no files.
+A model of two graphs is three of them: each graph, and both in turn under the model's own name. Written out, never
+completed by Triton, so that NVIDIA's native onnxruntime backend and the Python one of this project read the same. Pure
+text: refuses nothing, knows no files.
 """
 
 from __future__ import annotations
@@ -12,18 +13,89 @@ from typing import TYPE_CHECKING, Final
 from onnx_converter.spec import Provider, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from onnx_converter.conversion import Conversion, Signature
     from onnx_converter.spec import Serving
 
+#: The folder that is renamed to the model; those of its steps have more to their name.
+MODEL: Final = "model"
+ENCODER: Final = "encoder"
+DECODER: Final = "decoder"
+PAST: Final = "past_key_values"
+CROSS: Final = "cross_key_values"
 #: Warm-up requests: a single short one, and a batch of the size that clients send together.
 _WARMUP_BATCH: Final = 8
 _WARMUP_LENGTHS: Final = (16, 128)
 
 
-def config_of(conversion: Conversion, serving: Serving, provider: Provider) -> str:
-    """config.pbtxt of the graph for one provider; the model's name is that of its folder."""
+def configs_of(conversion: Conversion, serving: Serving, provider: Provider) -> dict[str, str]:
+    """config.pbtxt of each model by its folder; the one named MODEL is what golden requests and endpoints name."""
+    if conversion.task is not Task.TEXT2TEXT_GENERATION:
+        return {MODEL: _config_of(conversion, serving, provider)}
+    ids, mask, new, *past = conversion.inputs
+    cross = [item.model_copy(update={"name": item.name.replace(PAST, CROSS, 1)}) for item in past]
+    length = min(_WARMUP_LENGTHS[0], conversion.max_sequence_length - 1)
+    steps = {
+        ENCODER: ((ids, mask), cross, ({ids.name: length, mask.name: length},)),
+        DECODER: (
+            (new, mask, *past, *cross),
+            conversion.outputs,
+            tuple({new.name: 1, mask.name: length, PAST: written, CROSS: length} for written in (0, length)),
+        ),
+    }
+    configs = {
+        f"{MODEL}-{step}": "\n".join(
+            [
+                'backend: "onnxruntime"',
+                f'default_model_filename: "{step}.onnx"',
+                "max_batch_size: 0",
+                *_tensors("input", inputs, skip=0),
+                *_tensors("output", outputs, skip=0),
+                *_instances(serving, provider),
+                *_parameters(serving, provider),
+                *_warmups([_request(inputs, lengths) for lengths in warmups]),
+            ]
+        )
+        + "\n"
+        for step, (inputs, outputs, warmups) in steps.items()
+    }
+    return {MODEL: _ensemble_of(conversion, {step: given[:2] for step, given in steps.items()}), **configs}
+
+
+def _ensemble_of(conversion: Conversion, steps: Mapping[str, tuple[Iterable[Signature], Iterable[Signature]]]) -> str:
+    """The steps in turn, each fed by name with what was asked and what those before it have answered."""
+    # What goes from step to step is no output: asked for some of those only, Triton gives up.
+    lines = [
+        'platform: "ensemble"',
+        "max_batch_size: 0",
+        *_tensors("input", conversion.inputs, skip=0),
+        *_tensors("output", conversion.outputs, skip=0),
+        "ensemble_scheduling {",
+        "  step [",
+        ",\n".join(
+            "\n".join(
+                [
+                    "    {",
+                    f'      model_name: "{MODEL}-{step}"',
+                    "      model_version: -1",
+                    *(
+                        f"      {role}_map {{ key: {json.dumps(item.name)} value: {json.dumps(item.name)} }}"
+                        for role, items in zip(("input", "output"), given, strict=True)
+                        for item in items
+                    ),
+                    "    }",
+                ]
+            )
+            for step, given in steps.items()
+        ),
+        "  ]",
+        "}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _config_of(conversion: Conversion, serving: Serving, provider: Provider) -> str:
     # Requests after pasts of different length cannot be laid into one batch, so a decoder's batch is an axis like any.
     is_decoder = conversion.task is Task.TEXT_GENERATION
     lines = [
@@ -32,14 +104,17 @@ def config_of(conversion: Conversion, serving: Serving, provider: Provider) -> s
         f"max_batch_size: {0 if is_decoder else serving.max_batch_size}",
         *_tensors("input", conversion.inputs, skip=0 if is_decoder else 1),
         *_tensors("output", conversion.outputs, skip=0 if is_decoder else 1),
-        "instance_group [",
-        f"  {{ count: {serving.instances} kind: {'KIND_CPU' if provider is Provider.CPU else 'KIND_GPU'} }}",
-        "]",
+        *_instances(serving, provider),
         *([] if is_decoder else _batching(serving)),
         *_parameters(serving, provider),
         *(_decoder_warmup(conversion) if is_decoder else _warmup(conversion, serving)),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _instances(serving: Serving, provider: Provider) -> list[str]:
+    kind = "KIND_CPU" if provider is Provider.CPU else "KIND_GPU"
+    return ["instance_group [", f"  {{ count: {serving.instances} kind: {kind} }}", "]"]
 
 
 def _tensors(role: str, signatures: Iterable[Signature], *, skip: int) -> list[str]:
@@ -77,25 +152,32 @@ def _warmup(conversion: Conversion, serving: Serving) -> list[str]:
         value = f"value: {{ data_type: TYPE_INT64 dims: [{length}] zero_data: true }}"
         inputs = "\n".join(f"    inputs {{ key: {json.dumps(item.name)} {value} }}" for item in conversion.inputs)
         blocks.append(f'  {{\n    name: "batch {batch}, length {length}"\n    batch_size: {batch}\n{inputs}\n  }}')
-    return ["model_warmup [", ",\n".join(blocks), "]"]
+    return _warmups(blocks)
 
 
 def _decoder_warmup(conversion: Conversion) -> list[str]:
     """One prefill and one token after it."""
     length = min(_WARMUP_LENGTHS[0], conversion.max_sequence_length - 1)
-    return [
-        "model_warmup [",
-        ",\n".join(_decoder_request(conversion, past, new) for past, new in ((0, length), (length, 1))),
-        "]",
-    ]
+    return _warmups(
+        [
+            _request(conversion.inputs, {"input_ids": new, "attention_mask": past + new, PAST: past})
+            for past, new in ((0, length), (length, 1))
+        ]
+    )
 
 
-def _decoder_request(conversion: Conversion, past: int, new: int) -> str:
+def _warmups(requests: Iterable[str]) -> list[str]:
+    return ["model_warmup [", ",\n".join(requests), "]"]
+
+
+def _request(inputs: Iterable[Signature], lengths: Mapping[str, int]) -> str:
+    """One request of one text; lengths are by the name of an input, or of all inputs of a cache."""
     lines = []
-    for item in conversion.inputs:
-        lengths = (new,) if item.name == "input_ids" else (past + new,) if item.name == "attention_mask" else None
-        dims = [1, *lengths] if lengths else [1, item.shape[1], past, item.shape[3]]
+    for item in inputs:
+        length = lengths[item.name.partition(".")[0]]
+        dims = [1, item.shape[1], length, item.shape[3]] if "." in item.name else [1, length]
         value = f"value: {{ data_type: TYPE_{item.datatype} dims: {dims} zero_data: true }}"
         lines.append(f"    inputs {{ key: {json.dumps(item.name)} {value} }}")
-    inputs = "\n".join(lines)
-    return f'  {{\n    name: "past {past}, length {new}"\n    batch_size: 1\n{inputs}\n  }}'
+    past, new = lengths.get(PAST, 0), next(iter(lengths.values()))
+    joined = "\n".join(lines)
+    return f'  {{\n    name: "past {past}, length {new}"\n    batch_size: 1\n{joined}\n  }}'

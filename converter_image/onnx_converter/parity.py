@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from onnx_converter import decoders
-from onnx_converter.heads import CLASSIFIERS, PER_TOKEN
+from onnx_converter import decoders, encoder_decoders
+from onnx_converter.heads import CLASSIFIERS, GENERATORS, PER_TOKEN
 from onnx_converter.reasons import NOT_FINITE, PARITY_FAILED, StepFailedError
 from onnx_converter.spec import Scheme, Task
 
@@ -101,7 +101,7 @@ _DEFAULTS: Final[dict[Scheme, tuple[Tolerance, Tolerance, Tolerance]]] = {
 
 def tolerance_of(parity: Parity, scheme: Scheme, task: Task) -> Tolerance:
     """The user's bounds, and those of the scheme where the user gave none."""
-    default = _DEFAULTS[scheme][2 if task is Task.TEXT_GENERATION else task in CLASSIFIERS]
+    default = _DEFAULTS[scheme][2 if task in GENERATORS else task in CLASSIFIERS]
     return Tolerance(
         default.min_cosine if parity.min_cosine is None else parity.min_cosine,
         default.max_absolute if parity.max_absolute is None else parity.max_absolute,
@@ -114,7 +114,7 @@ def compare(
     task: Task, sample: Sample, truth: Mapping[str, NDArray[np.float32]], answer: Mapping[str, NDArray[np.float32]]
 ) -> Measurement:
     """Everything that was answered to one sample."""
-    if task is Task.TEXT_GENERATION:
+    if task in GENERATORS:
         return measure_generation(sample, truth, answer)
     (output,) = truth
     return measure(task, sample, truth[output], answer[output])
@@ -128,11 +128,11 @@ def measure(task: Task, sample: Sample, truth: NDArray[np.float32], answer: NDAr
 def measure_generation(
     sample: Sample, truth: Mapping[str, NDArray[np.float32]], answer: Mapping[str, NDArray[np.float32]]
 ) -> Measurement:
-    """Logits of the new tokens, of which the largest is a label, and the keys and values of all tokens so far."""
+    """Logits of the new tokens, of which the largest is a label, and the keys and values of all tokens there are."""
     parts = []
     for name, wanted in truth.items():
         found, is_logits = answer[name], name == decoders.LOGITS
-        judged = sample.mask[:, -wanted.shape[1] :] if is_logits else sample.mask
+        judged = _judged(sample, name, wanted)
         if not is_logits and found.shape == wanted.shape:
             wanted, found = decoders.by_token(wanted), decoders.by_token(found)  # noqa: PLW2901
         parts.append(_measure(sample, judged, wanted, found, is_labels=is_logits))
@@ -145,6 +145,16 @@ def measure_generation(
         max_absolute=max(part.max_absolute for part in parts),
         max_relative=max(part.max_relative for part in parts),
     )
+
+
+def _judged(sample: Sample, name: str, wanted: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which tokens are none of padding; whoever writes beside a text to read writes none, but may have none to read."""
+    if "decoder_input_ids" not in sample.tensors:
+        return sample.mask[:, -wanted.shape[1] :] if name == decoders.LOGITS else sample.mask
+    if name.startswith(encoder_decoders.CROSS):
+        return sample.mask
+    tokens = wanted.shape[1 if name == decoders.LOGITS else 2]
+    return np.repeat(sample.mask.any(axis=1, keepdims=True), tokens, axis=1)
 
 
 def _measure(

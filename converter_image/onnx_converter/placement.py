@@ -21,7 +21,7 @@ from onnx_converter.spec import Provider
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from onnx_converter.samples import Sample
+    from numpy.typing import NDArray
 
 #: Where an encoder spends its time; the rest, shapes above all, may run on the CPU beside an accelerator.
 _HEAVY: Final = frozenset(
@@ -71,11 +71,11 @@ def session(
     return made
 
 
-def prove(path: Path, provider: Provider, sample: Sample) -> dict[str, dict[str, int]]:
+def prove(path: Path, provider: Provider, tensors: Mapping[str, NDArray[Any]]) -> dict[str, dict[str, int]]:
     """Nodes by operator and the provider they ran on, from onnxruntime's own profile of one request."""
     with tempfile.TemporaryDirectory() as folder:
         profiled = session(path, provider, profile=Path(folder, "profile"))
-        profiled.run(None, sample.tensors)
+        profiled.run(None, dict(tensors))
         events: list[dict[str, Any]] = json.loads(Path(profiled.end_profiling()).read_text())
     nodes = {
         event["args"]["node_index"]: (event["args"]["op_name"], event["args"]["provider"], event["name"])

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from onnx_converter import artifact, graph, package
 from onnx_converter.conversion import Conversion
-from onnx_converter.digest import canonical_json, digest_of_bytes, hex_of, sha256_of
+from onnx_converter.digest import canonical_json, digest_of_bytes, hex_of
 from onnx_converter.fetch import sync, sync_tree
 from onnx_converter.reasons import ARTIFACT_CORRUPT, PARITY_FAILED, StepFailedError
 from onnx_converter.report import BENCHMARK, GOLDEN, PAGE, REPORT, VALIDATION_PREFIX
@@ -119,13 +119,13 @@ def _fill(
 ) -> None:
     work = publish.work
     for provider in conversion.graphs:
-        model = folder / "triton" / provider / "model"
-        shutil.copytree(work / "graph" / provider, model / "1")
-        (model / "config.pbtxt").write_text(package.config_of(conversion, publish.serving, provider))
-        if sha256_of(model / "1" / graph.MODEL) != conversion.graphs[provider].digest.removeprefix("sha256:"):
-            raise StepFailedError(
-                ARTIFACT_CORRUPT, f"graph/{provider}/{graph.MODEL} changed while it was copied: convert again"
-            )
+        models = folder / "triton" / provider
+        graphs = shutil.copytree(work / "graph" / provider, models / package.MODEL / "1")
+        for name, config in package.configs_of(conversion, publish.serving, provider).items():
+            (models / name).mkdir(exist_ok=True)
+            (models / name / "config.pbtxt").write_text(config)
+        if graph.digest_of(graphs) != conversion.graphs[provider].digest:
+            raise StepFailedError(ARTIFACT_CORRUPT, f"graph/{provider} changed while it was copied: convert again")
     shutil.copytree(work / "graph" / "tokenizer", folder / "tokenizer")
     first = publish.spec.providers[0]
     shutil.copyfile(work / f"{VALIDATION_PREFIX}{first}" / GOLDEN, folder / GOLDEN)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_converter import decoders, texts
+from onnx_converter import decoders, encoder_decoders, texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -56,6 +56,8 @@ class Sample:
 
 
 def all_samples(checkpoint: Checkpoint) -> list[Sample]:
+    if checkpoint.cross:
+        return [*answers(checkpoint), *answers_to_text(checkpoint)]
     if checkpoint.cache:
         return [*continuations(checkpoint), *prefills_of_text(checkpoint)]
     return [*shapes(checkpoint), *batches_of_text(checkpoint)]
@@ -98,7 +100,7 @@ def _random(checkpoint: Checkpoint, generator: np.random.Generator, batch: int, 
         "token_type_ids": types * mask,
     }
     name = f"random ids, batch {batch}, length {length}, {padding} padding"
-    return Sample(name, is_text=False, tensors={key: named[key] for key in checkpoint.inputs})
+    return Sample(name, is_text=False, tensors={key: named[key] for key in checkpoint.inputs if key in named})
 
 
 def batches_of_text(checkpoint: Checkpoint) -> Iterator[Sample]:
@@ -157,8 +159,66 @@ def after_past(
     return Sample(name, is_text=False, tensors=tensors)
 
 
+def answers(checkpoint: Checkpoint) -> Iterator[Sample]:
+    """Random ids to read and to write, after a random past, up to the longest, under every kind of padding."""
+    longest = checkpoint.max_sequence_length
+    cases = [
+        (batch, _LENGTHS[(number + 2 * batch) % len(_LENGTHS)], past, _STEPS[(number + batch) % len(_STEPS)])
+        for batch in _BATCHES
+        for number, past in enumerate(_PASTS)
+    ]
+    cases += [(1, longest, longest - 1, 1), (2, longest - 1, longest - 3, 3), (1, 2, 0, min(longest, _LONGEST_PREFILL))]
+    for number, (batch, read, past, length) in enumerate(cases):
+        if read <= longest and past + length <= longest:
+            padding = _PADDINGS[(number + batch) % len(_PADDINGS)]
+            yield answer_of(
+                checkpoint, batch=batch, read=read, past=past, length=length, padding=padding, seed=_SEED + number
+            )
+
+
+def answer_of(
+    checkpoint: Checkpoint,
+    *,
+    batch: int,
+    read: int,
+    past: int,
+    length: int,
+    padding: str = "no",
+    seed: int = _SEED,
+    is_read: bool = False,
+) -> Sample:
+    """So many random tokens to write, after so many that are written, of a text that is yet to be read or `is_read`."""
+    generator = np.random.default_rng(seed)
+    given = _random(checkpoint, generator, batch, read, padding).tensors
+    tensors: dict[str, NDArray[Any]] = {
+        "decoder_input_ids": generator.integers(0, checkpoint.model.config.vocab_size, (batch, length))
+    }
+    cached = [(decoders.PAST, checkpoint.cache, past)]
+    cached += [(encoder_decoders.CROSS, checkpoint.cross, read)] if is_read else []
+    for prefix, cache, tokens in cached:
+        for name, (heads, width) in zip(decoders.names_of(prefix, cache), cache, strict=True):
+            tensors[name] = generator.standard_normal((batch, heads, tokens, width), dtype=np.float32)
+    name = f"random ids, batch {batch}, read {read}, past {past}, length {length}, {padding} padding"
+    return Sample(name, is_text=False, tensors=given | tensors)
+
+
+def answers_to_text(checkpoint: Checkpoint) -> Iterator[Sample]:
+    """Texts in batches, padded on either side, and their own beginnings as answers."""
+    for sample in prefills_of_text(checkpoint):
+        ids = sample.tensors["input_ids"][:, : _LONGEST_PROMPT - 1]
+        begun = np.concatenate([sample.tensors["decoder_input_ids"], ids], axis=1)
+        yield Sample(sample.name, is_text=True, tensors=sample.tensors | {"decoder_input_ids": begun})
+
+
 def plain(checkpoint: Checkpoint, batch: int, past: int, length: int) -> Sample:
-    """A request of this shape without padding, and without a past where there is none to give."""
+    """A request of this shape without padding, and without a past where there is none to give.
+
+    Of a model that reads one text and writes another: to read so many tokens and begin to write, or to write so many
+    more where as many as are past were read and written.
+    """
+    if checkpoint.cross:
+        read, new = (past, length) if past else (length, 1)
+        return answer_of(checkpoint, batch=batch, read=read, past=past, length=new, is_read=past > 0)
     if checkpoint.cache:
         return after_past(checkpoint, batch=batch, past=past, length=length)
     return _random(checkpoint, np.random.default_rng(_SEED), batch, length, "no")
@@ -176,23 +236,21 @@ def prefills_of_text(checkpoint: Checkpoint) -> Iterator[Sample]:
 
 
 def prompts(checkpoint: Checkpoint) -> Sample:
-    """Texts of different length that the model is to continue, as a client sends them: padded on the left."""
+    """Texts of different length that the model is to continue or to answer, padded as a client pads them."""
     longest = min(_LONGEST_PROMPT, checkpoint.max_sequence_length // 4)
     group = (texts.SHORT[0], texts.MEDIUM[0], texts.SHORT[9], texts.SHORT[15])
-    return Sample("prompts", is_text=True, tensors=encode(checkpoint, group, longest, "left"))
+    side = "right" if checkpoint.cross else "left"
+    return Sample("prompts", is_text=True, tensors=encode(checkpoint, group, longest, side))
 
 
 def golden_requests(checkpoint: Checkpoint) -> list[Sample]:
     """One text each, of mixed length."""
-    if checkpoint.cache:
-        return [
-            Sample(f"text-{number:02}", is_text=True, tensors=encode(checkpoint, (text,), GOLDEN_TOKENS, "right"))
-            for number, text in enumerate(texts.MEDIUM[:GOLDEN_PROMPTS])
-        ]
     longest = min(checkpoint.max_sequence_length, GOLDEN_LENGTH)
+    if checkpoint.cache and not checkpoint.cross:
+        longest = GOLDEN_TOKENS
     return [
         Sample(f"text-{number:02}", is_text=True, tensors=encode(checkpoint, (text,), longest, "right"))
-        for number, text in enumerate(texts.ALL)
+        for number, text in enumerate(texts.MEDIUM[:GOLDEN_PROMPTS] if checkpoint.cache else texts.ALL)
     ]
 
 
@@ -208,4 +266,6 @@ def encode(checkpoint: Checkpoint, group: Sequence[str], longest: int, side: str
         return_tensors="np",
     )
     ids = {name: np.asarray(encoded[name], dtype=np.int64) for name in checkpoint.inputs if name in encoded}
+    if checkpoint.cross:
+        ids["decoder_input_ids"] = np.full((len(group), 1), checkpoint.start, np.int64)
     return ids | decoders.empty(checkpoint.cache, len(group))

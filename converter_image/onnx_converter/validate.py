@@ -31,7 +31,7 @@ from onnx_converter.conversion import Conversion
 from onnx_converter.convert import verify_checkpoint
 from onnx_converter.digest import canonical_json, sha256_of
 from onnx_converter.evaluate import Evaluated, Examples
-from onnx_converter.heads import signature_of
+from onnx_converter.heads import parts_of
 from onnx_converter.reasons import ARTIFACT_CORRUPT, SPEC_IMPOSSIBLE, VALIDATED, Reason, StepFailedError
 from onnx_converter.report import BENCHMARK, GOLDEN, PAGE, REPORT
 from onnx_converter.report_html import page
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from onnx_converter.load import Checkpoint
     from onnx_converter.progress import Progress
     from onnx_converter.quality import Estimate
     from onnx_converter.spec import ConversionSpec, Evaluation, Parity, Provider, Serving
@@ -87,9 +88,10 @@ def run(validate: Validate, progress: Progress) -> dict[str, Any]:
     original = Original.load(validate.checkpoint, conversion.task, validate.spec.max_sequence_length)
     load_seconds = time.perf_counter() - began
     asked = [Examples.read(one, validate.datasets / one.name, original.checkpoint) for one in validate.evaluations]
-    path = validate.graph / validate.provider / graph.MODEL
-    graph.inspect(path, *signature_of(original.checkpoint))
-    candidate = Candidate.load(path, validate.provider)
+    folder, parts = validate.graph / validate.provider, parts_of(original.checkpoint)
+    graph.inspect_parts(folder, parts)
+    paths = tuple(folder / part.file for part in parts)
+    candidate = Candidate.load(paths, validate.provider)
     progress.tell("CheckpointLoaded", percent=10, architecture=conversion.architecture, task=str(conversion.task))
     tolerance = parity.tolerance_of(validate.parity, validate.spec.scheme, conversion.task)
     judgement = judge(original, candidate, tolerance, progress)
@@ -109,7 +111,7 @@ def run(validate: Validate, progress: Progress) -> dict[str, Any]:
         # Its own session begins where no other holds memory.
         del candidate
         wanted = Benchmark(
-            validate.checkpoint, path, validate.provider, validate.serving, load_seconds, validate.benchmark
+            validate.checkpoint, paths, validate.provider, validate.serving, load_seconds, validate.benchmark
         )
         benchmarked = benchmark.measure(original, wanted)
         progress.tell("Benchmarked", percent=99, cells=len(benchmarked.get("cells", ())))
@@ -156,7 +158,7 @@ def judge(original: Original, candidate: Candidate, tolerance: parity.Tolerance,
         if original.checkpoint.cache:
             measurements.append(generation.measure_greedy(original, candidate))
         measured = parity.total(measurements)
-        placed = candidate.coverage(asked[-1])
+        placed = candidate.coverage(original.outputs, asked[-1])
     except StepFailedError as error:
         return Judgement(tuple(measurements), None, placed, error.reason, error.message)
     if violated := parity.violations(measured, tolerance):
@@ -255,7 +257,11 @@ def _golden(original: Original, candidate: Candidate) -> list[dict[str, Any]]:
     """Requests with the answers of this very graph: what a server of the artifact must answer too."""
     output = original.outputs[0]
     entries = []
-    for sample in samples.golden_requests(original.checkpoint):
+    asked = samples.golden_requests(original.checkpoint)
+    if original.checkpoint.cross:
+        # The answer's beginning goes with the text, so that every token of it is compared.
+        asked = [generation.begun(original, candidate, sample, samples.GOLDEN_TOKENS) for sample in asked]
+    for sample in asked:
         answer = candidate.answer([output], sample)[output]
         entry = {
             "name": sample.name,
@@ -264,13 +270,22 @@ def _golden(original: Original, candidate: Candidate) -> list[dict[str, Any]]:
         }
         if original.checkpoint.cache:
             # A number for each word of the vocabulary at each position: too many for a file, so it names the largest.
-            # The next token is what counts; those after the first words are all but guesses.
-            last = np.zeros(answer.shape[:2], np.int64)
-            last[:, -1] = 1
-            entry["outputs"] = {output: _described(answer) | {"largest": answer.argmax(axis=-1).ravel().tolist()}}
-            entry["compared"] = _tensor(last)
+            largest = answer.argmax(axis=-1)
+            entry["outputs"] = {output: _described(answer) | {"largest": largest.ravel().tolist()}}
+            entry["compared"] = _tensor(_compared(original.checkpoint, largest))
         entries.append(entry)
     return entries
+
+
+def _compared(checkpoint: Checkpoint, largest: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Which tokens count: the next one, as those after the first words are all but guesses; of an answer all of it."""
+    counts = np.zeros_like(largest)
+    if checkpoint.cross:
+        ends = largest == checkpoint.tokenizer.eos_token_id
+        counts[ends.cumsum(axis=1) - ends == 0] = 1
+    else:
+        counts[:, -1] = 1
+    return counts
 
 
 def _tensor(values: NDArray[Any]) -> dict[str, Any]:

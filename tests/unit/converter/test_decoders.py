@@ -67,7 +67,7 @@ def test_the_graph_of_every_decoder_agrees_with_torch_and_writes_what_transforme
         quantize.quantise(ConversionSpec(scheme=scheme), graph_of(line), tmp_path / "model.onnx")
         original = Original.load(folder, Task.AUTO, None)
         tolerance = parity.tolerance_of(Parity(), scheme, Task.TEXT_GENERATION)
-        candidate = Candidate.load(tmp_path / "model.onnx", Provider.CPU)
+        candidate = Candidate.load([tmp_path / "model.onnx"], Provider.CPU)
         judged = validate.judge(original, candidate, tolerance, Progress("validate", io.StringIO()))
         assert judged.reason.name == "Validated", judged.message
         assert judged.total is not None
@@ -138,7 +138,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench.of(Line(folder / "line"), tiny_decoder(folder / "model"))
 
 
-def _instead(model: onnx.ModelProto, old: str, nodes: list[onnx.NodeProto]) -> None:
+def instead(model: onnx.ModelProto, old: str, nodes: list[onnx.NodeProto]) -> None:
     """Every reader of an input reads what the last of the given nodes makes."""
     for node in model.graph.node:
         node.input[:] = [nodes[-1].output[0] if name == old else name for name in node.input]
@@ -150,18 +150,18 @@ def _instead(model: onnx.ModelProto, old: str, nodes: list[onnx.NodeProto]) -> N
 def ignore_the_mask(model: onnx.ModelProto) -> None:
     one = helper.make_tensor("one", TensorProto.INT64, [1], [1])
     shape = helper.make_node("Shape", ["attention_mask"], ["shape_of_mask"])
-    _instead(
+    instead(
         model, "attention_mask", [shape, helper.make_node("ConstantOfShape", ["shape_of_mask"], ["ones"], value=one)]
     )
 
 
-def forget(*names: str) -> Callable[[onnx.ModelProto], None]:
+def forget(*names: str, prefix: str = "past_key_values") -> Callable[[onnx.ModelProto], None]:
     """The past is there and is nothing."""
 
     def change(model: onnx.ModelProto) -> None:
         for name in names:
-            past = f"past_key_values.{name}"
-            _instead(model, past, [helper.make_node("Sub", [past, past], [f"nothing.{name}"])])
+            past = f"{prefix}.{name}"
+            instead(model, past, [helper.make_node("Sub", [past, past], [f"nothing.{name}"])])
 
     return change
 
@@ -177,7 +177,7 @@ def answer_another_past(model: onnx.ModelProto) -> None:
 def freeze_the_past_inside(model: onnx.ModelProto) -> None:
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0, 0, 3, 8], np.int64), "frozen"))
     past = "past_key_values.0.key"
-    _instead(model, past, [helper.make_node("Reshape", [past, "frozen"], ["of_three"])])
+    instead(model, past, [helper.make_node("Reshape", [past, "frozen"], ["of_three"])])
 
 
 BROKEN: dict[str, tuple[Callable[[onnx.ModelProto], None], str, str]] = {

@@ -139,7 +139,7 @@ def test_warming_up_stays_within_the_graphs_bounds_and_the_graph_answers_it(fold
 
 def configured(folder: Path, serving: dict[str, int], provider: Provider = Provider.CPU) -> Any:
     conversion = Conversion.read(folder)
-    text = package.config_of(conversion, Serving.model_validate(serving), provider)
+    (text,) = package.configs_of(conversion, Serving.model_validate(serving), provider).values()
     return text_format.Parse(text, model_config_pb2.ModelConfig())
 
 

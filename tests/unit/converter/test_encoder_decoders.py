@@ -1,0 +1,436 @@
+"""Models that read one text and write another, from checkpoint to two graphs that write what torch writes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import transformers
+from onnx import TensorProto, helper
+
+from checkpoints import ANSWER_LENGTH, ENCODER_DECODERS, change_json, tiny_encoder_decoder
+from onnx_converter import convert, parity, validate
+from onnx_converter.contest import Candidate, Original
+from onnx_converter.digest import sha256_of
+from onnx_converter.graph import digest_of
+from onnx_converter.progress import Progress
+from onnx_converter.spec import ConversionSpec, Parity, Provider, Scheme, Task
+from unit.converter.steps import Ended, Line
+from unit.converter.test_decoders import forget, ignore_the_mask, instead
+from unit.converter.test_gate import CPU
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+GRAPHS = ("encoder.onnx", "decoder.onnx")
+#: Of these the weights are quantised, too.
+QUANTISED = {
+    "bart": (Scheme.INT8_DYNAMIC, Scheme.INT8_WEIGHT_ONLY),
+}
+#: The gate below is asked about it: positions are relative, and words in and out have a weight each.
+BELOW = "t5 of version 1.1"
+#: What they add is in others; `make architectures` asks them all.
+ELSEWHERE = ("mbart", "pegasus", "t5")
+
+
+def folder_of(line: Line) -> Path:
+    return line.work / "graph" / CPU
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in ENCODER_DECODERS if name not in ELSEWHERE], ids=lambda name: name.replace(" ", "-")
+)
+def test_the_graphs_of_every_encoder_decoder_agree_with_torch_and_write_what_transformers_generates(
+    name: str, tmp_path: Path, line: Line, bench: Bench
+) -> None:
+    folder = tiny_encoder_decoder(tmp_path / "model", name)
+    digest = line.fetch(folder).details["digest"]
+    converted = line.convert(digest, maxSequenceLength=ANSWER_LENGTH).details
+    if digest == bench.digest:
+        assert digest_of(folder_of(line)) == digest_of(bench.good), "the same bytes wherever it lies"
+    assert converted["task"] == "text2text-generation"
+    assert converted["knownArchitecture"] is True
+    validated = line.validate(digest, maxSequenceLength=ANSWER_LENGTH).details
+    assert float(validated["parity"]["maxRelative"]) < 1e-4
+    assert float(validated["parity"]["minCosine"]) > 0.99999
+    assert validated["parity"]["minLabelAgreement"] == "1"
+    assert written(folder_of(line), folder) == generated(folder)
+    assert_no_weight_lies_twice(folder_of(line))
+    for scheme in QUANTISED.get(name, ()):
+        target, original = tmp_path / scheme, Original.load(folder, Task.AUTO, ANSWER_LENGTH)
+        convert.write_graphs(original.checkpoint, ConversionSpec(scheme=scheme), [], folder_of(line), target)
+        assert_no_weight_lies_twice(target)
+        tolerance = parity.tolerance_of(Parity(), scheme, Task.TEXT2TEXT_GENERATION)
+        candidate = Candidate.load([target / graph for graph in GRAPHS], Provider.CPU)
+        judged = validate.judge(original, candidate, tolerance, Progress("validate", io.StringIO()))
+        assert judged.reason.name == "Validated", judged.message
+        assert judged.total is not None
+        assert judged.total.min_cosine < 0.99999, "it was quantised"
+
+
+TEXTS = ["the cat", "water and the train: 12"]
+#: How many tokens both write.
+STEPS = 16
+
+
+def given(folder: Path) -> Any:
+    return transformers.AutoTokenizer.from_pretrained(folder)(TEXTS, padding=True, return_tensors="np")
+
+
+def generated(folder: Path) -> list[list[int]]:
+    """By transformers itself, which loads the folder in its own way."""
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    encoded = given(folder)
+    options: dict[str, Any] = {"max_new_tokens": STEPS, "do_sample": False, "num_beams": 1, "eos_token_id": None}
+    ids, mask = (torch.from_numpy(encoded[name]) for name in ("input_ids", "attention_mask"))
+    tokens = model.generate(ids, attention_mask=mask, **options)
+    found: list[list[int]] = tokens[:, 1:].tolist()
+    return found
+
+
+def written(graphs: Path, folder: Path) -> list[list[int]]:
+    """By the graphs: the text is read once, then one token is written after the other."""
+    encoder, decoder = (onnxruntime.InferenceSession(graphs / name, providers=[CPU]) for name in GRAPHS)
+    encoded = given(folder)
+    ids, mask = encoded["input_ids"], encoded["attention_mask"]
+    inputs = {item.name: item.shape for item in decoder.get_inputs()}
+    known = {"attention_mask": mask}
+    for item, answer in zip(
+        encoder.get_outputs(), encoder.run(None, {"input_ids": ids, "attention_mask": mask}), strict=True
+    ):
+        known[item.name] = answer
+    for name, shape in inputs.items():
+        if name.startswith("past_key_values"):
+            known[name] = np.zeros((len(ids), shape[1], 0, shape[3]), np.float32)
+    start = json.loads((folder / "config.json").read_text())["decoder_start_token_id"]
+    known["decoder_input_ids"] = np.full((len(ids), 1), start)
+    tokens = []
+    for _ in range(STEPS):
+        logits, *present = decoder.run(None, known)
+        known["decoder_input_ids"] = logits[:, -1:].argmax(axis=-1)
+        tokens.append(known["decoder_input_ids"])
+        for item, answer in zip(decoder.get_outputs()[1:], present, strict=True):
+            known[item.name.replace("present", "past_key_values")] = answer
+    found: list[list[int]] = np.concatenate(tokens, axis=1).tolist()
+    return found
+
+
+def assert_no_weight_lies_twice(folder: Path) -> None:
+    """Every weight of both graphs is in one file, each once."""
+    sizes = {}
+    for name in GRAPHS:
+        assert len((folder / name).read_bytes()) < 50_000, "the weights lie beside it"
+        for tensor in onnx.load(folder / name).graph.initializer:
+            if len(tensor.raw_data) >= 1024:
+                sizes[hashlib.sha256(tensor.raw_data).digest()] = len(tensor.raw_data)
+    assert {path.name for path in folder.iterdir()} == {*GRAPHS, "weights.data"}
+    assert 0 <= (folder / "weights.data").stat().st_size - sum(sizes.values()) < 64 * len(sizes)
+
+
+# The gate ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A converted checkpoint whose graphs can be swapped for others, as a wrong converter would have written them."""
+
+    line: Line
+    digest: str
+    good: Path
+
+    def restore(self) -> Path:
+        """The good graphs, to be changed."""
+        folder = folder_of(self.line)
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(self.good, folder)
+        return folder
+
+    def settle(self) -> None:
+        """What lies there now is what was converted."""
+        root, folder = self.line.work / "graph", folder_of(self.line)
+        conversion = json.loads((root / "conversion.json").read_text())
+        kept = {path: sha256 for path, sha256 in conversion["files"].items() if not path.startswith(CPU)}
+        conversion["files"] = kept | {f"{CPU}/{path.name}": sha256_of(path) for path in folder.iterdir()}
+        conversion["graphs"][CPU]["digest"] = digest_of(folder)
+        (root / "conversion.json").write_text(json.dumps(conversion))
+
+    def validate(self) -> Ended:
+        return self.line.validate(self.digest, maxSequenceLength=ANSWER_LENGTH)
+
+    def put_changed(self, graph: str, change: Callable[[onnx.ModelProto], None]) -> None:
+        path = self.restore() / graph
+        model = onnx.load(path)
+        change(model)
+        onnx.save(model, path)
+        self.settle()
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    folder = tmp_path_factory.mktemp("bench")
+    line = Line(folder / "line")
+    digest = line.fetch(tiny_encoder_decoder(folder / "model", BELOW)).details["digest"]
+    assert line.convert(digest, maxSequenceLength=ANSWER_LENGTH).summary.reason == "Converted"
+    return Bench(line, digest, shutil.copytree(folder_of(line), folder / "good"))
+
+
+def read_nothing(model: onnx.ModelProto) -> None:
+    instead(model, "input_ids", [helper.make_node("Sub", ["input_ids", "input_ids"], ["nothing"])])
+
+
+def answer_another_text(model: onnx.ModelProto) -> None:
+    """Of one layer: the others look right."""
+    name = "cross_key_values.1.value"
+    for node in model.graph.node:
+        node.output[:] = ["computed" if found == name else found for found in node.output]
+    model.graph.node.append(helper.make_node("Neg", ["computed"], [name]))
+
+
+def keep_the_last_token(model: onnx.ModelProto) -> None:
+    name = "present.1.value"
+    for node in model.graph.node:
+        node.output[:] = ["computed" if found == name else found for found in node.output]
+        node.input[:] = ["computed" if found == name else found for found in node.input]
+    for key, value in (("from", -1), ("to", 2**31), ("axis", 2)):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([value]), key))
+    model.graph.node.append(helper.make_node("Slice", ["computed", "from", "to", "axis"], [name]))
+
+
+def freeze_inside(name: str) -> Callable[[onnx.ModelProto], None]:
+    def change(model: onnx.ModelProto) -> None:
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0, 0, 4, 8], np.int64), "frozen"))
+        instead(model, name, [helper.make_node("Reshape", [name, "frozen"], ["of_four"])])
+
+    return change
+
+
+BROKEN: dict[str, tuple[str, Callable[[onnx.ModelProto], None], str]] = {
+    "the text has no effect": ("encoder.onnx", read_nothing, "input_ids has no effect"),
+    "the mask has no effect on reading": ("encoder.onnx", ignore_the_mask, "tolerance"),
+    "the mask has no effect on writing": ("decoder.onnx", ignore_the_mask, "attention_mask has no effect"),
+    "the past keys have no effect": (
+        "decoder.onnx",
+        forget("0.key", "1.key"),
+        "every past_key_values key has no effect",
+    ),
+    "keys of the text are not those given": (
+        "decoder.onnx",
+        forget("0.key", "1.key", prefix="cross_key_values"),
+        "every cross_key_values key has no effect",
+    ),
+    "values of the text are not those given": (
+        "decoder.onnx",
+        forget("0.value", "1.value", prefix="cross_key_values"),
+        "input_ids has no effect",
+    ),
+    "one layer does not look at the text": (
+        "decoder.onnx",
+        forget("1.value", prefix="cross_key_values"),
+        "tolerance",
+    ),
+    "one layer is told of another text": ("encoder.onnx", answer_another_text, "tolerance"),
+    "the cache does not grow": ("decoder.onnx", keep_the_last_token, "answers with shape"),
+    "the length of the past is frozen inside": (
+        "decoder.onnx",
+        freeze_inside("past_key_values.0.key"),
+        "answers with an error",
+    ),
+    "the length of the text is frozen inside": (
+        "decoder.onnx",
+        freeze_inside("cross_key_values.0.key"),
+        "answers with an error",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN, ids=lambda case: case.replace(" ", "-"))
+def test_a_graph_that_writes_otherwise_is_stopped_and_named(case: str, bench: Bench) -> None:
+    graph, change, words = BROKEN[case]
+    bench.put_changed(graph, change)
+    ended = bench.validate()
+    assert (ended.summary.reason, ended.code) == ("ParityFailed", 27), ended.summary.message
+    assert words in ended.summary.message
+
+
+def read_anew(model: onnx.ModelProto) -> None:
+    """What the encoder makes goes in, so that keys and values of the text are computed at each step."""
+    wanted = helper.make_tensor_value_info("encoder_hidden_states", TensorProto.FLOAT, ["batch", "sequence", 32])
+    for name in ("cross_key_values.0.key", "cross_key_values.0.value"):
+        (found,) = (item for item in model.graph.input if item.name == name)
+        model.graph.input.remove(found)
+        weights = f"weights.{name}"
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((32, 32), np.float32), weights))
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0, 0, 4, 8]), f"shape.{name}"))
+        model.graph.node.insert(0, helper.make_node("Transpose", [f"split.{name}"], [name], perm=[0, 2, 1, 3]))
+        model.graph.node.insert(0, helper.make_node("Reshape", [f"all.{name}", f"shape.{name}"], [f"split.{name}"]))
+        model.graph.node.insert(0, helper.make_node("MatMul", ["encoder_hidden_states", weights], [f"all.{name}"]))
+    model.graph.input.append(wanted)
+
+
+def freeze(name: str, axis: int) -> Callable[[onnx.ModelProto], None]:
+    def change(model: onnx.ModelProto) -> None:
+        (found,) = (item for item in model.graph.input if item.name == name)
+        found.type.tensor_type.shape.dim[axis].dim_value = 4
+
+    return change
+
+
+MALFORMED: dict[str, tuple[str, Callable[[onnx.ModelProto], None], str]] = {
+    "the text is read anew at each step": ("decoder.onnx", read_anew, "encoder_hidden_states, the task needs"),
+    "the length of what is read is frozen": (
+        "encoder.onnx",
+        freeze("input_ids", 1),
+        "froze an axis of input input_ids",
+    ),
+    "the length of the past is frozen": ("decoder.onnx", freeze("past_key_values.1.key", 2), "froze an axis"),
+    "the length of the text is frozen": ("decoder.onnx", freeze("cross_key_values.1.value", 2), "froze an axis"),
+    "the batch is frozen": ("decoder.onnx", freeze("decoder_input_ids", 0), "froze an axis"),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED, ids=lambda case: case.replace(" ", "-"))
+def test_a_graph_that_is_another_one_is_refused_before_it_is_run(case: str, bench: Bench) -> None:
+    graph, change, words = MALFORMED[case]
+    bench.put_changed(graph, change)
+    ended = bench.validate()
+    assert (ended.summary.reason, ended.code) == ("GraphRefused", 26), ended.summary.message
+    assert words in ended.summary.message
+    assert graph in ended.summary.message
+
+
+@pytest.mark.parametrize("missing", [*GRAPHS, "weights.data"])
+def test_a_component_that_is_missing_is_named(missing: str, bench: Bench) -> None:
+    (bench.restore() / missing).unlink()
+    bench.settle()
+    ended = bench.validate()
+    assert (ended.summary.reason, ended.code) == ("GraphRefused", 26), ended.summary.message
+    assert missing in ended.summary.message
+
+
+@pytest.fixture
+def validated(bench: Bench) -> Path:
+    bench.restore()
+    bench.settle()
+    assert bench.validate().summary.reason == "Validated"
+    return bench.line.work / f"validation-{CPU}"
+
+
+def test_the_report_speaks_of_both_graphs_as_one(validated: Path, bench: Bench) -> None:
+    report = json.loads((validated / "report.json").read_text())
+    row = report["rows"][-1]
+    assert (row["sample"], row["labelAgreement"], row["vectors"]) == ("64 greedy tokens, batch 4", "1", 4 * 64)
+    assert report["graphDigest"] == digest_of(folder_of(bench.line))
+    assert [item["name"] for item in report["conversion"]["inputs"][:4]] == [
+        "input_ids",
+        "attention_mask",
+        "decoder_input_ids",
+        "past_key_values.0.key",
+    ]
+    assert {item["name"].split(".")[0] for item in report["conversion"]["outputs"]} == {"logits", "present"}
+    nodes = sum(len(onnx.load(bench.good / name).graph.node) for name in GRAPHS)
+    assert report["conversion"]["graphs"][CPU]["nodes"] == nodes
+    assert report["conversion"]["graphs"][CPU]["bytes"] == sum(file.stat().st_size for file in bench.good.iterdir())
+
+
+def test_golden_requests_are_a_text_and_the_beginning_of_its_answer(validated: Path) -> None:
+    assert (validated / "golden.json").stat().st_size < 50_000
+    for request in json.loads((validated / "golden.json").read_text()):
+        assert request["inputs"]["past_key_values.0.key"] == {"datatype": "FP32", "shape": [1, 4, 0, 8], "data": []}
+        begun, largest = request["inputs"]["decoder_input_ids"]["data"], request["outputs"]["logits"]["largest"]
+        assert begun == [0, *largest[:-1]], "the graph's own, each token chosen by the one before"
+        assert request["compared"]["data"][0] == 1
+        assert request["outputs"].keys() == {"logits"}
+
+
+def test_the_bytes_name_no_place(bench: Bench) -> None:
+    assert all(b"site-packages" not in (bench.good / name).read_bytes() for name in GRAPHS)
+
+
+def test_axes_are_named_and_those_of_the_two_texts_apart(bench: Bench) -> None:
+    axes = {
+        item.name: [dim.dim_param or dim.dim_value for dim in item.type.tensor_type.shape.dim]
+        for name in GRAPHS
+        for graph in (onnx.load(bench.good / name, load_external_data=False).graph,)
+        for item in (*graph.input, *graph.output)
+    }
+    assert axes["input_ids"] == axes["attention_mask"] == ["batch", "sequence"]
+    assert axes["cross_key_values.1.value"] == ["batch", 4, "sequence", 8]
+    assert axes["decoder_input_ids"] == ["batch", "decoder_sequence"]
+    assert axes["past_key_values.1.value"] == ["batch", 4, "past_sequence", 8]
+    assert axes["logits"] == ["batch", "decoder_sequence", 258]
+    assert axes["present.1.value"] == ["batch", 4, "past_sequence + decoder_sequence", 8]
+
+
+@pytest.mark.parametrize(("read", "mask", "past"), [(3, 1, 0), (3, 2, 0), (3, 4, 0), (3, 3, ANSWER_LENGTH)])
+def test_a_mask_of_another_text_and_an_answer_without_end_are_errors(
+    read: int, mask: int, past: int, bench: Bench
+) -> None:
+    session = onnxruntime.InferenceSession(bench.good / "decoder.onnx", providers=[CPU])
+
+    def ask(mask: int, past: int) -> None:
+        lengths = {"past_key_values": past, "cross_key_values": read}
+        cached = {
+            item.name: np.ones((1, 4, lengths[item.name.split(".")[0]], 8), np.float32)
+            for item in session.get_inputs()[2:]
+        }
+        new = {"decoder_input_ids": np.array([[5]]), "attention_mask": np.ones((1, mask), np.int64)}
+        session.run(["logits"], new | cached)
+
+    ask(read, 0)
+    with pytest.raises(Exception, match="Non-zero status code"):
+        ask(mask, past)
+
+
+# The checkpoint ---------------------------------------------------------------------------------------------------
+
+
+REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str, str]] = {
+    "a classifier": (
+        "bart",
+        {"architectures": ["BartForSequenceClassification"]},
+        {},
+        "ArchitectureUnsupported",
+        "BartForSequenceClassification",
+    ),
+    "embeddings": ("t5", {}, {"task": "feature-extraction"}, "SpecImpossible", "use auto"),
+    "a decoder": ("t5", {}, {"task": "text-generation"}, "SpecImpossible", "text2text-generation"),
+    "measured activations": ("t5", {}, {"scheme": "int8-static"}, "SpecImpossible", "is for encoders"),
+    "more positions than there are": (
+        "bart",
+        {},
+        {"maxSequenceLength": ANSWER_LENGTH + 1},
+        "SpecImpossible",
+        "use at most 96",
+    ),
+    "no room for an answer": ("t5", {}, {"maxSequenceLength": 3}, "SpecImpossible", "use 8 or more"),
+    "no positions": ("bart", {"max_position_embeddings": 0}, {}, "ConfigInvalid", "0 positions"),
+    "a beginning that is no word": (
+        "t5",
+        {"decoder_start_token_id": 10**9},
+        {},
+        "ConfigInvalid",
+        "decoder_start_token_id",
+    ),
+    "a million layers": ("bart", {"decoder_layers": 1_000_000}, {}, "WeightsMismatch", "1000000 layers"),
+    "an activation that there is not": ("t5", {"feed_forward_proj": "gated"}, {}, "ConfigInvalid", "config.json"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.replace(" ", "-"))
+def test_what_is_no_supported_encoder_decoder_is_refused_by_name(case: str, tmp_path: Path, line: Line) -> None:
+    name, config, spec, reason, words = REFUSED[case]
+    folder = tiny_encoder_decoder(tmp_path / "model", name)
+    change_json(folder / "config.json", **config)
+    ended = line.convert(line.fetch(folder).details["digest"], **spec)
+    assert ended.summary.reason == reason, ended.summary.message
+    assert words in ended.summary.message
