@@ -6,6 +6,9 @@ server that cannot be read is an `Outage`.
 Whose fault an answer is. Bad: what Triton counts as a failure, but for requests that their callers cancelled, and
 GRAPH errors of the Python backend of this project's image, which Triton counts as successes. Disputed: what was
 cancelled, and that backend's REQUEST errors. Requests that Triton refuses before they reach the model are in neither.
+
+A model of two graphs is three models of Triton's, each graph and both in turn. Requests are counted where a graph
+answers them, whichever of the three was asked: of the third Triton counts successes as version 1, and failures twice.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from onnx_operator.core.counts import Counts
 _SUCCESS: Final = "nv_inference_request_success"
 _FAILURE: Final = "nv_inference_request_failure"
 _ERROR: Final = "onnxruntime_request_failure"
+_GRAPHS: Final = ("-encoder", "-decoder")
 _MOST_BYTES: Final = 128 * 1024
 """A server of one model tells some ten kilobytes; the event loop stands still for as long as a text is taken apart."""
 _MOST_ANSWERS: Final = 2**43
@@ -47,20 +51,23 @@ def parse(status: int, body: bytes, *, model: str, version: int) -> Counts | Out
     """Read what a server tells of one version of a model at /metrics."""
     if status != HTTPStatus.OK:
         return Outage(f"the server answered {status} to /metrics")
-    found: dict[str, dict[str, int]] = {name: {} for name in (_SUCCESS, _FAILURE, _ERROR)}
+    graphs = {f"{model}{graph}" for graph in _GRAPHS}
+    whole, parts = ({name: dict[str, int]() for name in (_SUCCESS, _FAILURE, _ERROR)} for _ in range(2))
     try:
         # A side may have hundreds of servers, and most of what each tells is something else.
-        text = "\n".join(line for line in body.decode().splitlines() if any(name in line for name in found))
+        text = "\n".join(line for line in body.decode().splitlines() if any(name in line for name in whole))
         # By family, since the parser puts _total behind the names of its samples.
         for family in text_string_to_metric_families(text):
-            for sample in family.samples if family.name in found else ():
+            for sample in family.samples if family.name in whole else ():
                 labels = sample.labels
-                if (labels["model"], labels["version"]) == (model, str(version)):
+                if labels["version"] == str(version) and labels["model"] in {model, *graphs}:
+                    counted = (parts if labels["model"] in graphs else whole)[family.name]
                     # Triton has a series for each GPU of the pod.
                     reason = labels.get("reason", "")
-                    found[family.name][reason] = found[family.name].get(reason, 0) + int(sample.value)
+                    counted[reason] = counted.get(reason, 0) + int(sample.value)
     except (ValueError, KeyError, OverflowError):
         return Outage(f"the server answered with something else than metrics: {body[:200]!r}")
+    found = parts if parts[_SUCCESS] else whole
     if not found[_SUCCESS]:
         return Outage(f"the server tells nothing of version {version} of {model}")
     failed, erred = found[_FAILURE], found[_ERROR]

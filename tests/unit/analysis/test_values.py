@@ -225,6 +225,24 @@ onnxruntime_request_failure{model="minilm",reason="REQUEST",version="2"} 20
 """
 
 
+#: As one was seen to tell it, with 100 requests for both in turn.
+TWO_GRAPHS = """\
+# TYPE nv_inference_request_success counter
+nv_inference_request_success{model="minilm",version="1"} 87
+nv_inference_request_success{model="minilm",version="2"} 0
+nv_inference_request_success{model="minilm-encoder",version="2"} 100
+nv_inference_request_success{model="minilm-decoder",version="2"} 400
+nv_inference_request_success{model="minilm-other",version="2"} 1
+# TYPE nv_inference_request_failure counter
+nv_inference_request_failure{model="minilm",reason="OTHER",version="1"} 13
+nv_inference_request_failure{model="minilm",reason="OTHER",version="2"} 13
+nv_inference_request_failure{model="minilm-decoder",reason="BACKEND",version="2"} 3
+# TYPE onnxruntime_request_failure counter
+onnxruntime_request_failure{model="minilm-encoder",reason="GRAPH",version="2"} 4
+onnxruntime_request_failure{model="minilm-decoder",reason="GRAPH",version="2"} 6
+"""
+
+
 @pytest.mark.parametrize(
     ("body", "counts"),
     [
@@ -241,6 +259,11 @@ onnxruntime_request_failure{model="minilm",reason="REQUEST",version="2"} 20
             ),
             Counts(14, 96, 22),
             id="two GPUs",
+        ),
+        pytest.param(
+            TWO_GRAPHS,
+            Counts(13, 503, 0),
+            id="two graphs, and both in turn",
         ),
     ],
 )

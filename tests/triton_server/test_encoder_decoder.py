@@ -1,0 +1,161 @@
+"""A model that reads one text and writes another, served: reads once and writes token by token, or both at once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+import tritonclient.grpc
+import tritonclient.http
+
+from checkpoints import ANSWER_LENGTH, tiny_encoder_decoder
+from onnx_operator.prober.asking import Answer, GrpcAsker, HttpAsker
+from onnx_operator.prober.compare import Tolerance, difference
+from onnx_operator.prober.counters import Side
+from onnx_operator.prober.golden import read_golden
+from triton_server.serverprocess import Server
+from triton_server.test_decoder import Published
+from unit.converter.steps import Line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    Arrays = dict[str, NDArray[Any]]
+
+LAYERS, HEADS, WIDTH, START = 1, 4, 8, 1
+NAMES = [f"{layer}.{kind}" for layer in range(LAYERS) for kind in ("key", "value")]
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def published(server_root: Path) -> Iterator[Published]:
+    with tempfile.TemporaryDirectory(dir=server_root.parent) as name:
+        line = Line(Path(name))
+        digest = line.fetch(tiny_encoder_decoder(line.root / "model", "bart")).details["digest"]
+        line.convert(digest)
+        assert line.validate(digest).summary.reason == "Validated"
+        yield Published(line, line.publish().details["digest"])
+
+
+@pytest.fixture(scope="module")
+def writer(server_root: Path, published: Published) -> Iterator[Server]:
+    with Server(server_root, published.line.root, [published]) as running:
+        yield running.wait_ready()
+
+
+def ask(server: Server, protocol: str, model: str, arrays: Arrays) -> Arrays:
+    """Everything that the model answers, by name."""
+    library: Any = {"http": tritonclient.http, "grpc": tritonclient.grpc}[protocol]
+    inputs = []
+    for name, array in arrays.items():
+        tensor = library.InferInput(name, list(array.shape), "INT64" if array.dtype == np.int64 else "FP32")
+        tensor.set_data_from_numpy(array)
+        inputs.append(tensor)
+    client = getattr(server, protocol)()
+    try:
+        answer = client.infer(model, inputs)
+        outputs = json.loads(server.ask(f"/v2/models/{model}").body)["outputs"]
+        return {item["name"]: answer.as_numpy(item["name"]) for item in outputs}
+    finally:
+        client.close()
+
+
+def past(answer: Arrays | None = None, batch: int = 2) -> Arrays:
+    """What was written so far; at first nothing."""
+    nothing = np.zeros((batch, HEADS, 0, WIDTH), np.float32)
+    return {f"past_key_values.{name}": nothing if answer is None else answer[f"present.{name}"] for name in NAMES}
+
+
+def given(published: Published) -> Arrays:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(published.line.root / "model")
+    encoded = tokenizer(["the cat", "water and the train"], padding=True, return_tensors="np")
+    return {name: encoded[name] for name in ("input_ids", "attention_mask")}
+
+
+@pytest.fixture(scope="module")
+def wanted(published: Published) -> list[list[int]]:
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(published.line.root / "model").eval()
+    read: dict[str, Any] = {name: torch.from_numpy(array) for name, array in given(published).items()}
+    # The random model may end a text; the client here does not look at that.
+    options: dict[str, Any] = {"max_new_tokens": STEPS, "do_sample": False, "num_beams": 1, "eos_token_id": None}
+    found: list[list[int]] = model.generate(**read, **options)[:, 1:].tolist()
+    return found
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_a_text_that_is_read_once_is_answered_token_by_token_as_torch_answers_it(
+    protocol: str, writer: Server, published: Published, wanted: list[list[int]]
+) -> None:
+    read = given(published)
+    cross = ask(writer, protocol, "writer-encoder", read)
+    new, so_far, written = np.full((2, 1), START), past(), []
+    for _ in range(STEPS):
+        asked = {"decoder_input_ids": new, "attention_mask": read["attention_mask"], **so_far, **cross}
+        answer = ask(writer, protocol, "writer-decoder", asked)
+        new, so_far = answer["logits"][:, -1:].argmax(axis=-1), past(answer)
+        written.append(new)
+    assert np.concatenate(written, axis=1).tolist() == wanted
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_the_model_itself_reads_and_writes_in_one_request(
+    protocol: str, writer: Server, published: Published, wanted: list[list[int]]
+) -> None:
+    read, new, so_far, written = given(published), np.full((2, 1), START), past(), []
+    for _ in range(STEPS):
+        answer = ask(writer, protocol, "writer", {**read, "decoder_input_ids": new, **so_far})
+        new, so_far = answer["logits"][:, -1:].argmax(axis=-1), past(answer)
+        written.append(new)
+    assert np.concatenate(written, axis=1).tolist() == wanted
+
+
+@pytest.mark.parametrize("length", ["read", "written"])
+def test_a_text_longer_than_was_validated_is_an_error_of_the_model(length: str, writer: Server) -> None:
+    read, written = (ANSWER_LENGTH + 1, 1) if length == "read" else (1, ANSWER_LENGTH + 1)
+    ids = np.ones((1, read), np.int64)
+    asked = {"input_ids": ids, "attention_mask": ids, "decoder_input_ids": np.ones((1, written), np.int64)}
+    with pytest.raises(tritonclient.http.InferenceServerException, match="the graph failed"):
+        ask(writer, "http", "writer", asked | past(batch=1))
+
+
+def test_the_weights_that_both_graphs_have_lie_there_once(writer: Server, published: Published) -> None:
+    folders = [writer.repository / f"writer-{step}" / "1" for step in ("encoder", "decoder")]
+    assert {(folder / "weights.data").resolve() for folder in folders} == {
+        published.line.artifact(published.digest) / "triton/CPUExecutionProvider/model/1/weights.data"
+    }
+
+
+def test_golden_requests_go_to_the_model_itself_and_compare_its_whole_answer(
+    writer: Server, published: Published
+) -> None:
+    golden = read_golden(published.line.artifact(published.digest) / "golden.json")
+
+    async def answers() -> list[Any]:
+        askers = (
+            HttpAsker(f"127.0.0.1:{writer.http_port}", "writer", "writer", 30),
+            GrpcAsker(f"127.0.0.1:{writer.grpc_port}", "writer", "writer", 30),
+        )
+        try:
+            return [[await asker.ask(request, Side.STABLE) for asker in askers] for request in golden]
+        finally:
+            for asker in askers:
+                await asker.close()
+
+    for request, (by_http, by_grpc) in zip(golden, asyncio.run(answers()), strict=True):
+        assert isinstance(by_http, Answer)
+        assert isinstance(by_grpc, Answer)
+        assert by_http.outputs.keys() == {"logits"}, "the past is not sent along"
+        stable, other = by_http.outputs["logits"], by_grpc.outputs["logits"].copy()
+        outputs, tolerance = request.outputs, Tolerance()
+        assert difference({"logits": stable}, {"logits": other}, outputs, tolerance, mask=request.mask) is None
+        other[:, 0] = np.roll(other[:, 0], 1, axis=-1)
+        assert difference({"logits": stable}, {"logits": other}, outputs, tolerance, mask=request.mask) == "Label"
