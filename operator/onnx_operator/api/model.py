@@ -40,6 +40,7 @@ class Task(StrEnum):
     TEXT_CLASSIFICATION = "text-classification"
     TOKEN_CLASSIFICATION = "token-classification"  # noqa: S105  (a task's name, not a password)
     TEXT_GENERATION = "text-generation"
+    TEXT2TEXT_GENERATION = "text2text-generation"
 
 
 class Scheme(StrEnum):
@@ -466,7 +467,8 @@ class OnnxModelSpec(ApiModel):
                 field_path=".quantization.scheme",
             ),
             cel(
-                "self.quantization.scheme != 'int8-static' || self.task != 'text-generation'",
+                "self.quantization.scheme != 'int8-static' || "
+                "!(self.task in ['text-generation', 'text2text-generation'])",
                 "int8-static is for encoders; take int8-weight-only or int4-weight-only for a language model",
                 field_path=".quantization.scheme",
             ),
