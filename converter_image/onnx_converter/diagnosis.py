@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from onnx_converter import parity
+from onnx_converter import decoders, parity
 from onnx_converter.reasons import CACHE_DIFFERS, LONG_TEXTS_DIFFER, PARITY_FAILED, Reason
 
 if TYPE_CHECKING:
@@ -59,8 +59,10 @@ def _violates(measured: Measurement, tolerance: Tolerance) -> bool:
 
 def _past(sample: Sample) -> int:
     """Tokens before those that are asked about; an encoder has none."""
-    return _length(sample) - int(sample.tensors["input_ids"].shape[1])
+    return next((int(value.shape[2]) for name, value in sample.tensors.items() if name.startswith(decoders.PAST)), 0)
 
 
 def _length(sample: Sample) -> int:
-    return int(sample.tensors["attention_mask"].shape[1])
+    """Tokens of the text that is written, or of the only one."""
+    name = "decoder_input_ids" if "decoder_input_ids" in sample.tensors else "input_ids"
+    return _past(sample) + int(sample.tensors[name].shape[1])
