@@ -64,6 +64,10 @@ bench-verdicts: venv ## Simulate rollouts: false rollbacks, missed regressions, 
 bench-scale: venv ## A thousand models on one operator: cold start, silence, memory, time from an edit to its answer. Minutes.
 	PYTHONPATH=tests $(BIN)/python -m bench.scale
 
+.PHONY: bench-converter
+bench-converter: venv ## What converting costs and how fast its graphs are beside torch; writes docs/benchmarks.md. Minutes.
+	PYTHONPATH=tests $(BIN)/python -m bench.converter
+
 .PHONY: crds
 crds: venv ## Render crds/, the generated reference and what Argo CD needs from their sources.
 	$(BIN)/python -m onnx_operator.api.schema crds

@@ -159,7 +159,15 @@ UNKNOWN: Final[dict[str, Shape]] = {
 }
 
 
-def tiny(folder: Path, architecture: str = "bert", head: str = "encoder", seed: int = 0) -> Path:
+def tiny(
+    folder: Path,
+    architecture: str = "bert",
+    head: str = "encoder",
+    seed: int = 0,
+    *,
+    spread: float = 0.3,
+    **sizes: Any,
+) -> Path:
     """A small checkpoint; `head` is encoder, embedder, sequence (3 labels) or token (5 labels)."""
     shape = SHAPES.get(architecture) or UNKNOWN[architecture]
     tokenizer = _tokenizer(roberta_like=shape.roberta_like)
@@ -172,11 +180,11 @@ def tiny(folder: Path, architecture: str = "bert", head: str = "encoder", seed: 
         settings["id2label"] = {number: f"LABEL_{number}" for number in range(labels)}
         settings["label2id"] = {f"LABEL_{number}": number for number in range(labels)}
     torch.manual_seed(seed)
-    model = getattr(shape, head)(shape.config(**settings))
+    model = getattr(shape, head)(shape.config(**{**settings, **sizes}))
     # The usual start is so small that every vector looks alike and a broken graph like a good one.
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1 or name.endswith("classifier.weight"):
-            torch.nn.init.normal_(parameter, std=0.3)
+            torch.nn.init.normal_(parameter, std=spread)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -271,18 +279,18 @@ UNKNOWN_DECODERS: Final[dict[str, DecoderShape]] = {
 }
 
 
-def tiny_decoder(folder: Path, name: str = "llama", seed: int = 0, **sizes: Any) -> Path:
+def tiny_decoder(folder: Path, name: str = "llama", seed: int = 0, *, spread: float = 0.3, **sizes: Any) -> Path:
     """A small language model whose tokenizer has a token for each byte, and as usual none for padding."""
     shape = DECODERS.get(name) or UNKNOWN_DECODERS[name]
     tokenizer = _byte_tokenizer()
     special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     torch.manual_seed(seed)
     vocabulary = len(tokenizer.get_vocab())
-    settled = {**shape.sizes, **sizes}
-    model = shape.model(shape.model.config_class(vocab_size=vocabulary, pad_token_id=None, **special, **settled))
+    settled = {"vocab_size": vocabulary, **shape.sizes, **sizes}
+    model = shape.model(shape.model.config_class(pad_token_id=None, **special, **settled))
     for parameter in model.parameters():
         if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.3)
+            torch.nn.init.normal_(parameter, std=spread)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -6,13 +6,14 @@ fetched, and leaves nothing under a final name until all graphs are there.
 
 from __future__ import annotations
 
+import gc
 import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from onnx_converter import calibration, decoders, export, graph, load, quantize, share
+from onnx_converter import calibration, decoders, export, footprint, graph, limits, load, quantize, share
 from onnx_converter.conversion import FILE, Conversion, Graph, Signature, tools
 from onnx_converter.digest import sha256_of, tree_digest
 from onnx_converter.fetch import check_folder, sync_tree
@@ -67,6 +68,7 @@ def run(convert: Convert, progress: Progress) -> dict[str, Any]:
     progress.tell("CheckpointVerified", percent=10)
     done = _earlier(convert)
     if done is None:
+        footprint.refuse_too_little(convert.checkpoint, convert.spec.scheme, limits.memory_of())
         done = _convert(convert, texts, progress)
     else:
         progress.tell("EarlierResultReused", percent=100)
@@ -137,10 +139,14 @@ def _fill(convert: Convert, texts: Sequence[str], folder: Path, progress: Progre
     exported = folder / "exported"
     export_graphs(checkpoint, convert.checkpoint, exported, quantize.opset_of(spec))
     progress.tell("GraphExported", percent=60)
+    # What follows asks for names and sizes alone, and rules of the exporter's optimizer keep the graphs that they saw.
+    for weight in (*checkpoint.model.parameters(), *checkpoint.model.buffers()):
+        weight.data = weight.data.new_empty(0)
+    gc.collect()
     facts: dict[Provider, graph.GraphFacts] = {}
     for number, provider in enumerate(spec.providers):
         target = folder / provider
-        write_graphs(checkpoint, spec, texts, exported, target)
+        write_graphs(checkpoint, spec, texts, exported, target, is_last=number == len(spec.providers) - 1)
         facts[provider] = graph.inspect_parts(target, parts_of(checkpoint))
         progress.tell(
             "GraphWritten",
@@ -148,7 +154,7 @@ def _fill(convert: Convert, texts: Sequence[str], folder: Path, progress: Progre
             provider=str(provider),
             bytes=facts[provider].bytes,
         )
-    shutil.rmtree(exported)
+    shutil.rmtree(exported, ignore_errors=True)
     _pack_tokenizer(checkpoint, convert.checkpoint, folder / "tokenizer")
     first = facts[spec.providers[0]]
     return Conversion(
@@ -176,11 +182,19 @@ def export_graphs(checkpoint: Checkpoint, source: Path, folder: Path, opset: int
 
 
 def write_graphs(
-    checkpoint: Checkpoint, spec: ConversionSpec, texts: Sequence[str], exported: Path, target: Path
+    checkpoint: Checkpoint,
+    spec: ConversionSpec,
+    texts: Sequence[str],
+    exported: Path,
+    target: Path,
+    *,
+    is_last: bool = False,
 ) -> None:
-    """As they are to be served, in a new folder."""
+    """As they are to be served, in a new folder; the last time what was exported may be used up."""
     files = [part.file for part in parts_of(checkpoint)]
-    if spec.scheme is Scheme.NONE:
+    if spec.scheme is Scheme.NONE and is_last:
+        exported.rename(target)
+    elif spec.scheme is Scheme.NONE:
         shutil.copytree(exported, target)
     else:
         target.mkdir()

@@ -9,13 +9,13 @@ from __future__ import annotations
 import ast
 import re
 import warnings
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import onnx_ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-from onnx_converter import decoders, encoder_decoders
+from onnx_converter import decoders, encoder_decoders, wire
 from onnx_converter.reasons import EXPORT_FAILED, StepFailedError, gist
 
 if TYPE_CHECKING:
@@ -155,9 +155,27 @@ def _values(model: onnx_ir.Model) -> list[onnx_ir.Value]:
 
 
 def save(model: onnx_ir.Model, path: Path) -> None:
-    """One file, or beyond protobuf's limit one file and its weights beside it."""
-    weights = sum(
-        value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None
-    )
-    external = f"{path.name}.data" if weights > _INLINE_LIMIT else None
-    onnx_ir.save(model, path, external_data=external)
+    """One file, or beyond protobuf's limit one file and its weights beside it; no weight is copied in memory."""
+    weights: dict[str, Any] = {
+        name: value.const_value
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None and value.const_value.nbytes > wire.LARGE
+    }
+    if sum(weight.nbytes for weight in weights.values()) > _INLINE_LIMIT:
+        onnx_ir.save(model, path, external_data=f"{path.name}.data")
+        return
+    for name, weight in weights.items():
+        model.graph.initializers[name].const_value = onnx_ir.ExternalTensor(
+            path.name,
+            0,
+            weight.nbytes,
+            weight.dtype,
+            shape=weight.shape,
+            name=name,
+            doc_string=weight.doc_string,
+            metadata_props=weight.metadata_props,
+        )
+    bare = onnx_ir.to_proto(model)
+    for name, weight in weights.items():
+        model.graph.initializers[name].const_value = weight
+    wire.write(bare, path, lambda tensor, stream: weights[tensor.name].tofile(stream))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
-from onnx_converter import hub, policy, weights
+from onnx_converter import footprint, hub, policy, weights
 from onnx_converter.digest import chunks_of, hex_of, is_digest, open_regular, sha256_of, tree_digest
 from onnx_converter.reasons import DIGEST_MISMATCH, LINK_REFUSED, SOURCE_NOT_FOUND, StepFailedError
 
@@ -48,12 +48,20 @@ def run(fetch: Fetch, progress: Progress) -> dict[str, Any]:
                 DIGEST_MISMATCH,
                 f"the source now has digest {digest}, not {fetch.expect_digest}: its files were changed",
             )
+        sizes = footprint.sizes_of(incoming)
         size = sum((incoming / path).stat().st_size for path in files)
         _settle(incoming, fetch.output / hex_of(digest), digest)
     finally:
         shutil.rmtree(incoming, ignore_errors=True)
     _prune(fetch.output, fetch.keep, hex_of(digest))
-    return {"digest": digest, "files": len(files), "bytes": size, **resolved}
+    return {
+        "digest": digest,
+        "files": len(files),
+        "bytes": size,
+        "parameters": sizes.parameters,
+        "vocabulary": sizes.vocabulary,
+        **resolved,
+    }
 
 
 def check_folder(folder: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""How many threads the container may really use.
+"""How many threads and how much memory the container may really use.
 
 A library that counts the node's cores and starts as many threads under a small CPU limit spends its time being
 throttled. Standard library only, since it has to run before torch is imported. Refuses to guess above what the
@@ -14,6 +14,10 @@ from typing import Final
 
 _V2: Final = Path("/sys/fs/cgroup/cpu.max")
 _V1: Final = Path("/sys/fs/cgroup/cpu")
+_MEMORY_V2: Final = Path("/sys/fs/cgroup/memory.max")
+_MEMORY_V1: Final = Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")
+#: The older interface says no limit by a number that no machine has.
+_NO_LIMIT: Final = 1 << 60
 _THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -30,6 +34,17 @@ def quota_of(v2: Path = _V2, v1: Path = _V1) -> float | None:
     if quota in ("max", "-1"):
         return None
     return int(quota) / int(period)
+
+
+def memory_of(v2: Path = _MEMORY_V2, v1: Path = _MEMORY_V1) -> int | None:
+    """Bytes that the cgroup grants, or None where there is no limit."""
+    for path in (v2, v1):
+        try:
+            granted = int(path.read_text())
+        except (OSError, ValueError):
+            continue
+        return granted if granted < _NO_LIMIT else None
+    return None
 
 
 def threads() -> int:

@@ -8,19 +8,18 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
 import onnx
-from onnx import helper, numpy_helper
-from onnx.external_data_helper import load_external_data_for_model, uses_external_data
+from onnx import helper
+from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from typing_extensions import override
 
-from onnx_converter import decoders
+from onnx_converter import decoders, wire
 from onnx_converter.reasons import EXPORT_FAILED, SPEC_IMPOSSIBLE, StepFailedError, gist
 from onnx_converter.spec import Activations, Provider, Scheme
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -58,18 +57,17 @@ def quantise(
 
 
 def int8_dynamic(source: Path, target: Path) -> None:
-    model = onnx.load(source, load_external_data=False)
+    # By its path: of a model in memory the quantizer makes two copies more. The weights stay in the source.
+    model, bare = wire.outline(source), source.with_name(f"bare-{source.name}")
     # The quantizer transposes weights and leaves the shapes written beside them as they were.
     del model.graph.value_info[:]
-    # By its path: of a model in memory the quantizer makes two copies more.
-    bare = source.with_name(f"bare-{source.name}")
     onnx.save(model, bare)
     try:
         quantize_dynamic(
             bare,
             target,
             # A quarter of what was too large for one file may be, too.
-            use_external_data_format=any(map(uses_external_data, model.graph.initializer)),
+            use_external_data_format=_is_large(source),
             op_types_to_quantize=_OPERATORS,
             weight_type=QuantType.QInt8,
             per_channel=True,
@@ -82,9 +80,7 @@ def int8_dynamic(source: Path, target: Path) -> None:
         raise _given_up(error) from error
     finally:
         bare.unlink()
-    _refuse_unquantised(
-        onnx.load(target, load_external_data=False), "MatMulInteger", "DynamicQuantizeMatMul", "QLinearMatMul"
-    )
+    _refuse_unquantised(wire.outline(target), "MatMulInteger", "DynamicQuantizeMatMul", "QLinearMatMul")
 
 
 class _Requests(CalibrationDataReader):  # type: ignore[misc]
@@ -102,8 +98,7 @@ def int8_static(spec: ConversionSpec, source: Path, target: Path, requests: Iter
     With every operator quantised, as the quantizer would by itself, real models answer nonsense; with the outputs of
     layers rounded to 8 bits, nearly so.
     """
-    model = onnx.load(source, load_external_data=False)
-    chosen = layers_of(model.graph, spec.exclude or ())
+    chosen = layers_of(wire.outline(source).graph, spec.exclude or ())
     is_wide = spec.activations is Activations.UINT16
     try:
         quantize_static(
@@ -113,7 +108,7 @@ def int8_static(spec: ConversionSpec, source: Path, target: Path, requests: Iter
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(_PRODUCTS),
             nodes_to_quantize=chosen,
-            use_external_data_format=any(map(uses_external_data, model.graph.initializer)),
+            use_external_data_format=_is_large(source),
             activation_type=QuantType.QUInt16 if is_wide else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             per_channel=True,
@@ -123,7 +118,7 @@ def int8_static(spec: ConversionSpec, source: Path, target: Path, requests: Iter
         )
     except Exception as error:
         raise _given_up(error) from error
-    _refuse_unquantised(onnx.load(target, load_external_data=False), "QuantizeLinear")
+    _refuse_unquantised(wire.outline(target), "QuantizeLinear")
 
 
 def layers_of(graph: onnx.GraphProto, exclude: Iterable[str]) -> list[str]:
@@ -153,11 +148,8 @@ def weight_only(spec: ConversionSpec, source: Path, target: Path) -> None:
         MatMulNBitsQuantizer,
     )
 
-    model = onnx.load(source, load_external_data=False)
-    is_large = any(map(uses_external_data, model.graph.initializer))
-    load_external_data_for_model(model, str(source.parent))
+    model = wire.outline(source)
     head = head_of(model.graph) if spec.keep_output_head else None
-    _write_as_products(model.graph, head)
     options: dict[str, Any] = {
         "bits": 4 if spec.scheme is Scheme.INT4_WEIGHT_ONLY else 8,
         "block_size": spec.block_size,
@@ -166,14 +158,30 @@ def weight_only(spec: ConversionSpec, source: Path, target: Path) -> None:
         "accuracy_level": 4,
     }
     config = DefaultWeightOnlyQuantConfig(**options, op_types_to_quantize=("MatMul",))
-    try:
-        quantizer = MatMulNBitsQuantizer(model, **options, nodes_to_exclude=[head] if head else [], algo_config=config)
+
+    def quantised(product: onnx.NodeProto, weight: NDArray[Any]) -> onnx.GraphProto:
+        alone = helper.make_model(helper.make_graph([product], "layer", [], []))
+        tensor = alone.graph.initializer.add(name=product.input[1], dims=weight.shape)
+        tensor.data_type = helper.np_dtype_to_tensor_dtype(weight.dtype)
+        tensor.raw_data = weight.tobytes()
+        quantizer = MatMulNBitsQuantizer(alone, **options, algo_config=config)
         quantizer.process()
+        made = onnx.GraphProto()
+        # A copy, as each part of a message keeps all of it in memory, here the weight that was quantised.
+        made.CopyFrom(quantizer.model.model.graph)
+        return made
+
+    try:
+        _replace_layers(model.graph, source.parent, head, quantised)
     except Exception as error:
         raise _given_up(error) from error
-    quantised = quantizer.model.model
-    _refuse_unquantised(quantised, "MatMulNBits")
-    onnx.save_model(quantised, target, save_as_external_data=is_large, location=f"{target.name}.data")
+    _refuse_unquantised(model, "MatMulNBits")
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    if _is_large(source):
+        load_external_data_for_model(model, str(source.parent))
+        onnx.save_model(model, target, save_as_external_data=True, location=f"{target.name}.data")
+    else:
+        wire.write(model, target, lambda tensor, stream: stream.write(wire.mapped(tensor, source.parent).data))
 
 
 def head_of(graph: onnx.GraphProto) -> str | None:
@@ -185,8 +193,13 @@ def head_of(graph: onnx.GraphProto) -> str | None:
     return node and node.name
 
 
-def _write_as_products(graph: onnx.GraphProto, head: str | None) -> None:
-    """Every layer but the head as a MatMul by a constant and an Add, the one form that the quantizer takes."""
+def _replace_layers(
+    graph: onnx.GraphProto,
+    folder: Path,
+    head: str | None,
+    quantised: Callable[[onnx.NodeProto, NDArray[Any]], onnx.GraphProto],
+) -> None:
+    """Every layer but the head, one after the other, so that one weight at a time is read from the folder."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
     # A weight that words in and out share lies there once, and is turned on the way to the layer.
     turned = {
@@ -194,43 +207,55 @@ def _write_as_products(graph: onnx.GraphProto, head: str | None) -> None:
         for node in graph.node
         if node.input and node.input[0] in constants and [list(item.ints) for item in node.attribute] == [[1, 0]]
     }
-    nodes = []
+    nodes: list[onnx.NodeProto] = []
+    made: dict[str, onnx.TensorProto] = {}
     for node in graph.node:
-        is_layer = node.op_type in _PRODUCTS and node.name != head
-        nodes += _products(graph, node, constants, turned) if is_layer else [node]
+        layer = _layer_of(node, constants, turned) if node.op_type in _PRODUCTS and node.name != head else None
+        if layer is None:
+            nodes.append(node)
+            continue
+        weight, product, rest = layer
+        matrix = wire.mapped(weight, folder)
+        part = quantised(product, matrix if product.input[1] == weight.name else matrix.T)
+        nodes += [*part.node, *rest]
+        made |= {tensor.name: tensor for tensor in part.initializer if tensor.name not in constants}
     read = {name for node in nodes for name in node.input}
-    del graph.node[:]
+    kept = [tensor for tensor in graph.initializer if tensor.name in read]
+    del graph.node[:], graph.initializer[:]
     graph.node.extend(node for node in nodes if node.output[0] not in turned or node.output[0] in read)
+    graph.initializer.extend([*kept, *made.values()])
 
 
-def _products(
-    graph: onnx.GraphProto, node: onnx.NodeProto, constants: dict[str, onnx.TensorProto], turned: dict[str, str]
-) -> list[onnx.NodeProto]:
+def _layer_of(
+    node: onnx.NodeProto, constants: dict[str, onnx.TensorProto], turned: dict[str, str]
+) -> tuple[onnx.TensorProto, onnx.NodeProto, list[onnx.NodeProto]] | None:
+    """Its weight, a MatMul by it (the one form that the quantizer takes) and what adds the bias."""
     said = {item.name: helper.get_attribute_value(item) for item in node.attribute}
     weights, is_turned = node.input[1], bool(said.get("transB"))
     if weights in turned:
         weights, is_turned = turned[weights], not is_turned
     is_plain = not said.get("transA") and said.get("alpha", 1.0) == said.get("beta", 1.0) == 1.0
     if weights not in constants or not is_plain:
-        return [node]
-    if is_turned:
-        name = f"{weights}_turned"
-        if name not in constants:
-            matrix = numpy_helper.to_array(constants[weights]).T
-            graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(matrix), name))
-            constants[name] = graph.initializer[-1]
-        weights = name
+        return None
+    name = f"{weights}_turned" if is_turned else weights
     if len(node.input) == 2:  # noqa: PLR2004  without a bias
-        return [helper.make_node("MatMul", [node.input[0], weights], node.output, name=node.name)]
+        return constants[weights], helper.make_node("MatMul", [node.input[0], name], node.output, name=node.name), []
     product = f"{node.output[0]}_product"
-    return [
-        helper.make_node("MatMul", [node.input[0], weights], [product], name=node.name),
-        helper.make_node("Add", [product, node.input[2]], node.output, name=f"{node.name}_bias"),
-    ]
+    return (
+        constants[weights],
+        helper.make_node("MatMul", [node.input[0], name], [product], name=node.name),
+        [helper.make_node("Add", [product, node.input[2]], node.output, name=f"{node.name}_bias")],
+    )
 
 
 def _given_up(error: Exception) -> StepFailedError:
     return StepFailedError(EXPORT_FAILED, f"onnxruntime's quantizer gives up: {type(error).__name__}: {gist(error)}")
+
+
+def _is_large(path: Path) -> bool:
+    """Whether its weights are in another file."""
+    tensors = wire.outline(path).graph.initializer
+    return any(uses_external_data(tensor) and ExternalDataInfo(tensor).location != path.name for tensor in tensors)
 
 
 def _refuse_unquantised(model: onnx.ModelProto, *operators: str) -> None:

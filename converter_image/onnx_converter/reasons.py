@@ -112,6 +112,9 @@ DATASET_INVALID: Final = Reason(
 QUALITY_LOST: Final = Reason(
     "QualityLost", 41, "surfaces when the graph does its task worse than the torch original by more than maxLoss"
 )
+MEMORY_TOO_SMALL: Final = Reason(
+    "MemoryTooSmall", 42, "surfaces when the container may use less memory than the checkpoint's headers say it takes"
+)
 
 # Faults of a graph that its exporter does not tell, each seen in the field: as bad input, never retried.
 INPUT_IGNORED: Final = Reason(

@@ -17,8 +17,10 @@ from onnx_converter import (
     benchmark,
     diagnosis,
     evaluate,
+    footprint,
     generation,
     graph,
+    limits,
     parity,
     placement,
     quality,
@@ -84,6 +86,7 @@ def run(validate: Validate, progress: Progress) -> dict[str, Any]:
     conversion = Conversion.read(validate.graph)
     _refuse_other_spec(conversion, validate)
     verify_checkpoint(validate.checkpoint, conversion.source_digest)
+    footprint.refuse_too_little(validate.checkpoint, validate.spec.scheme, limits.memory_of())
     began = time.perf_counter()
     original = Original.load(validate.checkpoint, conversion.task, validate.spec.max_sequence_length)
     load_seconds = time.perf_counter() - began

@@ -53,6 +53,8 @@ CASES = sorted(path.name.removesuffix(".in.yaml") for path in FOLDER.glob("*.in.
 WITH_GATEWAY = [name for name in CASES if not name.startswith("without-gateway")]
 IMAGES = DefaultImages("operator:1", "converter:1", "triton:1")
 DIGEST = "sha256:" + "ab" * 32
+#: As told from headers.
+_MEMORY = 3_000_000_000
 
 
 def wants(case: dict[str, Any]) -> list[Want]:
@@ -76,10 +78,10 @@ def wants(case: dict[str, Any]) -> list[Want]:
         WantJobsPolicy(model),
         WantFetch(model, offer, source_key(offer, ""), IMAGES.converter),
         WantRevision(model, candidate.name, candidate.spec),
-        WantConvert(model, candidate, offer.class_spec),
+        WantConvert(model, candidate, offer.class_spec, _MEMORY),
     ]
     providers = [placed.name for placed in candidate.spec.execution_providers]
-    found += [WantValidate(model, candidate, offer.class_spec, provider) for provider in providers]
+    found += [WantValidate(model, candidate, offer.class_spec, provider, _MEMORY) for provider in providers]
     found.append(WantPublish(model, candidate, offer.class_spec))
     found += [WantServers(model, candidate, provider, offer.plan.capacity.replicas) for provider in providers]
     wanted = split(

@@ -528,6 +528,10 @@ class SourceStatus(ApiModel):
     """Number of files."""
     bytes: Count = 0
     """Total size."""
+    parameters: Count = 0
+    """Numbers in all tensors, as their headers say. With vocabulary it tells how much memory a conversion takes."""
+    vocabulary: Count = 0
+    """Rows of the tallest matrix, which has one for each word."""
     reason: Annotated[str, Field(max_length=128)] = ""
     """The documented reason it ended with."""
     message: Text = ""

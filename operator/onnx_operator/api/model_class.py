@@ -109,8 +109,10 @@ class JobPolicy(ApiModel):
 
     deadline: Annotated[str, duration_field(least="10s")] = "1h"
     """The longest that one Job may run, retries included."""
-    resources: Resources = Resources(requests={"cpu": "500m", "memory": "2Gi"}, limits={"memory": "6Gi"})
-    """Resources of the fetch, convert and publish containers, and the memory of validation."""
+    resources: Resources = Resources(requests={"cpu": "500m"}, limits={"memory": "6Gi"})
+    """Resources of the fetch, convert and publish containers, and the memory of validation. Where requests name no
+    memory, convert and validate request what the headers of the checkpoint say they take, and the others 512Mi. A
+    checkpoint that takes more than limits.memory is refused before anything of it is loaded."""
     benchmark: Annotated[str, duration_field(most="10m")] = "5s"
     """How long a validation that passed goes on to measure speed, graph beside original; 0s measures nothing. A request
     under way is not cut short. Fails no validation and makes no revision."""

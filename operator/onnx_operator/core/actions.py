@@ -77,6 +77,8 @@ class WantConvert:
     model: ModelSeen
     revision: RevisionSeen
     class_spec: OnnxModelClassSpec
+    #: What it takes at its peak, in bytes; None where that is not known.
+    memory: int | None
 
     @property
     def objects(self) -> tuple[ObjectName, ...]:
@@ -91,6 +93,8 @@ class WantValidate:
     revision: RevisionSeen
     class_spec: OnnxModelClassSpec
     provider: ExecutionProvider
+    #: What it takes at its peak, in bytes; None where that is not known.
+    memory: int | None
 
     @property
     def objects(self) -> tuple[ObjectName, ...]:

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Final, assert_never
 
 from pydantic import ValidationError
 
+from onnx_converter import footprint
+from onnx_operator.api.common import parse_quantity
 from onnx_operator.api.model import FailureStatus, SourceStatus
 from onnx_operator.api.revision import ArtifactStatus, BenchmarkStatus, EvaluationStatus, ParityStatus, StageStatus
 from onnx_operator.api.rollout import MetricName
@@ -280,9 +282,31 @@ def _converted(view: View) -> Rung:
         message = f"the artifact of revision {twin.spec.number} is the same"
         finding = Finding(ConditionType.CONVERTED, "True", reasons.CONVERTED, message)
         return _waiting(finding, move=MoveRevision(revision.name, status))
-    want = WantConvert(view.seen.model, revision, _class_spec(view))
+    needed = _memory(view, revision)
+    if (refused := _memory_refused(view, revision, needed)) is not None:
+        return _stalled(Finding(ConditionType.CONVERTED, "False", reasons.MEMORY_ABOVE_LIMIT, refused))
+    want = WantConvert(view.seen.model, revision, _class_spec(view), needed)
     story = _Story("convert", Stage.CONVERTED, ConditionType.CONVERTED, reasons.CONVERTING)
     return _job(view, revision, story, want)
+
+
+def _memory(view: View, revision: RevisionSeen) -> int | None:
+    """What converting and validating take at their peak, in bytes; None for a source of before this was told."""
+    source = view.source
+    if source is None or not source.parameters or source.digest != revision.spec.source_digest:
+        return None
+    return footprint.peak(footprint.Sizes(source.parameters, source.vocabulary), revision.spec.quantization.scheme)
+
+
+def _memory_refused(view: View, revision: RevisionSeen, needed: int | None) -> str | None:
+    limit = _class_spec(view).jobs.resources.limits.get("memory")
+    if needed is None or limit is None or needed <= parse_quantity(limit):
+        return None
+    return (
+        f"revision {revision.spec.number} takes about {footprint.told(needed)} of memory to convert with scheme "
+        f"{revision.spec.quantization.scheme}, and jobs.resources.limits.memory of its OnnxModelClass is {limit}: "
+        "raise that, or name a smaller checkpoint"
+    )
 
 
 def _validated(view: View) -> Rung:
@@ -293,7 +317,7 @@ def _validated(view: View) -> Rung:
     for provider in (one.name for one in revision.spec.execution_providers):
         stage = validate_stage(provider)
         if _stage(revision, stage) is None:
-            want = WantValidate(view.seen.model, revision, _class_spec(view), provider)
+            want = WantValidate(view.seen.model, revision, _class_spec(view), provider, _memory(view, revision))
             story = _Story(stage, Stage.VALIDATED, ConditionType.VALIDATED, reasons.VALIDATING)
             rungs.append(_job(view, revision, story, want))
     if not rungs:

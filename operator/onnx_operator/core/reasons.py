@@ -88,6 +88,10 @@ FETCHING: Final = Reason("Fetching", "surfaces when the fetch Job runs")
 # Converted, Validated
 CREATING_REVISION: Final = Reason("CreatingRevision", "surfaces when the OnnxModelRevision is being written")
 CONVERTING: Final = Reason("Converting", "surfaces when the convert Job runs")
+MEMORY_ABOVE_LIMIT: Final = Reason(
+    "MemoryAboveLimit",
+    "surfaces when the checkpoint's headers say that converting it takes more memory than the class's Jobs may use",
+)
 CONVERTED: Final = Reason("Converted", "surfaces when a graph exists for every execution provider")
 VALIDATING: Final = Reason("Validating", "surfaces when a validate Job runs")
 VALIDATED: Final = Reason("Validated", "surfaces when every graph was shown to behave like the original")

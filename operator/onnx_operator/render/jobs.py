@@ -12,8 +12,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final
 
+from onnx_converter.footprint import MEBIBYTE, told
 from onnx_converter.reasons import PERMANENT_CODES, USAGE
-from onnx_operator.api.common import Resources, parse_duration
+from onnx_operator.api.common import Resources, parse_duration, parse_quantity
 from onnx_operator.api.rollout import DEFAULT_FAIL_EXIT_CODES, DEFAULT_JOB_DEADLINE
 from onnx_operator.core.names import (
     COMPONENT_LABEL,
@@ -67,6 +68,8 @@ _STORE: Final = "store"
 _RETRIES: Final = 2
 _KEPT_SECONDS: Final = 86_400
 _KILLED: Final = 137
+#: What a step holds that goes through files piece by piece.
+_LITTLE: Final = 512 * MEBIBYTE
 
 
 def build_fetch_job(want: WantFetch) -> Manifest:
@@ -99,7 +102,7 @@ def build_fetch_job(want: WantFetch) -> Manifest:
                 image=want.converter_image,
                 mounts=mounts,
                 environment=environment,
-                amounts=class_spec.jobs.resources,
+                amounts=_planned(class_spec.jobs.resources, None),
             ),
             claim=class_spec.artifact_store.claim_name,
             volumes=volumes,
@@ -123,7 +126,7 @@ def build_convert_job(want: WantConvert) -> Manifest:
         flags,
         image=revision.spec.converter_image,
         mounts=mounts,
-        amounts=want.class_spec.jobs.resources,
+        amounts=_planned(want.class_spec.jobs.resources, want.memory),
     )
     return _stage_job(want, Component.CONVERT, container, volumes=volumes)
 
@@ -154,7 +157,7 @@ def build_validate_job(want: WantValidate) -> Manifest:
     mounts += [
         {"name": f"dataset-{one.name}", "mountPath": f"/datasets/{one.name}", "readOnly": True} for one in evaluations
     ]
-    jobs = want.class_spec.jobs.resources
+    jobs = _planned(want.class_spec.jobs.resources, want.memory)
     amounts = jobs.model_copy(
         update={
             "requests": jobs.requests | devices(placement.resources.requests),
@@ -182,7 +185,7 @@ def build_publish_job(want: WantPublish) -> Manifest:
         flags,
         image=revision.spec.converter_image,
         mounts=mounts,
-        amounts=want.class_spec.jobs.resources,
+        amounts=_planned(want.class_spec.jobs.resources, None),
     )
     return _stage_job(want, Component.PUBLISH, container)
 
@@ -369,6 +372,15 @@ def _container(
         "resources": resources(amounts),
         "volumeMounts": [*mounts, TMP],
     }
+
+
+def _planned(amounts: Resources, needed: int | None) -> Resources:
+    """Requests the memory that is needed where the class requests none, and never more than it allows."""
+    if "memory" in amounts.requests:
+        return amounts
+    size, limit = told(needed or _LITTLE), amounts.limits.get("memory")
+    wanted = limit if limit is not None and parse_quantity(size) > parse_quantity(limit) else size
+    return amounts.model_copy(update={"requests": amounts.requests | {"memory": wanted}})
 
 
 def _mount(path: str, folder: str, *, read_only: bool = False) -> Manifest:

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from typing_extensions import override
 
+from onnx_operator.api.common import Resources
+from onnx_operator.api.model_class import JobPolicy
 from onnx_operator.core.analysis import Outcome
 from onnx_operator.core.counts import Counts
 from onnx_operator.core.freezes import frozen_until
@@ -142,7 +144,8 @@ class AnyHistory(RuleBasedStateMachine):
     def start(self) -> None:
         providers = [{"name": CPU}, {"name": CUDA}]
         offered = a_class(executionProviders=providers, limits={"allowedAnalysisImages": ["checks"]}, **self.traffic)
-        self.world = World(spec=a_spec(executionProviders=[{"name": CPU}, {"name": CUDA}]), classes=(offered,))
+        spec = a_spec(executionProviders=[{"name": CPU}, {"name": CUDA}])
+        self.world = World(spec=spec, classes=(offered,), sizes={"parameters": 20_000_000, "vocabulary": 30_000})
         self.world.measure(0, 1000)
         self.classes = self.world.classes
         #: What stable had on each execution provider when the last step with traffic was entered.
@@ -170,6 +173,14 @@ class AnyHistory(RuleBasedStateMachine):
         self.full = {}
         self.world.change(serving=self._serving(replicas=None, autoscaling=None) | serving, source=source)
         self.world.classes = self.classes if is_there else ()
+
+    @rule(limit=st.sampled_from(["256Mi", "6Gi"]))
+    def limit_memory(self, limit: str) -> None:
+        """The platform team, between too little for any checkpoint and enough for this one."""
+        jobs = JobPolicy(resources=Resources(limits={"memory": limit}))
+        spec = self.classes[0].spec
+        assert spec is not None
+        self.world.classes = (replace(self.classes[0], spec=spec.model_copy(update={"jobs": jobs})),)
 
     @rule(paused=st.booleans(), promote=TOKENS, abort=TOKENS, retry=TOKENS)
     def control(self, paused: bool, promote: str, abort: str, retry: str) -> None:  # noqa: FBT001

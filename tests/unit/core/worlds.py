@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from onnx_converter.summary import Summary
-from onnx_operator.api.common import ExecutionProvider
+from onnx_operator.api.common import ExecutionProvider, parse_quantity
 from onnx_operator.api.model import OnnxModelSpec, OnnxModelStatus
 from onnx_operator.api.model_class import OnnxModelClassSpec
 from onnx_operator.api.revision import OnnxModelRevisionStatus
@@ -145,6 +145,8 @@ class World:
 
     spec: OnnxModelSpec = field(default_factory=a_spec)
     classes: tuple[ClassSeen, ...] = field(default_factory=lambda: (a_class(),))
+    #: What the headers of the checkpoint tell; nothing, as from a converter of before.
+    sizes: dict[str, int] = field(default_factory=dict)
     now: datetime = START
     status: OnnxModelStatus = field(default_factory=OnnxModelStatus)
     revisions: dict[str, RevisionSeen] = field(default_factory=dict)
@@ -442,6 +444,9 @@ class World:
                         action.name, f"uid-{action.name}", "1", action.spec, OnnxModelRevisionStatus()
                     )
             case WantFetch() | WantConvert() | WantValidate() | WantPublish():
+                if isinstance(action, WantConvert) and action.memory is not None:
+                    limit = action.class_spec.jobs.resources.limits.get("memory", "1Ti")
+                    assert action.memory <= parse_quantity(limit), "begun where it has no room"
                 component = {WantFetch: Component.FETCH, WantConvert: Component.CONVERT}.get(type(action), "")
                 self._create(action.objects[0], component, self._revision_of(action))
                 self.jobs.setdefault(action.objects[0].name, JobRunning("runs"))
@@ -535,7 +540,7 @@ class World:
 
     def _result(self, job: str, digest: str) -> Summary:
         if job.endswith("-fetch"):
-            return a_summary("fetch", digest=a_digest(digest), files=3, bytes=1000)
+            return a_summary("fetch", digest=a_digest(digest), files=3, bytes=1000, **self.sizes)
         if "-validate-" in job:
             provider = CUDA if "cuda" in job else CPU
             parity = {"minCosine": "0.99999", "maxAbsolute": "2e-7"}

@@ -1,0 +1,78 @@
+"""How much memory a conversion takes at its peak, told from headers before any of it is taken.
+
+Standard library only, since the operator asks as well: it requests this much for the Jobs, and starts none that the
+class has no room for. Refuses, inside of a Job, to begin where the container's limit is lower.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from onnx_converter import policy, weights
+from onnx_converter.digest import open_regular
+from onnx_converter.reasons import MEMORY_TOO_SMALL, StepFailedError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MEBIBYTE: Final = 1 << 20
+#: Python with torch, transformers, onnxruntime, and what its exporter takes of any model.
+_LIBRARIES: Final = 592 * MEBIBYTE
+#: How many times the weights in fp32: the original, and two sessions of the graph while its placement is proved. The
+#: quantizer of int8-dynamic holds the weights as well, that of int8-static everything that is computed on the way.
+_TIMES: Final = {
+    "none": 3.6,
+    "int8-dynamic": 3.6,
+    "int8-static": 5.0,
+    "int8-weight-only": 2.4,
+    "int4-weight-only": 2.0,
+}
+#: Numbers for each word of the vocabulary while answers of 256 tokens are compared, beyond what a session took.
+_ANSWERED: Final = 512
+_FP32: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What headers tell of a model."""
+
+    #: Numbers in all tensors.
+    parameters: int
+    #: Rows of the tallest matrix.
+    vocabulary: int
+
+
+def sizes_of(folder: Path) -> Sizes:
+    """Of a checkpoint that was checked; reads no weights."""
+    shapes: list[tuple[int, ...]] = []
+    for shard in policy.shards_of(folder, frozenset(policy.list_folder(folder))):
+        with open_regular(folder / shard) as stream:
+            shapes += [tensor.shape for tensor in weights.read_header(stream, shard).tensors]
+    return Sizes(
+        sum(map(math.prod, shapes)),
+        max((shape[0] for shape in shapes if len(shape) == 2), default=0),  # noqa: PLR2004  a matrix
+    )
+
+
+def peak(sizes: Sizes, scheme: str) -> int:
+    """Bytes; of convert and validate whichever takes more."""
+    numbers = _TIMES[scheme] * sizes.parameters + _ANSWERED * sizes.vocabulary
+    return _LIBRARIES + round(_FP32 * numbers)
+
+
+def told(size: int) -> str:
+    """A quantity of Kubernetes."""
+    return f"{math.ceil(size / MEBIBYTE)}Mi"
+
+
+def refuse_too_little(folder: Path, scheme: str, limit: int | None) -> None:
+    """`limit` is the container's, in bytes; None where it has none."""
+    needed = peak(sizes_of(folder), scheme)
+    if limit is not None and needed > limit:
+        raise StepFailedError(
+            MEMORY_TOO_SMALL,
+            f"this checkpoint takes about {told(needed)} of memory with scheme {scheme}, and the container may use "
+            f"{limit // MEBIBYTE}Mi: raise jobs.resources.limits.memory of the class",
+        )

@@ -1,0 +1,278 @@
+"""What a conversion costs, and how fast what comes out of it is beside torch.
+
+    make bench-converter
+
+Writes docs/benchmarks.md. Random weights of real shapes: what is measured here depends on shapes alone. Every step is a
+process of its own; torch and the graph answer the same requests in turn, in the same process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import onnxruntime
+import torch
+import transformers
+
+import checkpoints
+from onnx_converter import footprint
+from onnx_converter.conversion import Conversion
+from onnx_converter.digest import tree_digest
+from onnx_converter.fetch import check_folder
+from onnx_converter.limits import threads
+from onnx_converter.spec import Scheme
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+TARGET: Final = Path(__file__).resolve().parents[3] / "docs" / "benchmarks.md"
+#: How long the graph and the original are timed.
+SECONDS: Final = 20
+#: Weights without meaning are quantised worse than any real ones, and nothing here is judged.
+ANYTHING_GOES: Final = {"minCosine": "1e-9", "maxAbsolute": "1e9", "maxRelative": "1e9", "minLabelAgreement": "1e-9"}
+GIGABYTE: Final = 1e9
+LARGEST: Final = "Llama, 135 M (SmolLM)"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A checkpoint and what is asked of it."""
+
+    make: Callable[[Path], Path]
+    schemes: tuple[Scheme, ...]
+    #: The shape of request that the targets speak of: new tokens, and those that are past.
+    length: int
+    past: int = 0
+
+
+def encoder(width: int, layers: int) -> Callable[[Path], Path]:
+    sizes: dict[str, Any] = {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 12,
+        "intermediate_size": 4 * width,
+        "max_position_embeddings": 512,
+        "vocab_size": 30_522,
+    }
+    return lambda folder: checkpoints.tiny(folder, spread=0.02, **sizes)
+
+
+def llama(width: int, layers: int, heads: int, between: int, vocabulary: int) -> Callable[[Path], Path]:
+    sizes: dict[str, Any] = {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads // 3,
+        "intermediate_size": between,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": True,
+    }
+    return lambda folder: checkpoints.tiny_decoder(folder, spread=0.02, **sizes)
+
+
+_ENCODED: Final = (Scheme.NONE, Scheme.INT8_DYNAMIC, Scheme.INT8_WEIGHT_ONLY, Scheme.INT4_WEIGHT_ONLY)
+_WRITTEN: Final = (Scheme.NONE, Scheme.INT8_DYNAMIC, Scheme.INT8_WEIGHT_ONLY, Scheme.INT4_WEIGHT_ONLY)
+CASES: Final = {
+    "encoder, 22 M (MiniLM-L6)": Case(encoder(384, 6), _ENCODED, 128),
+    "encoder, 109 M (BERT base)": Case(encoder(768, 12), _ENCODED, 128),
+    "Llama, 32 M": Case(llama(384, 12, 6, 1024, 32_000), _WRITTEN, 1, 128),
+    LARGEST: Case(llama(576, 30, 9, 1536, 49_152), _WRITTEN, 1, 128),
+}
+#: Times torch, by whether something is written (decoded) or read.
+SPEED: Final = {
+    True: {Scheme.NONE: 3.5, Scheme.INT8_WEIGHT_ONLY: 6.0, Scheme.INT4_WEIGHT_ONLY: 8.5},
+    False: {Scheme.NONE: 2.0, Scheme.INT8_DYNAMIC: 5.0},
+}
+#: Gigabytes above the imports for the largest, and times the unique weights on disk.
+PEAK: Final = {Scheme.NONE: 0.95, Scheme.INT4_WEIGHT_ONLY: 1.0}
+DISK: Final = 1.15
+COLUMNS: Final = (
+    *("checkpoint", "scheme", "speed", "target", "ms", "converting", "peak of convert, GB", "target"),
+    *("peak of validate, GB", "planned, GB", "graph on disk", "work folder"),
+)
+HEAD: Final = f"""# Benchmarks
+What a conversion costs, and how fast its graphs are beside torch. `make bench-converter` measures it anew and writes
+this page. The checkpoints have the shapes that they are named after and random weights, which neither speed nor memory
+depend on; what quantisation costs in likeness is in [reference/architectures.md](reference/architectures.md).
+
+Measured on {{cpu}}, of whose instructions for whole numbers there are: {{kinds}}; {{threads}} threads for either side,
+{{memory}} GB of memory; torch {{torch}}, transformers {{transformers}}, onnxruntime {{onnxruntime}}. {{busy}}
+
+- **Speed**: how many times as fast as torch in fp32 with eager attention, medians of one text at a time, both asked in
+  turn in one process for up to {SECONDS} s: for encoders texts of 128 tokens, for language models one token after 128
+  that are past.
+- **Peak**: what convert and validate take at most above their imports (0.5 GB), mapped files included. **Planned**:
+  what the Jobs request where the class names no memory, and by what they are refused; imports included.
+- **Disk**: of the graph, and of the work folder at its fullest, times the weights of the checkpoint (target: at most
+  {DISK}).
+
+| {" | ".join(COLUMNS)} |
+|{"---|" * len(COLUMNS)}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one variant took; sizes in bytes."""
+
+    case: str
+    scheme: Scheme
+    seconds: float
+    convert: int
+    validate: int
+    planned: int
+    weights: int
+    work: int
+    graph: int
+    cell: Mapping[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", action="append", choices=CASES, help="only this checkpoint, and write no page")
+    parser.add_argument("--scheme", action="append", choices=list(Scheme), help="only this scheme, and write no page")
+    asked = parser.parse_args()
+    load = os.getloadavg()[0]
+    rows = []
+    for name, case in CASES.items():
+        if asked.case and name not in asked.case:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            source = case.make(Path(folder, "checkpoint"))
+            for scheme in case.schemes:
+                if not asked.scheme or scheme in asked.scheme:
+                    rows.append(measure(name, case, scheme, source, Path(folder, scheme)))
+                    print(rows[-1], flush=True)
+    page = page_of(rows, load)
+    print(page)
+    if not (asked.case or asked.scheme):
+        TARGET.write_text(page)
+
+
+def measure(name: str, case: Case, scheme: Scheme, source: Path, folder: Path) -> Row:
+    digest = tree_digest(check_folder(source))
+    spec = json.dumps({"scheme": scheme})
+    with Watched(folder / "graph") as disk:
+        made = step("convert", "--source-digest", digest, "--spec", spec, checkpoint=source, output=folder / "graph")
+    validated = step(
+        *("validate", "--graph", str(folder / "graph"), "--provider", "CPUExecutionProvider", "--spec", spec),
+        *("--parity", json.dumps(ANYTHING_GOES), "--serving", json.dumps({"threads": threads()})),
+        *("--benchmark", str(SECONDS)),
+        checkpoint=source,
+        output=folder / "validation",
+    )
+    cells = validated["ended"]["details"]["benchmark"]["cells"]
+    weights = sum(file.stat().st_size for file in source.glob("*.safetensors"))
+    return Row(
+        name,
+        scheme,
+        made["seconds"],
+        made["peak"],
+        validated["peak"],
+        footprint.peak(footprint.sizes_of(source), scheme),
+        weights,
+        disk.most,
+        next(iter(Conversion.read(folder / "graph").graphs.values())).bytes,
+        next(one for one in cells if (one["sequenceLength"], one.get("pastLength", 0)) == (case.length, case.past)),
+    )
+
+
+def step(*flags: str, checkpoint: Path, output: Path) -> dict[str, Any]:
+    """What bench.converter.step says of one step."""
+    command = [sys.executable, "-m", "bench.converter.step", *flags]
+    command += ["--checkpoint", str(checkpoint), "--output", str(output)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    if found["ended"]["exitCode"]:
+        sys.exit(f"{flags[0]}: {found['ended']['message']}")
+    return found
+
+
+class Watched:
+    """The most that a folder holds while something is done, looked at again and again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.most = 0
+        self._folder = folder
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._ended.wait(0.05):
+            held = 0
+            for path in self._folder.rglob("*"):
+                try:
+                    held += path.lstat().st_size
+                except FileNotFoundError:
+                    continue  # a step removes what it needs no more
+            self.most = max(self.most, held)
+
+
+def page_of(rows: list[Row], load: float) -> str:
+    """docs/benchmarks.md."""
+    lines = [
+        f"| {row.case} | `{row.scheme}` | {float(row.cell['speedup']):.1f} | {_target(_speed_wanted(row), 'at least')} "
+        f"| {row.cell['graph']['p50Milliseconds']} | {row.seconds:.0f} s "
+        f"| {row.convert / GIGABYTE:.2f} | {_target(_peak_wanted(row), 'at most')} | {row.validate / GIGABYTE:.2f} "
+        f"| {row.planned / GIGABYTE:.2f} | {row.graph / row.weights:.2f} | {row.work / row.weights:.2f} |"
+        for row in rows
+    ]
+    busy = (
+        f"Other work was done on the machine at the same time (load {load:.1f}): times are longer than they need be, "
+        "and the ratios, taken in turn, are what counts."
+        if load > 1
+        else "Nothing else was done on the machine at the same time."
+    )
+    return HEAD.format(busy=busy, **_machine()) + "\n".join(lines) + "\n"
+
+
+def _target(wanted: float | None, word: str) -> str:
+    return "" if wanted is None else f"{word} {wanted:g}"
+
+
+def _speed_wanted(row: Row) -> float | None:
+    return SPEED[bool(CASES[row.case].past)].get(row.scheme)
+
+
+def _peak_wanted(row: Row) -> float | None:
+    return PEAK.get(row.scheme) if row.case == LARGEST else None
+
+
+def _machine() -> dict[str, Any]:
+    facts = dict(line.split("\t: ", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if "\t: " in line)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIGABYTE
+    kinds = ", ".join(
+        kind for kind in ("avx2", "avx512_vnni", "avx_vnni", "amx_int8") if kind in facts.get("flags", "")
+    )
+    return {
+        "cpu": facts.get("model name", platform.machine()),
+        "kinds": kinds or "none of them",
+        "threads": threads(),
+        "memory": f"{memory:.0f}",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "onnxruntime": onnxruntime.__version__,
+    }
+
+
+if __name__ == "__main__":
+    main()

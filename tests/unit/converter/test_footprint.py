@@ -1,0 +1,81 @@
+"""What a conversion takes at its peak is told from headers alone, and where there is less it does not begin."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from checkpoints import tiny
+from onnx_converter import footprint, limits
+from onnx_converter.footprint import MEBIBYTE, Sizes
+from onnx_converter.reasons import MEMORY_TOO_SMALL, PERMANENT_CODES
+from onnx_converter.spec import Scheme
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from unit.converter.steps import Line
+
+
+def test_headers_tell_how_many_numbers_there_are_and_how_many_words(tmp_path: Path, line: Line) -> None:
+    fetched = line.fetch(tiny(tmp_path / "model")).details
+    sizes = footprint.sizes_of(line.checkpoint(fetched["digest"]))
+    assert (fetched["parameters"], fetched["vocabulary"]) == (sizes.parameters, sizes.vocabulary) == (23520, 124)
+
+
+@pytest.mark.parametrize("scheme", Scheme)
+def test_more_numbers_and_more_words_take_more(scheme: Scheme) -> None:
+    nothing, numbers, words = (footprint.peak(Sizes(*one), scheme) for one in ((0, 0), (10**8, 0), (0, 10**5)))
+    assert 256 * MEBIBYTE < nothing < 2048 * MEBIBYTE, "the libraries alone"
+    assert numbers - nothing > 4 * 10**8, "the original, at least"
+    assert words > nothing
+
+
+#: Of Llamas with random weights: parameters, vocabulary, and bytes with the imports, of the step that took more.
+MEASURED = {
+    "32 M, none": (31_761_792, 32_000, "none", 968_000_000),
+    "135 M, none": (134_515_008, 49_152, "none", 2_255_000_000),
+    "135 M, int4": (134_515_008, 49_152, "int4-weight-only", 1_760_000_000),
+}
+
+
+@pytest.mark.parametrize("case", MEASURED, ids=lambda case: case.replace(" ", "-"))
+def test_what_is_planned_is_no_less_than_was_measured_and_at_most_a_third_more(case: str) -> None:
+    parameters, vocabulary, scheme, measured = MEASURED[case]
+    assert measured <= footprint.peak(Sizes(parameters, vocabulary), scheme) <= 4 * measured // 3
+
+
+@pytest.mark.parametrize("step", ["convert", "validate"])
+def test_a_container_with_less_is_told_so_before_anything_is_loaded(
+    step: str, tmp_path: Path, line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = line.fetch(tiny(tmp_path / "model")).details["digest"]
+    if step == "validate":
+        line.convert(digest)
+    monkeypatch.setattr(limits, "memory_of", lambda: 64 * MEBIBYTE)
+    ended = line.convert(digest) if step == "convert" else line.validate(digest)
+    assert (ended.summary.reason, ended.code) == (MEMORY_TOO_SMALL.name, MEMORY_TOO_SMALL.exit_code)
+    assert ended.code in PERMANENT_CODES
+    needed = footprint.told(footprint.peak(footprint.sizes_of(line.checkpoint(digest)), "none"))
+    for part in (needed, "64Mi", "jobs.resources.limits.memory"):
+        assert part in ended.summary.message
+    assert "CheckpointLoaded" not in [found["event"] for found in ended.lines]
+
+
+LIMITS = {
+    "a limit": ("268435456\n", None, 268435456),
+    "none": ("max\n", None, None),
+    "a limit of the older interface": (None, "134217728\n", 134217728),
+    "none of the older interface": (None, "9223372036854771712\n", None),
+    "no cgroup at all": (None, None, None),
+}
+
+
+@pytest.mark.parametrize("case", LIMITS, ids=lambda case: case.replace(" ", "-"))
+def test_the_limit_is_the_one_of_the_cgroup(case: str, tmp_path: Path) -> None:
+    v2, v1, expected = LIMITS[case]
+    for name, text in (("v2", v2), ("v1", v1)):
+        if text is not None:
+            (tmp_path / name).write_text(text)
+    assert limits.memory_of(tmp_path / "v2", tmp_path / "v1") == expected
