@@ -70,14 +70,14 @@ def _changes(base: Sample) -> Iterator[tuple[str, Sample]]:
     def other(**tensors: NDArray[Any]) -> Sample:
         return Sample("one input changed", is_text=False, tensors=base.tensors | tensors)
 
-    mask = base.tensors["attention_mask"].copy()
-    mask[:, 0] = 0
-    yield "attention_mask", other(attention_mask=mask)
     is_read = any(name.startswith(encoder_decoders.CROSS) for name in base.tensors)
     for name in ("input_ids", "token_type_ids", "decoder_input_ids"):
         # Nobody reads a text that was read.
         if name in base.tensors and not (is_read and name == "input_ids"):
             yield name, other(**{name: base.tensors[name][:, ::-1]})
+    mask = base.tensors["attention_mask"].copy()
+    mask[:, 0] = 0
+    yield "attention_mask", other(attention_mask=mask)
     for prefix in (decoders.PAST, encoder_decoders.CROSS):
         kept = [name for name in base.tensors if name.startswith(prefix)]
         for kind in ("key", "value") if kept else ():
