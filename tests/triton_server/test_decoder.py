@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,41 +10,20 @@ import numpy as np
 import pytest
 import torch
 import transformers
-import tritonclient.grpc
 import tritonclient.http
 
 from checkpoints import tiny_decoder
-from onnx_operator.prober.asking import Answer, GrpcAsker, HttpAsker
 from onnx_operator.prober.compare import Tolerance, difference
-from onnx_operator.prober.counters import Side
-from onnx_operator.prober.golden import read_golden
 from triton_server.serverprocess import Server
-from unit.converter.steps import Line, run
+from triton_server.writers import Published, ask, asked_by_both
+from unit.converter.steps import Line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from numpy.typing import NDArray
-
-    Arrays = dict[str, NDArray[Any]]
 
 LAYERS, HEADS, WIDTH = 2, 2, 8
 NAMES = [f"{layer}.{kind}" for layer in range(LAYERS) for kind in ("key", "value")]
-
-
-@dataclass(frozen=True)
-class Published:
-    """A model of a repository that the converter's own last step lays out."""
-
-    line: Line
-    digest: str
-
-    def write(self, repository: Path, _artifacts: Path) -> None:
-        run(
-            "assemble",
-            ("--artifact", self.line.artifact(self.digest), "--digest", self.digest, "--version", 1),
-            ("--provider", "CPUExecutionProvider", "--model-name", "writer", "--repository", repository),
-        )
 
 
 @pytest.fixture(scope="module")
@@ -63,21 +40,6 @@ def published(server_root: Path) -> Iterator[Published]:
 def writer(server_root: Path, published: Published) -> Iterator[Server]:
     with Server(server_root, published.line.root, [published]) as running:
         yield running.wait_ready()
-
-
-def ask(server: Server, protocol: str, arrays: Arrays) -> Arrays:
-    library: Any = {"http": tritonclient.http, "grpc": tritonclient.grpc}[protocol]
-    inputs = []
-    for name, array in arrays.items():
-        tensor = library.InferInput(name, list(array.shape), "INT64" if array.dtype == np.int64 else "FP32")
-        tensor.set_data_from_numpy(array)
-        inputs.append(tensor)
-    client = getattr(server, protocol)()
-    try:
-        answer = client.infer("writer", inputs)
-        return {name: answer.as_numpy(name) for name in ("logits", *(f"present.{name}" for name in NAMES))}
-    finally:
-        client.close()
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
@@ -115,22 +77,7 @@ def test_a_text_longer_than_was_validated_is_an_error_of_the_model(writer: Serve
 
 
 def test_golden_requests_are_answered_and_compared_by_their_next_token(writer: Server, published: Published) -> None:
-    golden = read_golden(published.line.artifact(published.digest) / "golden.json")
-
-    async def answers() -> list[Any]:
-        askers = (
-            HttpAsker(f"127.0.0.1:{writer.http_port}", "writer", "writer", 30),
-            GrpcAsker(f"127.0.0.1:{writer.grpc_port}", "writer", "writer", 30),
-        )
-        try:
-            return [[await asker.ask(request, Side.STABLE) for asker in askers] for request in golden]
-        finally:
-            for asker in askers:
-                await asker.close()
-
-    for request, (by_http, by_grpc) in zip(golden, asyncio.run(answers()), strict=True):
-        assert isinstance(by_http, Answer)
-        assert isinstance(by_grpc, Answer)
+    for request, by_http, by_grpc in asked_by_both(writer, published):
         assert by_http.outputs.keys() == {"logits"}, "the past is not sent along"
         stable, other = by_http.outputs["logits"], by_grpc.outputs["logits"].copy()
         outputs, tolerance = request.outputs, Tolerance()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,24 +10,18 @@ import numpy as np
 import pytest
 import torch
 import transformers
-import tritonclient.grpc
 import tritonclient.http
 
 from checkpoints import ANSWER_LENGTH, tiny_encoder_decoder
-from onnx_operator.prober.asking import Answer, GrpcAsker, HttpAsker
 from onnx_operator.prober.compare import Tolerance, difference
-from onnx_operator.prober.counters import Side
-from onnx_operator.prober.golden import read_golden
 from triton_server.serverprocess import Server
-from triton_server.test_decoder import Published
+from triton_server.writers import Published, ask, asked_by_both
 from unit.converter.steps import Line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from numpy.typing import NDArray
-
-    Arrays = dict[str, NDArray[Any]]
+    from triton_server.writers import Arrays
 
 LAYERS, HEADS, WIDTH, START = 1, 4, 8, 1
 NAMES = [f"{layer}.{kind}" for layer in range(LAYERS) for kind in ("key", "value")]
@@ -50,23 +42,6 @@ def published(server_root: Path) -> Iterator[Published]:
 def writer(server_root: Path, published: Published) -> Iterator[Server]:
     with Server(server_root, published.line.root, [published]) as running:
         yield running.wait_ready()
-
-
-def ask(server: Server, protocol: str, model: str, arrays: Arrays) -> Arrays:
-    """Everything that the model answers, by name."""
-    library: Any = {"http": tritonclient.http, "grpc": tritonclient.grpc}[protocol]
-    inputs = []
-    for name, array in arrays.items():
-        tensor = library.InferInput(name, list(array.shape), "INT64" if array.dtype == np.int64 else "FP32")
-        tensor.set_data_from_numpy(array)
-        inputs.append(tensor)
-    client = getattr(server, protocol)()
-    try:
-        answer = client.infer(model, inputs)
-        outputs = json.loads(server.ask(f"/v2/models/{model}").body)["outputs"]
-        return {item["name"]: answer.as_numpy(item["name"]) for item in outputs}
-    finally:
-        client.close()
 
 
 def past(answer: Arrays | None = None, batch: int = 2) -> Arrays:
@@ -96,11 +71,11 @@ def test_a_text_that_is_read_once_is_answered_token_by_token_as_torch_answers_it
     protocol: str, writer: Server, published: Published, wanted: list[list[int]]
 ) -> None:
     read = given(published)
-    cross = ask(writer, protocol, "writer-encoder", read)
+    cross = ask(writer, protocol, read, "writer-encoder")
     new, so_far, written = np.full((2, 1), START), past(), []
     for _ in range(STEPS):
         asked = {"decoder_input_ids": new, "attention_mask": read["attention_mask"], **so_far, **cross}
-        answer = ask(writer, protocol, "writer-decoder", asked)
+        answer = ask(writer, protocol, asked, "writer-decoder")
         new, so_far = answer["logits"][:, -1:].argmax(axis=-1), past(answer)
         written.append(new)
     assert np.concatenate(written, axis=1).tolist() == wanted
@@ -112,7 +87,7 @@ def test_the_model_itself_reads_and_writes_in_one_request(
 ) -> None:
     read, new, so_far, written = given(published), np.full((2, 1), START), past(), []
     for _ in range(STEPS):
-        answer = ask(writer, protocol, "writer", {**read, "decoder_input_ids": new, **so_far})
+        answer = ask(writer, protocol, {**read, "decoder_input_ids": new, **so_far})
         new, so_far = answer["logits"][:, -1:].argmax(axis=-1), past(answer)
         written.append(new)
     assert np.concatenate(written, axis=1).tolist() == wanted
@@ -124,7 +99,7 @@ def test_a_text_longer_than_was_validated_is_an_error_of_the_model(length: str, 
     ids = np.ones((1, read), np.int64)
     asked = {"input_ids": ids, "attention_mask": ids, "decoder_input_ids": np.ones((1, written), np.int64)}
     with pytest.raises(tritonclient.http.InferenceServerException, match="the graph failed"):
-        ask(writer, "http", "writer", asked | past(batch=1))
+        ask(writer, "http", asked | past(batch=1))
 
 
 def test_the_weights_that_both_graphs_have_lie_there_once(writer: Server, published: Published) -> None:
@@ -137,22 +112,7 @@ def test_the_weights_that_both_graphs_have_lie_there_once(writer: Server, publis
 def test_golden_requests_go_to_the_model_itself_and_compare_its_whole_answer(
     writer: Server, published: Published
 ) -> None:
-    golden = read_golden(published.line.artifact(published.digest) / "golden.json")
-
-    async def answers() -> list[Any]:
-        askers = (
-            HttpAsker(f"127.0.0.1:{writer.http_port}", "writer", "writer", 30),
-            GrpcAsker(f"127.0.0.1:{writer.grpc_port}", "writer", "writer", 30),
-        )
-        try:
-            return [[await asker.ask(request, Side.STABLE) for asker in askers] for request in golden]
-        finally:
-            for asker in askers:
-                await asker.close()
-
-    for request, (by_http, by_grpc) in zip(golden, asyncio.run(answers()), strict=True):
-        assert isinstance(by_http, Answer)
-        assert isinstance(by_grpc, Answer)
+    for request, by_http, by_grpc in asked_by_both(writer, published):
         assert by_http.outputs.keys() == {"logits"}, "the past is not sent along"
         stable, other = by_http.outputs["logits"], by_grpc.outputs["logits"].copy()
         outputs, tolerance = request.outputs, Tolerance()
