@@ -1,4 +1,4 @@
-"""A language model through the whole cluster: converted in Jobs, served on Triton, asked for token after token."""
+"""Models that write, through the whole cluster: converted in Jobs, served on Triton, asked for token after token."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import transformers
 import tritonclient.http
 
-from checkpoints import tiny_decoder
+from checkpoints import tiny_decoder, tiny_encoder_decoder
 from demo import checkpoints as claims
 from demo import installation
 from demo.model import Model
@@ -25,11 +25,14 @@ if TYPE_CHECKING:
     from demo.site import Site
 
 NAME = "writer"
+TRANSLATOR = "translator"
 TOKENS = 8
+#: What the small checkpoint begins every answer with.
+START = 1
 
 
-def declared(**spec: Any) -> Manifest:
-    claim = {"claimName": installation.CHECKPOINTS, "path": NAME}
+def declared(name: str = NAME, **spec: Any) -> Manifest:
+    claim = {"claimName": installation.CHECKPOINTS, "path": name}
     rollout = {
         "steps": [{"weight": 50, "duration": "5s"}],
         "analysis": {
@@ -43,7 +46,7 @@ def declared(**spec: Any) -> Manifest:
     return {
         "apiVersion": "onnx-operator.io/v1alpha1",
         "kind": "OnnxModel",
-        "metadata": {"name": NAME},
+        "metadata": {"name": name},
         "spec": {"source": {"persistentVolumeClaim": claim}, "serving": serving, "rollout": rollout, **spec},
     }
 
@@ -58,9 +61,9 @@ def checkpoint(cluster: Site, models: Kubectl, tmp_path_factory: pytest.TempPath
     models.delete("onnxmodel", NAME)
 
 
-def until_model(models: Kubectl, what: str, is_it: Callable[[Model], object]) -> Model:
+def until_model(models: Kubectl, what: str, is_it: Callable[[Model], object], name: str = NAME) -> Model:
     def look() -> Model | None:
-        model = Model.of(models.get("onnxmodel", NAME) or {})
+        model = Model.of(models.get("onnxmodel", name) or {})
         return model if is_it(model) else None
 
     return until(what, look, seconds=300)
@@ -68,7 +71,8 @@ def until_model(models: Kubectl, what: str, is_it: Callable[[Model], object]) ->
 
 def applied(models: Kubectl, manifest: Manifest) -> Model:
     models.apply(manifest)
-    return until_model(models, "the language model to rest", lambda it: it.is_promoted or it.is_given_up)
+    name = manifest["metadata"]["name"]
+    return until_model(models, f"{name} to rest", lambda it: it.is_promoted or it.is_given_up, name)
 
 
 def written(cluster: Site, model: Model, checkpoint: Path, prompt: str) -> tuple[int, list[int]]:
@@ -140,7 +144,7 @@ def test_its_next_version_is_compared_by_the_token_that_comes_next_and_a_text_st
     shared = until_model(models, "requests to be shared", lambda it: it.is_seen and it.candidate_weight)
     # An answer of the version that is not in the URL would be an error of Triton's.
     begun = {written(cluster, shared, checkpoint, "the cat")[0] for _ in range(8)}
-    model = until_model(models, "the language model to rest", lambda it: it.is_promoted or it.is_given_up)
+    model = until_model(models, f"{NAME} to rest", lambda it: it.is_promoted or it.is_given_up)
 
     assert model.is_promoted, model.message("Ready")
     assert model.status.stable is not None
@@ -151,3 +155,50 @@ def test_its_next_version_is_compared_by_the_token_that_comes_next_and_a_text_st
         model.status.stable.number,
         generated(checkpoint, "the cat"),
     )
+
+
+def test_a_model_that_reads_and_writes_answers_through_the_gateway_what_torch_answers(
+    cluster: Site, models: Kubectl, tmp_path: Path
+) -> None:
+    folder = tiny_encoder_decoder(tmp_path / TRANSLATOR, "bart")
+    archives = {TRANSLATOR: claims.packed_folder(folder)}
+    claims.put(models, archives, claim=installation.CHECKPOINTS, image=cluster.images["operator"])
+    models.delete("onnxmodel", TRANSLATOR)
+    model = applied(models, declared(TRANSLATOR))
+
+    assert model.is_promoted, model.message("Ready")
+    read = transformers.AutoTokenizer.from_pretrained(folder)(["the cat"], return_tensors="pt")
+    options: dict[str, Any] = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False}
+    with torch.inference_mode():
+        original = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+        wanted = original.generate(**read, **options, num_beams=1, eos_token_id=None, pad_token_id=0)[0, 1:].tolist()
+    assert answered(cluster, model, {name: value.numpy() for name, value in read.items()}) == wanted
+    models.delete("onnxmodel", TRANSLATOR)
+
+
+def answered(cluster: Site, model: Model, read: dict[str, Any]) -> list[int]:
+    """What a client of the gateway is answered, which reads the text once and then asks for token after token."""
+    endpoint, gateway = model.status.endpoint, gateway_of(cluster)
+    assert endpoint is not None
+    headers = {"Host": endpoint.host}
+    with tritonclient.http.InferenceServerClient(f"{gateway.address}:{gateway.http_port}") as client:
+
+        def ask(step: str, arrays: dict[str, Any]) -> dict[str, Any]:
+            name = f"{TRANSLATOR}-{step}"
+            answer = client.infer(name, [tensor(*one) for one in arrays.items()], headers=headers)
+            outputs = client.get_model_metadata(name, headers=headers)["outputs"]
+            return {one["name"]: answer.as_numpy(one["name"]) for one in outputs}
+
+        kept = ask("encoder", {name: read[name] for name in ("input_ids", "attention_mask")})
+        past = {
+            name.replace("cross", "past"): np.zeros((*value.shape[:2], 0, value.shape[3]), np.float32)
+            for name, value in kept.items()
+        }
+        new, tokens = np.full((1, 1), START), []
+        for _ in range(TOKENS):
+            asked = {"decoder_input_ids": new, "attention_mask": read["attention_mask"], **past, **kept}
+            answer = ask("decoder", asked)
+            new = answer["logits"][:, -1:].argmax(axis=-1)
+            past = {name: answer[name.replace("past_key_values", "present")] for name in past}
+            tokens.append(int(new[0, 0]))
+    return tokens
