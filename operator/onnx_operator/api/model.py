@@ -332,18 +332,20 @@ class Evaluation(ApiModel):
     of all others what is missing to the original's."""
 
 
+Evaluations = Annotated[
+    list[Evaluation],
+    Field(
+        max_length=6, json_schema_extra=schema_extra(x_kubernetes_list_type="map", x_kubernetes_list_map_keys=["name"])
+    ),
+]
+
+
 class Validation(ApiModel):
     """What must be proved before a revision may see traffic."""
 
     parity: Parity = Parity()
     """The ONNX graph against the original checkpoint, over adversarial shapes and real text."""
-    evaluations: Annotated[
-        list[Evaluation],
-        Field(
-            max_length=6,
-            json_schema_extra=schema_extra(x_kubernetes_list_type="map", x_kubernetes_list_map_keys=["name"]),
-        ),
-    ] = []
+    evaluations: Evaluations = []
     """How well the graph does its task, on each execution provider; what loses more than its maxLoss is refused."""
 
 

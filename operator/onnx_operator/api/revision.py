@@ -21,7 +21,7 @@ from onnx_operator.api.common import (
     cel,
     schema_extra,
 )
-from onnx_operator.api.model import Batching, Evaluation, Parity, Quantization, Source, Task, Time
+from onnx_operator.api.model import Batching, Evaluations, Parity, Quantization, Source, Task, Time
 
 
 class RevisionProvider(ApiModel):
@@ -66,13 +66,7 @@ class OnnxModelRevisionSpec(ApiModel):
     """Longest input in tokens."""
     parity: Parity
     """Bounds of the validation."""
-    evaluations: Annotated[
-        list[Evaluation],
-        Field(
-            max_length=6,
-            json_schema_extra=schema_extra(x_kubernetes_list_type="map", x_kubernetes_list_map_keys=["name"]),
-        ),
-    ] = []
+    evaluations: Evaluations = []
     """What may be lost of which quality."""
     execution_providers: Annotated[
         list[RevisionProvider],
