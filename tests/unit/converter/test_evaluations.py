@@ -257,7 +257,7 @@ def test_a_model_in_four_bits_keeps_what_it_has_learned_and_its_artifact_tells(t
     _, held_out = prose()
     data = line.root / "datasets"
     asked = [
-        put(data / "prose", Metric.BYTE_PERPLEXITY, [{"text": text} for text in held_out], "0.02"),
+        put(data / "prose", Metric.BYTE_PERPLEXITY, [{"text": text} for text in held_out], "0.01"),
         put(data / "ends", Metric.MULTIPLE_CHOICE, questions(held_out), "0.2"),
     ]
     ended = judged(line, trained, asked, scheme="int4-weight-only")
@@ -275,22 +275,22 @@ def test_a_model_in_four_bits_keeps_what_it_has_learned_and_its_artifact_tells(t
         ("prose", perplexity["loss"]),
         ("ends", choices["loss"]),
     ]
-    assert [told[0][key] for key in ("dataset", "maxLoss")] == [asked[0]["dataset"]["digest"], "0.02"]
+    assert [told[0][key] for key in ("dataset", "maxLoss")] == [asked[0]["dataset"]["digest"], "0.01"]
 
 
 def test_a_model_with_outliers_in_one_coarse_block_is_stopped_by_what_it_has_lost(
     trained: Path, line: Line, tmp_path: Path
 ) -> None:
     texts = [{"text": text} for text in prose()[1]]
-    asked = [put(line.root / "datasets" / "prose", Metric.BYTE_PERPLEXITY, texts, "0.02")]
+    asked = [put(line.root / "datasets" / "prose", Metric.BYTE_PERPLEXITY, texts, "0.01")]
     spec = {"scheme": "int4-weight-only", "blockSize": 256, "symmetric": True}
     ended = judged(line, with_outliers(trained, tmp_path / "outliers"), asked, **spec)
     assert (ended.summary.reason, ended.code) == ("QualityLost", 41), ended.summary.message
     assert "evaluation prose: bytePerplexity is" in ended.summary.message
-    assert "above maxLoss 0.02" in ended.summary.message
+    assert "above maxLoss 0.01" in ended.summary.message
     report = json.loads((line.work / f"validation-{CPU}" / "report.json").read_text())
     assert (report["verdict"], report["reason"]) == ("Failed", "QualityLost")
-    assert float(report["evaluations"][0]["loss"]["low"]) > 0.02, "and not by luck"
+    assert float(report["evaluations"][0]["loss"]["low"]) > 0.01, "and not by luck"
     assert line.publish(**spec).summary.reason == "ParityFailed"
 
 

@@ -14,7 +14,7 @@ import yaml
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from checkpoints import DOCS, minilm, minilm_moved, tiny, tiny_sentence
+from checkpoints import ROOT, minilm, minilm_moved, tiny, tiny_sentence
 from onnx_converter import calibration, evaluate, fetch, parity, quantize, reasons, samples, texts, validate
 from onnx_converter.contest import Candidate, Original
 from onnx_converter.digest import sha256_of
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from onnx_converter.samples import Sample
 
 CPU = "CPUExecutionProvider"
-EVALUATIONS = DOCS.parent / "examples" / "evaluations.yaml"
+EVALUATIONS = ROOT / "examples" / "evaluations.yaml"
 
 
 def _initializer(model: onnx.ModelProto, *, size: int = 500) -> onnx.TensorProto:
