@@ -22,6 +22,8 @@ from onnx_converter import policy
 from onnx_converter.reasons import ARCHITECTURE_UNSUPPORTED, CONFIG_INVALID, SPEC_IMPOSSIBLE, StepFailedError, gist
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
     from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -94,11 +96,20 @@ class Wrapper(nn.Module):
             # Looked up and not used as they are: a position that is too high is an error in every family.
             position_ids=self.positions[counted],
             # Without the configuration every layer keeps all that came before, those with a sliding window too.
-            past_key_values=DynamicCache(ddp_cache_data=list(zip(past[::2], past[1::2], strict=True))),
+            past_key_values=kept_of(past),
             use_cache=True,
         )
-        present = [tensor for layer in answer.past_key_values.layers for tensor in (layer.keys, layer.values)]
-        return (answer.logits.float(), *present)
+        return (answer.logits.float(), *tensors_of(answer.past_key_values))
+
+
+def kept_of(tensors: Sequence[Tensor]) -> DynamicCache:
+    """As transformers keeps them, of key and value of one layer after the other."""
+    return DynamicCache(ddp_cache_data=list(zip(tensors[::2], tensors[1::2], strict=True)))
+
+
+def tensors_of(kept: Any) -> list[Tensor]:
+    """Key and value of one layer after the other."""
+    return [tensor for layer in kept.layers for tensor in (layer.keys, layer.values)]
 
 
 def names_of(prefix: str, cache: Cache) -> tuple[str, ...]:
@@ -111,7 +122,7 @@ def cache_of(model: PreTrainedModel) -> Cache:
     try:
         with torch.inference_mode():
             kept = model(input_ids=torch.zeros((1, 1), dtype=torch.long), use_cache=True).past_key_values
-        tensors = [tensor for layer in kept.layers for tensor in (layer.keys, layer.values)]
+        tensors = tensors_of(kept)
     except RuntimeError as error:
         # Heads that do not divide, a window of nothing: the weights fit, and no token can be asked.
         raise StepFailedError(

@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from typing_extensions import override
 
 from onnx_converter import policy
-from onnx_converter.decoders import DEFAULT_LENGTH, Cache, Family
+from onnx_converter.decoders import DEFAULT_LENGTH, Cache, Family, kept_of, tensors_of
 from onnx_converter.reasons import ARCHITECTURE_UNSUPPORTED, CONFIG_INVALID, SPEC_IMPOSSIBLE, StepFailedError, gist
 
 if TYPE_CHECKING:
@@ -62,12 +62,12 @@ class Whole(nn.Module):
         past, cross = cached[: 2 * self.layers], cached[2 * self.layers :]
         if cross:
             return _decode(self.model, mask, new, past, cross)
-        cache = EncoderDecoderCache(_cache_of(past), DynamicCache())
+        cache = EncoderDecoderCache(kept_of(past), DynamicCache())
         answer = self.model(
             input_ids=ids, attention_mask=mask, decoder_input_ids=new, past_key_values=cache, use_cache=True
         )
         kept = answer.past_key_values
-        return (answer.logits, *_tensors_of(kept.self_attention_cache), *_tensors_of(kept.cross_attention_cache))
+        return (answer.logits, *tensors_of(kept.self_attention_cache), *tensors_of(kept.cross_attention_cache))
 
 
 class Encoder(nn.Module):
@@ -123,9 +123,9 @@ def _count(row: Tensor) -> Tensor:
 def _decode(
     model: PreTrainedModel, mask: Tensor, new: Tensor, past: list[Tensor], cross: list[Tensor]
 ) -> tuple[Tensor, ...]:
-    cache = EncoderDecoderCache(_cache_of(past), DynamicCache())
+    cache = EncoderDecoderCache(kept_of(past), DynamicCache())
     # Given to the constructor, their length would be looked at, and frozen in the graph.
-    cache.cross_attention_cache = _cache_of(cross)
+    cache.cross_attention_cache = kept_of(cross)
     cache.is_updated = dict.fromkeys(range(len(cross) // 2), True)
     # What the encoder made is in the keys and values; of this only the length is looked at.
     read = torch.zeros(mask.shape[0], mask.shape[1], int(model.config.hidden_size))
@@ -136,15 +136,7 @@ def _decode(
         past_key_values=cache,
         use_cache=True,
     )
-    return (answer.logits, *_tensors_of(answer.past_key_values.self_attention_cache))
-
-
-def _cache_of(tensors: list[Tensor]) -> DynamicCache:
-    return DynamicCache(ddp_cache_data=list(zip(tensors[::2], tensors[1::2], strict=True)))
-
-
-def _tensors_of(cache: Any) -> list[Tensor]:
-    return [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+    return (answer.logits, *tensors_of(answer.past_key_values.self_attention_cache))
 
 
 def _attentions_of(model: PreTrainedModel) -> list[nn.Module]:
@@ -171,7 +163,7 @@ def caches_of(model: PreTrainedModel) -> tuple[Cache, Cache]:
         ) from error
     kept = answer.past_key_values
     written, read = (
-        tuple((int(tensor.shape[1]), int(tensor.shape[3])) for tensor in _tensors_of(cache))
+        tuple((int(tensor.shape[1]), int(tensor.shape[3])) for tensor in tensors_of(cache))
         for cache in (kept.self_attention_cache, kept.cross_attention_cache)
     )
     return written, read

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Final, Self
 
 import numpy as np
@@ -104,6 +104,8 @@ class Examples:
     evaluation: Evaluation
     checkpoint: Checkpoint
     lines: tuple[tuple[int, Any], ...]
+    #: What comes of answers that know nothing.
+    chance: float = 0.0
 
     @classmethod
     def read(cls, evaluation: Evaluation, root: Path, checkpoint: Checkpoint) -> Self:
@@ -131,8 +133,7 @@ class Examples:
                 f"{field}: {evaluation.dataset.file} holds {len(examples)} examples, it must be {LEAST} to {MOST}",
             )
         # What a line says of others, or of the checkpoint.
-        kind.chance(examples)
-        return examples
+        return replace(examples, chance=kind.chance(examples))
 
     def __len__(self) -> int:
         return sum(not isinstance(line, _Document) for _, line in self.lines)
@@ -205,7 +206,7 @@ def judge(asked: Sequence[Examples], sides: tuple[Ask, Ask], progress: Progress)
             kind, metric = KINDS[examples.evaluation.metric], examples.evaluation.metric
             rows = [kind.rows(examples, ask) for ask in sides]
             done.append(Evaluated(examples.evaluation, len(examples), quality.compare(metric, *rows)))
-            _refuse_chance(examples, done[-1].compared.original, kind.chance(examples))
+            _refuse_chance(examples, done[-1].compared.original)
             progress.tell("Evaluated", percent=97, evaluation=examples.evaluation.name)
     except StepFailedError as error:
         return Verdict(tuple(done), error.reason, error.message)
@@ -230,8 +231,8 @@ def _finite(whose: str, sample: Sample, values: NDArray[np.float32]) -> NDArray[
     return values
 
 
-def _refuse_chance(examples: Examples, original: quality.Estimate, chance: float) -> None:
-    metric = examples.evaluation.metric
+def _refuse_chance(examples: Examples, original: quality.Estimate) -> None:
+    metric, chance = examples.evaluation.metric, examples.chance
     is_better = original.high < chance if metric in quality.SMALLER_IS_BETTER else original.low > chance
     if not is_better:
         raise StepFailedError(

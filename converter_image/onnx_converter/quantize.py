@@ -67,7 +67,7 @@ def int8_dynamic(source: Path, target: Path) -> None:
             bare,
             target,
             # A quarter of what was too large for one file may be, too.
-            use_external_data_format=_is_large(source),
+            use_external_data_format=_is_large(model, source),
             op_types_to_quantize=_OPERATORS,
             weight_type=QuantType.QInt8,
             per_channel=True,
@@ -98,7 +98,8 @@ def int8_static(spec: ConversionSpec, source: Path, target: Path, requests: Iter
     With every operator quantised, as the quantizer would by itself, real models answer nonsense; with the outputs of
     layers rounded to 8 bits, nearly so.
     """
-    chosen = layers_of(wire.outline(source).graph, spec.exclude or ())
+    model = wire.outline(source)
+    chosen = layers_of(model.graph, spec.exclude or ())
     is_wide = spec.activations is Activations.UINT16
     try:
         quantize_static(
@@ -108,7 +109,7 @@ def int8_static(spec: ConversionSpec, source: Path, target: Path, requests: Iter
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(_PRODUCTS),
             nodes_to_quantize=chosen,
-            use_external_data_format=_is_large(source),
+            use_external_data_format=_is_large(model, source),
             activation_type=QuantType.QUInt16 if is_wide else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             per_channel=True,
@@ -149,6 +150,7 @@ def weight_only(spec: ConversionSpec, source: Path, target: Path) -> None:
     )
 
     model = wire.outline(source)
+    is_large = _is_large(model, source)
     head = head_of(model.graph) if spec.keep_output_head else None
     options: dict[str, Any] = {
         "bits": 4 if spec.scheme is Scheme.INT4_WEIGHT_ONLY else 8,
@@ -177,7 +179,7 @@ def weight_only(spec: ConversionSpec, source: Path, target: Path) -> None:
         raise _given_up(error) from error
     _refuse_unquantised(model, "MatMulNBits")
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    if _is_large(source):
+    if is_large:
         load_external_data_for_model(model, str(source.parent))
         onnx.save_model(model, target, save_as_external_data=True, location=f"{target.name}.data")
     else:
@@ -252,10 +254,12 @@ def _given_up(error: Exception) -> StepFailedError:
     return StepFailedError(EXPORT_FAILED, f"onnxruntime's quantizer gives up: {type(error).__name__}: {gist(error)}")
 
 
-def _is_large(path: Path) -> bool:
-    """Whether its weights are in another file."""
-    tensors = wire.outline(path).graph.initializer
-    return any(uses_external_data(tensor) and ExternalDataInfo(tensor).location != path.name for tensor in tensors)
+def _is_large(model: onnx.ModelProto, path: Path) -> bool:
+    """Whether the weights of the file's outline are in another file."""
+    return any(
+        uses_external_data(tensor) and ExternalDataInfo(tensor).location != path.name
+        for tensor in model.graph.initializer
+    )
 
 
 def _refuse_unquantised(model: onnx.ModelProto, *operators: str) -> None:
