@@ -23,6 +23,8 @@ from onnx_converter.spec import ConversionSpec, Parity, Provider, Scheme, Task
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+#: auto is one of the others.
+SCHEMES = [scheme for scheme in Scheme if scheme is not Scheme.AUTO]
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "reference" / "architectures.md"
 
 HEAD = f"""# Architectures
@@ -38,8 +40,8 @@ refused, as code of a checkpoint is never run. Of `clip` the encoder for texts i
 Under each scheme: the largest difference, the smallest cosine and, where there are some, the share of equal labels or
 tokens. The verdict stands before them where it is not {VALIDATED.name}.
 
-| architecture | task | {" | ".join(f"`{scheme}`" for scheme in Scheme)} |
-|---|---|{"---|" * len(Scheme)}
+| architecture | task | {" | ".join(f"`{scheme}`" for scheme in SCHEMES)} |
+|---|---|{"---|" * len(SCHEMES)}
 """
 
 
@@ -67,7 +69,7 @@ def _judge(architecture: str, folder: Path) -> str:
     checkpoint, exported = original.checkpoint, folder / "exported"
     convert.export_graphs(checkpoint, folder, exported, opset=18)
     cells = []
-    for scheme in Scheme:
+    for scheme in SCHEMES:
         if scheme is Scheme.INT8_STATIC and checkpoint.cache:
             cells.append("")
             continue

@@ -141,7 +141,8 @@ def _validate(arguments: argparse.Namespace, progress: Progress) -> tuple[Reason
         ),
         progress,
     )
-    return reasons.VALIDATED, f"{details['samples']} samples agree with the original on {provider}", details
+    chosen = f"auto takes {details['scheme']}: " if "scheme" in details else ""
+    return reasons.VALIDATED, f"{chosen}{details['samples']} samples agree with the original on {provider}", details
 
 
 def _publish(arguments: argparse.Namespace, progress: Progress) -> tuple[Reason, str, dict[str, Any]]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import gc
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from onnx_converter import calibration, decoders, export, footprint, graph, limits, load, quantize, share
+from onnx_converter import calibration, decoders, export, footprint, graph, ladder, limits, load, quantize, share
 from onnx_converter.conversion import FILE, Conversion, Graph, Signature, tools
 from onnx_converter.digest import sha256_of, tree_digest
 from onnx_converter.fetch import check_folder, sync_tree
@@ -60,6 +60,28 @@ class Convert:
 
 
 def run(convert: Convert, progress: Progress) -> dict[str, Any]:
+    return (_run_each if convert.spec.scheme is Scheme.AUTO else _run)(convert, progress)
+
+
+def _run_each(convert: Convert, progress: Progress) -> dict[str, Any]:
+    """Every scheme of the ladder in a folder of its own."""
+    told: dict[str, Any] = {}
+    refused: list[ladder.Row] = []
+    for spec in ladder.rungs(convert.spec):
+        progress.tell("SchemeBegun", percent=0, scheme=str(spec.scheme))
+        try:
+            found = _run(replace(convert, spec=spec, output=convert.output / spec.scheme), progress)
+        except StepFailedError as error:
+            if spec.scheme is Scheme.NONE or error.reason.is_transient:
+                raise
+            refused.append(ladder.Row(spec.scheme, error.reason.name, error.message))
+        else:
+            told = told or found
+    ladder.write(convert.output, refused)
+    return told
+
+
+def _run(convert: Convert, progress: Progress) -> dict[str, Any]:
     graph.refuse_opset(convert.spec.opset)
     for provider in convert.spec.providers:
         quantize.refuse_without_kernels(convert.spec.scheme, provider)

@@ -28,6 +28,8 @@ _TIMES: Final = {
     "int8-static": 5.0,
     "int8-weight-only": 2.4,
     "int4-weight-only": 2.0,
+    # What there is no room for is refused by itself and told, all but float32.
+    "auto": 3.6,
 }
 #: Numbers for each word of the vocabulary while answers of 256 tokens are compared, beyond what a session took.
 _ANSWERED: Final = 512

@@ -53,6 +53,8 @@ class Measurement:
     max_relative: float
     labels: int
     labels_agreeing: int
+    #: Mean of what the vectors lost: of those that choose a label, the divergence in nats; of others 1 - cosine.
+    divergence: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,9 @@ class Total:
     max_absolute: float
     max_relative: float
     label_agreement: float | None
+    #: Of real text, where there was any: how much perplexity rises on what the original would say, as a share of it;
+    #: of vectors that choose no label, the mean of 1 - cosine.
+    quality_loss: float | None
 
 
 _DEFAULTS: Final[dict[Scheme, tuple[Tolerance, Tolerance, Tolerance]]] = {
@@ -175,20 +180,30 @@ def _measure(
             raise StepFailedError(NOT_FINITE, f"on {sample.name} the {whose} answers with NaN or infinity")
     wanted, found = truth[judged].astype(np.float64), answer[judged].astype(np.float64)
     if not wanted.size:
-        return Measurement(sample.name, sample.is_text, 0, judged.size, 1.0, 0.0, 0.0, 0, 0)
+        return Measurement(sample.name, sample.is_text, 0, judged.size, 1.0, 0.0, 0.0, 0, 0, 0.0)
     difference = np.abs(wanted - found).max(axis=-1)
     labels = len(wanted) if is_labels else 0
+    cosines = _cosines(wanted, found)
     return Measurement(
         sample=sample.name,
         is_text=sample.is_text,
         vectors=len(wanted),
         ignored=int(judged.size - judged.sum()),
-        min_cosine=float(_cosines(wanted, found).min()),
+        min_cosine=float(cosines.min()),
         max_absolute=float(difference.max()),
         max_relative=float((difference / np.maximum(np.abs(wanted).max(axis=-1), np.finfo(np.float32).tiny)).max()),
         labels=labels,
         labels_agreeing=int((wanted.argmax(axis=-1) == found.argmax(axis=-1)).sum()) if labels else 0,
+        divergence=float(np.mean(list(map(_divergence, wanted, found)) if labels else 1 - cosines)),
     )
+
+
+def _divergence(wanted: NDArray[np.float64], found: NDArray[np.float64]) -> float:
+    """Kullback and Leibler's, of the distributions that two vectors of logits stand for. In nats."""
+    before, after = (logits - logits.max() for logits in (wanted, found))
+    likely = np.exp(before)
+    ratio = before - after - np.log(likely.sum()) + np.log(np.exp(after).sum())
+    return max(float(likely @ ratio / likely.sum()), 0.0)
 
 
 def _cosines(wanted: NDArray[np.float64], found: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -205,6 +220,9 @@ def total(measurements: Iterable[Measurement]) -> Total:
     if not vectors:
         raise StepFailedError(PARITY_FAILED, "nothing was compared: the sample set is empty")
     labels = sum(item.labels for item in listed)
+    texts = [item for item in listed if item.is_text and item.vectors]
+    weights = [item.labels or item.vectors for item in texts]
+    lost = np.average([item.divergence for item in texts], weights=weights) if texts else None
     return Total(
         samples=len(listed),
         vectors=vectors,
@@ -213,6 +231,7 @@ def total(measurements: Iterable[Measurement]) -> Total:
         max_absolute=max(item.max_absolute for item in listed),
         max_relative=max(item.max_relative for item in listed),
         label_agreement=sum(item.labels_agreeing for item in listed) / labels if labels else None,
+        quality_loss=lost if lost is None else float(np.expm1(lost) if labels else lost),
     )
 
 

@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from onnx_converter import artifact, graph, package
+from onnx_converter import artifact, graph, ladder, package
 from onnx_converter.conversion import Conversion
 from onnx_converter.digest import canonical_json, digest_of_bytes, hex_of
 from onnx_converter.fetch import sync, sync_tree
 from onnx_converter.reasons import ARTIFACT_CORRUPT, PARITY_FAILED, StepFailedError
 from onnx_converter.report import BENCHMARK, GOLDEN, PAGE, REPORT, VALIDATION_PREFIX
 from onnx_converter.report_html import page
+from onnx_converter.spec import Scheme
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,24 +48,22 @@ class Publish:
 
 
 def run(publish: Publish, progress: Progress) -> dict[str, Any]:
-    conversion = Conversion.read(publish.work / "graph")
-    if conversion.spec != publish.spec:
-        raise StepFailedError(ARTIFACT_CORRUPT, "--spec is not the one the graph was converted with: convert again")
-    reports = {str(provider): _report_of(publish.work, provider, conversion) for provider in conversion.graphs}
+    reports = {str(provider): _report_of(publish.work, provider) for provider in publish.spec.providers}
+    made = {provider: _made(publish, provider, reports[str(provider)]) for provider in publish.spec.providers}
     publish.store.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(publish.store)
     incoming = Path(tempfile.mkdtemp(prefix=_INCOMING, dir=publish.store))
     try:
-        lineage, folder = _lineage_of(conversion, publish), incoming / "artifact"
+        lineage, folder = _lineage_of(made, publish), incoming / "artifact"
         folder.mkdir()
-        _fill(folder, publish, conversion, reports)
+        _fill(folder, publish, made, reports)
         manifest = artifact.describe(folder, lineage)
         data = artifact.dump(manifest)
         (folder / artifact.MANIFEST).write_bytes(data)
         (folder / artifact.MANIFEST).chmod(0o444)
         digest = digest_of_bytes(data)
         _settle(folder, publish.store / hex_of(digest), digest)
-        benchmarks = {str(provider): _benchmark_of(publish.work, provider) for provider in conversion.graphs}
+        benchmarks = {str(provider): _benchmark_of(publish.work, provider) for provider in made}
         named = {"artifact": {"digest": digest}, **lineage}
         _put_beside(publish.store / hex_of(digest), PAGE, page(reports, named, benchmarks).encode(), incoming)
         _put_beside(publish.store / hex_of(digest), BENCHMARK, canonical_json(benchmarks), incoming)
@@ -75,22 +74,42 @@ def run(publish: Publish, progress: Progress) -> dict[str, Any]:
     return {"digest": digest, "bytes": manifest.size, "files": len(manifest.files), "reportDigest": report_digest}
 
 
-def _report_of(work: Path, provider: Provider, conversion: Conversion) -> dict[str, Any]:
-    """A report that says Passed, and says it of this graph."""
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """Where one provider's graph lies, and the conversion that it is of."""
+
+    conversion: Conversion
+    folder: Path
+
+
+def _report_of(work: Path, provider: Provider) -> dict[str, Any]:
     path = work / f"{VALIDATION_PREFIX}{provider}" / REPORT
     try:
         report: dict[str, Any] = json.loads(path.read_bytes())
-        verdict, judged = report["verdict"], report["graphDigest"]
+        return {name: report[name] for name in ("verdict", "graphDigest", "conversion")} | report
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StepFailedError(
             PARITY_FAILED, f"{path.parent.name}/{REPORT} is missing or cannot be read: validate on {provider} first"
         ) from error
+
+
+def _made(publish: Publish, provider: Provider, report: Mapping[str, Any]) -> _Made:
+    """The graph that the report says passed, of the conversion that was asked for."""
+    spec, folder = publish.spec, publish.work / "graph"
+    if spec.scheme is Scheme.AUTO:
+        spec = ladder.rung(spec, report["conversion"]["spec"]["scheme"])
+        folder /= spec.scheme
+    conversion = Conversion.read(folder)
+    if conversion.spec != spec:
+        raise StepFailedError(ARTIFACT_CORRUPT, "--spec is not the one the graph was converted with: convert again")
+    verdict, judged = report["verdict"], report["graphDigest"]
     if verdict != "Passed" or judged != conversion.graphs[provider].digest:
         raise StepFailedError(
             PARITY_FAILED,
-            f"{path.parent.name}/{REPORT} says {verdict} of graph {judged}: validate this graph on {provider} first",
+            f"{VALIDATION_PREFIX}{provider}/{REPORT} says {verdict} of graph {judged}: validate this graph on "
+            f"{provider} first",
         )
-    return report
+    return _Made(conversion, folder)
 
 
 def _benchmark_of(work: Path, provider: Provider) -> dict[str, Any]:
@@ -102,31 +121,41 @@ def _benchmark_of(work: Path, provider: Provider) -> dict[str, Any]:
     return found
 
 
-def _lineage_of(conversion: Conversion, publish: Publish) -> Mapping[str, Any]:
+def _lineage_of(made: Mapping[Provider, _Made], publish: Publish) -> Mapping[str, Any]:
+    first = next(iter(made.values())).conversion
+    conversion = first.model_copy(
+        update={
+            "spec": publish.spec,
+            "graphs": {provider: one.conversion.graphs[provider] for provider, one in made.items()},
+        }
+    )
+    schemes = {str(provider): str(one.conversion.spec.scheme) for provider, one in made.items()}
     return {
         "source": {"digest": conversion.source_digest},
         "conversion": conversion.model_dump(mode="json", by_alias=True, exclude={"files"}),
         "serving": publish.serving.model_dump(mode="json", by_alias=True),
         "operator": publish.lineage.value(),
+        # What auto took, so that the artifact can be made again without it.
+        **({"schemes": schemes} if publish.spec.scheme is Scheme.AUTO else {}),
     }
 
 
 def _fill(
     folder: Path,
     publish: Publish,
-    conversion: Conversion,
+    made: Mapping[Provider, _Made],
     reports: Mapping[str, Mapping[str, Any]],
 ) -> None:
     work = publish.work
-    for provider in conversion.graphs:
+    for provider, one in made.items():
         models = folder / "triton" / provider
-        graphs = shutil.copytree(work / "graph" / provider, models / package.MODEL / "1")
-        for name, config in package.configs_of(conversion, publish.serving, provider).items():
+        graphs = shutil.copytree(one.folder / provider, models / package.MODEL / "1")
+        for name, config in package.configs_of(one.conversion, publish.serving, provider).items():
             (models / name).mkdir(exist_ok=True)
             (models / name / "config.pbtxt").write_text(config)
-        if graph.digest_of(graphs) != conversion.graphs[provider].digest:
+        if graph.digest_of(graphs) != one.conversion.graphs[provider].digest:
             raise StepFailedError(ARTIFACT_CORRUPT, f"graph/{provider} changed while it was copied: convert again")
-    shutil.copytree(work / "graph" / "tokenizer", folder / "tokenizer")
+    shutil.copytree(next(iter(made.values())).folder / "tokenizer", folder / "tokenizer")
     first = publish.spec.providers[0]
     shutil.copyfile(work / f"{VALIDATION_PREFIX}{first}" / GOLDEN, folder / GOLDEN)
     (folder / REPORT).write_bytes(canonical_json({"schema": SCHEMA, "verdict": "Passed", "reports": reports}))

@@ -130,6 +130,30 @@ def latencies(name: str, cells: Sequence[tuple[str, Sequence[Spread]]]) -> str:
     return _svg(name, title, f"Medians in milliseconds: {said}.", foot + _FOOT, parts)
 
 
+def against(name: str, title: str, dots: Sequence[tuple[str, float, float]], bound: float, chosen: str) -> str:
+    """A dot for each name at a positive value and a loss, and the bound above which no loss is taken."""
+    foot = _TOP + _HEIGHT
+    heights = _Log.over([loss for _, _, loss in dots] + [bound], foot, -_HEIGHT)
+    widths = _Log.over([value for _, value, _ in dots], _LEFT, _WIDTH - _LEFT - _RIGHT)
+    parts = []
+    for y, words in heights.ticks():
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(_text(_LEFT - 8, y + 4, words, "end"))
+    for x, words in widths.ticks():
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{foot}"/>')
+        parts.append(_text(x, foot + 18, words, "middle"))
+    y = heights.at(bound)
+    parts.append(f'<line class="bound" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+    parts.append(_text(_WIDTH - _RIGHT + 8, y + 4, f"bound {bound:.3g}", "strong"))
+    for one, value, loss in dots:
+        x, y = widths.at(value), heights.at(loss)
+        mood = "dot" if loss <= bound else "dot beyond"
+        parts.append(f'<circle class="{mood}" cx="{x:.1f}" cy="{y:.1f}" r="5"/>')
+        parts.append(_text(x + 9, y - 6, one, "strong" if one == chosen else ""))
+    said = "; ".join(f"{one}: {value:.3g} with a loss of {loss:.3g}" for one, value, loss in dots)
+    return _svg(name, title, f"{said}.", foot + _FOOT, parts)
+
+
 def qualities(name: str, each: Sequence[Beside]) -> str:
     """Two rows for each quality on a scale of its own: a dot at the value, a line over its interval; the bound."""
     parts = []

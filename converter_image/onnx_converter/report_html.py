@@ -89,6 +89,14 @@ _QUALITY: Final = Template("""\
 bootstrap over the examples that draws the same ones for both sides; each metric has a scale of its own.</p>
 $plot
 $rows""")
+_SCHEMES: Final = Template("""\
+<h2>Schemes on $provider</h2>
+<p>auto takes <strong>$chosen</strong>: $preferred of those that lose at most $bound. Speed is how many times as fast as
+the original, the geometric mean over all shapes of request. The loss is the largest of the evaluations, where any are
+declared; else it is measured on texts of the converter's own: by how much perplexity rises on what the original would
+say, or of vectors the mean of 1 - cosine.</p>
+$plots
+$rows""")
 _COVERAGE: Final = Template("""\
 <h2>Operators on $provider</h2>
 <p>The graph as onnxruntime runs it, after its own optimisation, from its profile of one request: $placement. A heavy
@@ -128,6 +136,7 @@ def page(
         section
         for number, (provider, report) in enumerate(reports.items())
         for section in (
+            *_schemes(number, provider, report.get("ladder")),
             _provider(number, provider, report),
             *_quality(number, provider, report.get("evaluations") or ()),
             *_benchmark(number, provider, benchmarks.get(provider, {})),
@@ -144,13 +153,13 @@ def page(
 
 def _compared(reports: Mapping[str, Mapping[str, Any]], lineage: Mapping[str, Any]) -> str:
     conversion = lineage["conversion"]
-    spec = conversion["spec"]
     original = f"{conversion['architecture']} in torch, fp32, eager attention; checkpoint {conversion['sourceDigest']}"
     rows = [("Original", original)]
     for provider, report in reports.items():
         # What the graph has, which may be more than was asked for.
-        opset = conversion["graphs"][provider]["opset"]
-        made = f"opset {opset}, weights {spec['scheme']}; {report['graphDigest']}"
+        of_it = report["conversion"]
+        opset = of_it["graphs"][provider]["opset"]
+        made = f"opset {opset}, weights {of_it['spec']['scheme']}; {report['graphDigest']}"
         asked = (
             f"{report['samples']} samples with {report['vectors']} vectors; {report['ignored']} vectors of padding "
             "were ignored, since no client reads them"
@@ -177,6 +186,38 @@ def _provider(number: int, provider: str, report: Mapping[str, Any]) -> str:
         plots="\n".join(_plots(number, report)) if rows else "",
         samples=len(rows),
         rows=_table(tuple(_COLUMNS.values()), rows),
+    )
+
+
+def _schemes(number: int, provider: str, ladder: Mapping[str, Any] | None) -> Iterator[str]:
+    if ladder is None:
+        return
+    rows = [
+        (
+            row["scheme"],
+            row.get("loss", ""),
+            row.get("speedup", ""),
+            f"{row['sizeBytes'] / 1e6:.1f}" if "sizeBytes" in row else "",
+            "taken" if row["scheme"] == ladder["chosen"] else row["reason"],
+            row["message"],
+        )
+        for row in ladder["rows"]
+    ]
+    measured = [row for row in ladder["rows"] if "loss" in row]
+    bound = float(ladder["maxQualityLoss"])
+    plots = []
+    for key, title, scale in (("sizeBytes", "Loss by size, MB", 1e-6), ("speedup", "Loss by speed, times as fast", 1)):
+        dots = [(row["scheme"], float(row[key]) * scale, float(row["loss"])) for row in measured if key in row]
+        if dots:
+            plot = report_charts.against(f"{key}-{number}", title, dots, bound, ladder["chosen"])
+            plots.append(_PLOT.substitute(title=title, plot=plot))
+    yield _SCHEMES.substitute(
+        provider=escape(provider),
+        chosen=escape(ladder["chosen"]),
+        preferred={"speed": "the fastest", "size": "the smallest"}[ladder["prefer"]],
+        bound=escape(ladder["maxQualityLoss"]),
+        plots="\n".join(plots),
+        rows=_table(("Scheme", "Loss", "Speed", "MB", "Outcome", "Why"), rows),
     )
 
 

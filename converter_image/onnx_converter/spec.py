@@ -54,6 +54,8 @@ class Scheme(StrEnum):
     INT8_STATIC = "int8-static"
     INT8_WEIGHT_ONLY = "int8-weight-only"
     INT4_WEIGHT_ONLY = "int4-weight-only"
+    #: Whichever of the others is best where the graph runs.
+    AUTO = "auto"
 
 
 class Activations(StrEnum):
@@ -163,6 +165,28 @@ class Dataset(Parameters):
         return found
 
 
+def _number(value: object) -> object:
+    """Tolerances are strings in the OnnxModel, since its schema has no floats."""
+    return float(value) if isinstance(value, str) else value
+
+
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+
+
+class Preference(StrEnum):
+    """What counts among schemes that lose little enough."""
+
+    SPEED = "speed"
+    SIZE = "size"
+
+
+class Auto(Parameters):
+    """How auto chooses."""
+
+    max_quality_loss: Annotated[Number, Field(ge=0, le=1)] = 0.01
+    prefer: Preference = Preference.SPEED
+
+
 #: What can be said besides the scheme, and what holds where nothing is said. Written into the artifact's lineage.
 _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     Scheme.NONE: {},
@@ -170,9 +194,10 @@ _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     Scheme.INT8_STATIC: {"activations": Activations.UINT8, "exclude": (), "calibration": None},
     Scheme.INT8_WEIGHT_ONLY: {"blockSize": 32, "symmetric": False, "keepOutputHead": False},
     Scheme.INT4_WEIGHT_ONLY: {"blockSize": 32, "symmetric": False, "keepOutputHead": True},
+    Scheme.AUTO: {"auto": Auto()},
 }
 #: The fields that only some schemes know.
-_BY_SCHEME: Final = {"block_size", "symmetric", "keep_output_head", "activations", "exclude", "calibration"}
+_BY_SCHEME: Final = {"block_size", "symmetric", "keep_output_head", "activations", "exclude", "calibration", "auto"}
 
 
 class ConversionSpec(Parameters):
@@ -188,6 +213,7 @@ class ConversionSpec(Parameters):
     activations: Activations | None = None
     exclude: tuple[str, ...] | None = None
     calibration: Dataset | None = None
+    auto: Auto | None = None
     max_sequence_length: Annotated[int, Field(ge=1, le=131_072)] | None = None
     providers: Annotated[tuple[Provider, ...], Field(min_length=1)] = (Provider.CPU,)
 
@@ -212,14 +238,6 @@ class ConversionSpec(Parameters):
         if len(set(providers)) != len(providers):
             raise ValueError("an execution provider is listed twice")
         return providers
-
-
-def _number(value: object) -> object:
-    """Tolerances are strings in the OnnxModel, since its schema has no floats."""
-    return float(value) if isinstance(value, str) else value
-
-
-Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 
 
 class Parity(Parameters):

@@ -6,6 +6,8 @@ onnxruntime on the execution provider it is meant for. Fails closed, and leaves 
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from onnx_converter import (
     footprint,
     generation,
     graph,
+    ladder,
     limits,
     parity,
     placement,
@@ -37,6 +40,7 @@ from onnx_converter.heads import parts_of
 from onnx_converter.reasons import ARTIFACT_CORRUPT, SPEC_IMPOSSIBLE, VALIDATED, Reason, StepFailedError
 from onnx_converter.report import BENCHMARK, GOLDEN, PAGE, REPORT
 from onnx_converter.report_html import page
+from onnx_converter.spec import Scheme
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,6 +87,55 @@ def run(validate: Validate, progress: Progress) -> dict[str, Any]:
     validate.output.mkdir(parents=True, exist_ok=True)
     for name in (REPORT, PAGE, GOLDEN, BENCHMARK):
         (validate.output / name).unlink(missing_ok=True)
+    return (_run_each if validate.spec.scheme is Scheme.AUTO else _run)(validate, progress)
+
+
+def _run_each(validate: Validate, progress: Progress) -> dict[str, Any]:
+    """Every scheme of the ladder as if it had been asked for; what was found of the best one stands."""
+    assert validate.spec.auto is not None  # noqa: S101  the scheme's default
+    told: dict[Scheme, dict[str, Any]] = {}
+    refused = {row.scheme: row for row in ladder.read(validate.graph)}
+    rows: list[ladder.Row] = []
+    for spec in ladder.rungs(validate.spec):
+        scheme = spec.scheme
+        if validate.provider not in spec.providers:
+            continue
+        if scheme in refused:
+            rows.append(refused[scheme])
+            continue
+        rung = replace(validate, spec=spec, graph=validate.graph / scheme, output=validate.output / scheme)
+        progress.tell("SchemeBegun", percent=0, scheme=str(scheme))
+        try:
+            told[scheme] = run(rung, progress)
+        except StepFailedError as error:
+            if scheme is Scheme.NONE or error.reason.is_transient:
+                raise
+            rows.append(ladder.Row(scheme, error.reason.name, error.message))
+        else:
+            size = Conversion.read(rung.graph).graphs[validate.provider].bytes
+            rows.append(ladder.row_of(scheme, size, told[scheme]))
+    chosen = ladder.choose(rows, validate.spec.auto)
+    found = validate.output / chosen.scheme
+    judged = json.loads((found / REPORT).read_bytes())
+    judged["ladder"] = {
+        "chosen": str(chosen.scheme),
+        "maxQualityLoss": f"{validate.spec.auto.max_quality_loss:g}",
+        "prefer": str(validate.spec.auto.prefer),
+        "rows": [row.value() for row in rows],
+    }
+    shutil.copyfile(found / GOLDEN, validate.output / GOLDEN)
+    if (found / BENCHMARK).is_file():
+        shutil.copyfile(found / BENCHMARK, validate.output / BENCHMARK)
+    (validate.output / REPORT).write_bytes(canonical_json(judged))
+    _write_page(validate, judged, told[chosen.scheme].get("benchmark", {}))
+    return told[chosen.scheme] | {
+        "scheme": str(chosen.scheme),
+        "schemes": [row.brief() for row in rows],
+        "reportDigest": "sha256:" + sha256_of(validate.output / REPORT),
+    }
+
+
+def _run(validate: Validate, progress: Progress) -> dict[str, Any]:
     conversion = Conversion.read(validate.graph)
     _refuse_other_spec(conversion, validate)
     verify_checkpoint(validate.checkpoint, conversion.source_digest)
@@ -105,7 +158,7 @@ def run(validate: Validate, progress: Progress) -> dict[str, Any]:
             judgement = replace(judgement, reason=verdict.reason, message=verdict.message)
     found = _report_of(judgement, tolerance, conversion, validate.provider)
     (validate.output / REPORT).write_bytes(canonical_json(found.value()))
-    _write_page(validate, found, {})
+    _write_page(validate, found.value(), {})
     if judgement.reason is not VALIDATED:
         raise StepFailedError(judgement.reason, judgement.message)
     (validate.output / GOLDEN).write_bytes(canonical_json(_golden(original, candidate)))
@@ -119,7 +172,7 @@ def run(validate: Validate, progress: Progress) -> dict[str, Any]:
         benchmarked = benchmark.measure(original, wanted)
         progress.tell("Benchmarked", percent=99, cells=len(benchmarked.get("cells", ())))
         (validate.output / BENCHMARK).write_bytes(canonical_json({"schema": benchmark.SCHEMA} | benchmarked))
-        _write_page(validate, found, benchmarked)
+        _write_page(validate, found.value(), benchmarked)
     return {
         "provider": str(validate.provider),
         "parity": dict(found.parity),
@@ -132,9 +185,9 @@ def run(validate: Validate, progress: Progress) -> dict[str, Any]:
     }
 
 
-def _write_page(validate: Validate, found: report.Report, benchmarked: Mapping[str, Any]) -> None:
+def _write_page(validate: Validate, found: Mapping[str, Any], benchmarked: Mapping[str, Any]) -> None:
     name = str(validate.provider)
-    html = page({name: found.value()}, {"conversion": found.conversion}, {name: benchmarked})
+    html = page({name: found}, {"conversion": found["conversion"]}, {name: benchmarked})
     (validate.output / PAGE).write_text(html, encoding="utf-8")
 
 
@@ -192,6 +245,7 @@ def _report_of(
             "maxAbsolute": report.number(measured.max_absolute) if measured else None,
             "maxRelative": report.number(measured.max_relative) if measured else None,
             "minLabelAgreement": report.number(measured.label_agreement) if measured else None,
+            "qualityLoss": report.number(measured.quality_loss) if measured else None,
         },
         tolerance={
             "minCosine": report.number(tolerance.min_cosine),

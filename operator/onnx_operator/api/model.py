@@ -51,6 +51,7 @@ class Scheme(StrEnum):
     INT8_STATIC = "int8-static"
     INT8_WEIGHT_ONLY = "int8-weight-only"
     INT4_WEIGHT_ONLY = "int4-weight-only"
+    AUTO = "auto"
 
 
 _ClaimPath = Annotated[
@@ -195,6 +196,25 @@ class Calibration(Dataset):
     """A key of a ConfigMap of this namespace."""
 
 
+class Preference(StrEnum):
+    """What counts among schemes that lose little enough."""
+
+    SPEED = "speed"
+    SIZE = "size"
+
+
+class AutoQuantization(ApiModel):
+    """How auto chooses."""
+
+    max_quality_loss: Share = "0.01"
+    """The most that a scheme may lose, such as "0.01": the largest loss of the evaluations where any are declared. Else
+    it is measured on texts of the converter's own: by how much perplexity rises on what the original would say, as a
+    share of it, and of embeddings the mean of 1 - cosine."""
+    prefer: Preference = Preference.SPEED
+    """speed takes the fastest of the schemes that lose little enough, size the smallest. Of schemes that are equally
+    fast, within 5 percent, the smallest is taken, and where the class measures no speed as well."""
+
+
 class Quantization(ApiModel):
     """How much precision is given up for speed and size."""
 
@@ -211,6 +231,11 @@ class Quantization(ApiModel):
                 "!(has(self.activations) || has(self.exclude) || has(self.calibration))",
                 "activations, exclude and calibration belong to int8-static; leave them out, or take that scheme",
             ),
+            cel(
+                "self.scheme == 'auto' || !has(self.auto)",
+                "auto belongs to scheme auto; leave it out, or take that scheme",
+                field_path=".auto",
+            ),
         )
     }
 
@@ -218,7 +243,8 @@ class Quantization(ApiModel):
     """none keeps float32. int8-dynamic stores weights as 8-bit integers, one scale for each column, and quantises
     activations while it runs; on the CPU only. int8-static does so to the layers of an encoder, with ranges of the
     activations that were measured before on texts; on the CPU only. int8-weight-only and int4-weight-only store the
-    weights of layers as 8 or 4-bit integers in blocks, each with a scale; tables of words stay in float32."""
+    weights of layers as 8 or 4-bit integers in blocks, each with a scale; tables of words stay in float32. auto tries
+    all that the execution provider has kernels for, measures each as if it had been asked for, and takes the best."""
     block_size: Literal[16, 32, 64, 128, 256] | None = None
     """For weight-only schemes: how many weights share a scale; 32 when unset. Smaller is closer to the original and
     larger on disk."""
@@ -242,6 +268,8 @@ class Quantization(ApiModel):
     as encoder.layer.0.*; one that matches no layer ends the conversion."""
     calibration: Calibration | None = None
     """For int8-static: what the ranges of the activations are measured on; texts of the converter's own when unset."""
+    auto: AutoQuantization | None = None
+    """For auto: how much may be lost, and what counts then; a loss of "0.01" and speed when unset."""
 
 
 #: A route takes weights up to a million: 100 percent of up to two thousand parts fit in.

@@ -144,6 +144,9 @@ class ParityStatus(ApiModel):
     """Largest relative difference seen."""
     min_label_agreement: Measured | None = None
     """Smallest label agreement seen."""
+    quality_loss: Measured | None = None
+    """What is lost on real text: by how much perplexity rises on what the original would say, as a share of it; of
+    embeddings the mean of 1 - cosine."""
     samples: Count = 0
     """Number of inputs compared."""
     report_digest: Digest | None = None
@@ -173,6 +176,32 @@ class EvaluationStatus(ApiModel):
     """As declared."""
     samples: Count
     """Number of examples."""
+
+
+class TriedScheme(ApiModel):
+    """What came of one scheme that auto tried."""
+
+    scheme: Annotated[str, Field(max_length=32)]
+    """The scheme."""
+    reason: Annotated[str, Field(max_length=128)]
+    """Validated, or the documented reason for which it was refused; the report has the message."""
+    loss: Measured | None = None
+    """What it loses, as maxQualityLoss counts it."""
+    speedup: Measured | None = None
+    """How many times as fast as the original, the geometric mean over all shapes of request."""
+    size_bytes: Count | None = None
+    """The graph on disk."""
+
+
+class ChosenScheme(ApiModel):
+    """What auto took on one execution provider, and what else it tried."""
+
+    provider: ExecutionProvider
+    """Where it was measured."""
+    scheme: Annotated[str, Field(max_length=32)]
+    """The one that was taken; name it in a spec to convert the same again without auto."""
+    schemes: Annotated[list[TriedScheme], Field(max_length=8)]
+    """All that were tried."""
 
 
 class LatencyStatus(ApiModel):
@@ -349,6 +378,8 @@ class OnnxModelRevisionStatus(ApiModel):
     """Measured difference per execution provider."""
     evaluations: Annotated[list[EvaluationStatus], Field(max_length=12)] = []
     """Measured quality per execution provider."""
+    quantization: Annotated[list[ChosenScheme], Field(max_length=2)] = []
+    """Of scheme auto: what was taken per execution provider."""
     benchmark: Annotated[list[BenchmarkStatus], Field(max_length=2)] = []
     """Measured speed, memory and size per execution provider."""
     artifact: ArtifactStatus | None = None

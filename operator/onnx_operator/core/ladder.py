@@ -20,8 +20,15 @@ from pydantic import ValidationError
 
 from onnx_converter import footprint
 from onnx_operator.api.common import parse_quantity
-from onnx_operator.api.model import FailureStatus, SourceStatus
-from onnx_operator.api.revision import ArtifactStatus, BenchmarkStatus, EvaluationStatus, ParityStatus, StageStatus
+from onnx_operator.api.model import FailureStatus, Scheme, SourceStatus
+from onnx_operator.api.revision import (
+    ArtifactStatus,
+    BenchmarkStatus,
+    ChosenScheme,
+    EvaluationStatus,
+    ParityStatus,
+    StageStatus,
+)
 from onnx_operator.api.rollout import MetricName
 from onnx_operator.core import reasons
 from onnx_operator.core.acceptance import Refusal, rounded_weights
@@ -277,7 +284,7 @@ def _converted(view: View) -> Rung:
         move = MoveRevision(revision.name, revision.status.model_copy(update={"artifact": artifact}))
         return _waiting(_converted_finding(revision), move=move)
     if (twin := _twin_with_artifact(view, revision)) is not None:
-        shared = {name: getattr(twin.status, name) for name in ("artifact", "parity", "evaluations", "benchmark")}
+        shared = {name: getattr(twin.status, name) for name in _SHARED}
         status = revision.status.model_copy(update=shared)
         message = f"the artifact of revision {twin.spec.number} is the same"
         finding = Finding(ConditionType.CONVERTED, "True", reasons.CONVERTED, message)
@@ -338,6 +345,10 @@ def _published(view: View) -> Rung:
     want = WantPublish(view.seen.model, revision, _class_spec(view))
     story = _Story("publish", Stage.PUBLISHED, ConditionType.CANDIDATE_AVAILABLE, reasons.PUBLISHING)
     return _job(view, revision, story, want)
+
+
+#: What a revision knows of an artifact.
+_SHARED: Final = ("artifact", "parity", "evaluations", "quantization", "benchmark")
 
 
 @dataclass(frozen=True, slots=True)
@@ -414,8 +425,17 @@ def _with_result(revision: RevisionSeen, story: _Story, details: Any) -> OnnxMod
                 benchmarks.append(_benchmark(measured.provider, details["benchmark"]))
             evaluations = [one for one in status.evaluations if one.provider != measured.provider]
             evaluations += _evaluations(revision, measured.provider, details.get("evaluations"))
-            update = {"parity": [*others, measured], "evaluations": evaluations, "benchmark": benchmarks}
-            return status.model_copy(update=update)
+            chosen = [one for one in status.quantization if one.provider != measured.provider]
+            if revision.spec.quantization.scheme is Scheme.AUTO:
+                chosen.append(ChosenScheme.model_validate(details))
+            return status.model_copy(
+                update={
+                    "parity": [*others, measured],
+                    "evaluations": evaluations,
+                    "quantization": chosen,
+                    "benchmark": benchmarks,
+                }
+            )
         case Stage.PUBLISHED:
             return status.model_copy(update={"artifact": ArtifactStatus.model_validate(details)})
         case _:
@@ -806,7 +826,11 @@ def _converted_finding(revision: RevisionSeen) -> Finding:
 
 
 def _validated_finding(revision: RevisionSeen) -> Finding:
-    parts = [f"{one.provider}: cosine {one.min_cosine}, {one.samples} samples" for one in revision.status.parity]
+    schemes = {one.provider: f"auto takes {one.scheme}, " for one in revision.status.quantization}
+    parts = [
+        f"{one.provider}: {schemes.get(one.provider, '')}cosine {one.min_cosine}, {one.samples} samples"
+        for one in revision.status.parity
+    ]
     parts += [f"{one.name} on {one.provider}: loss {one.loss}" for one in revision.status.evaluations]
     return Finding(ConditionType.VALIDATED, "True", reasons.VALIDATED, "; ".join(parts) or "all graphs passed")
 

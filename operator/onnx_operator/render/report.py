@@ -292,6 +292,7 @@ def _making(spec: Mapping[str, Any], status: Mapping[str, Any]) -> Iterable[str]
         name = str(_part(status, "artifact").get("digest") or "").removeprefix("sha256:")
         yield f'<p class="faint">All of it is in {escape(name or "...")}.report.html, beside the artifact.</p>'
     yield from _evaluations(status.get("evaluations") or [])
+    yield from _schemes(status.get("quantization") or [])
     yield from _benchmark([one for one in status.get("benchmark") or [] if isinstance(one, dict)])
     told = {name: status[name] for name in ("artifact", "attempt", "quarantine") if status.get(name)}
     yield "<h2>Lineage</h2>" + _table(("Made from", "Value"), _flatten({**spec, **told}), kind="words")
@@ -304,6 +305,24 @@ def _evaluations(told: Sequence[Mapping[str, Any]]) -> Iterable[str]:
         yield "<h2>Quality beside the original</h2>" + _table(
             head, [[one.get(name) for name in fields] for one in told]
         )
+
+
+def _schemes(told: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    rows = [
+        (
+            chosen.get("provider"),
+            one.get("scheme"),
+            one.get("loss", ""),
+            one.get("speedup", ""),
+            one.get("sizeBytes", ""),
+            "taken" if one.get("scheme") == chosen.get("scheme") else one.get("reason"),
+        )
+        for chosen in told
+        for one in chosen.get("schemes") or []
+    ]
+    if rows:
+        head = ("On", "Scheme", "Loss", "Faster", "Bytes", "Outcome")
+        yield "<h2>Schemes that auto tried</h2>" + _table(head, rows)
 
 
 def _benchmark(told: Sequence[Mapping[str, Any]]) -> Iterable[str]:

@@ -144,6 +144,16 @@ BAD_MODELS: Final = {
         "spec.quantization",
         "belong to int8-static; leave them out, or take that scheme",
     ),
+    "a bound for auto with a scheme that was chosen": Bad(
+        {"spec.quantization": {"scheme": "int8-dynamic", "auto": {"maxQualityLoss": "0.02"}}},
+        "spec.quantization.auto",
+        "leave it out, or take that scheme",
+    ),
+    "a loss of more than all": Bad(
+        {"spec.quantization": {"scheme": "auto", "auto": {"maxQualityLoss": "2"}}},
+        "spec.quantization.auto.maxQualityLoss",
+        'must be a number from 0 to 1 as text, such as "0.05"',
+    ),
     "activations of no width": Bad(
         {"spec.quantization": {"scheme": "int8-static", "activations": "int4"}},
         "spec.quantization.activations",

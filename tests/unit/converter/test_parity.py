@@ -28,7 +28,14 @@ def measure(task: Task, mask: Any, truth: Any, answer: Any) -> parity.Measuremen
 
 def measured(**changes: float | None) -> parity.Total:
     total = parity.Total(
-        samples=1, vectors=1, ignored=0, min_cosine=0.99, max_absolute=0.01, max_relative=0.01, label_agreement=1.0
+        samples=1,
+        vectors=1,
+        ignored=0,
+        min_cosine=0.99,
+        max_absolute=0.01,
+        max_relative=0.01,
+        label_agreement=1.0,
+        quality_loss=0.0,
     )
     return replace(total, **changes)  # type: ignore[arg-type]
 
@@ -158,7 +165,7 @@ def test_all_labels_equal_reaches_a_bound_of_1() -> None:
     assert list(parity.violations(measured(label_agreement=1.0), STRICT)) == []
 
 
-@pytest.mark.parametrize("scheme", Scheme)
+@pytest.mark.parametrize("scheme", [scheme for scheme in Scheme if scheme is not Scheme.AUTO])
 @pytest.mark.parametrize("task", [task for task in Task if task is not Task.AUTO])
 def test_every_scheme_judges_something_of_every_task(scheme: Scheme, task: Task) -> None:
     tolerance = parity.tolerance_of(Parity(), scheme, task)

@@ -28,6 +28,16 @@ def a_row(number: int) -> dict[str, Any]:
     }
 
 
+def a_conversion() -> dict[str, Any]:
+    return {
+        "architecture": "bert",
+        "task": "sentence-embedding",
+        "sourceDigest": "sha256:" + "cd" * 32,
+        "spec": {"scheme": "int8-dynamic", "opset": 18},
+        "graphs": {provider: {"opset": 21} for provider in (CPU, CUDA)},
+    }
+
+
 def a_report(provider: str = CPU) -> dict[str, Any]:
     rows = [a_row(number) for number in range(60)]
     return {
@@ -53,6 +63,7 @@ def a_report(provider: str = CPU) -> dict[str, Any]:
             "Shape": {CPU: 12},
             "LayerNormalization": {provider: 12},
         },
+        "conversion": a_conversion(),
         "rows": rows,
     }
 
@@ -102,14 +113,7 @@ def a_benchmark(*cells: dict[str, Any]) -> dict[str, Any]:
 
 
 def a_lineage() -> dict[str, Any]:
-    conversion = {
-        "architecture": "bert",
-        "task": "sentence-embedding",
-        "sourceDigest": "sha256:" + "cd" * 32,
-        "spec": {"scheme": "int8-dynamic", "opset": 18},
-        "graphs": {provider: {"opset": 21} for provider in (CPU, CUDA)},
-    }
-    return {"artifact": {"digest": "sha256:" + "ef" * 32}, "conversion": conversion}
+    return {"artifact": {"digest": "sha256:" + "ef" * 32}, "conversion": a_conversion()}
 
 
 def a_page(**changes: Any) -> str:
@@ -250,6 +254,37 @@ def test_an_evaluation_without_end_is_told_and_not_drawn() -> None:
     assert not [one for one in plots(text) if "Quality" in str(one[0].text)]
 
 
+def a_ladder() -> dict[str, Any]:
+    tried = [
+        ("none", "1e-12", "1.5", 90e6),
+        ("int8-dynamic", "0.0129", "3.9", 23e6),
+        ("int4-weight-only", "0.035", "2", 55e6),
+    ]
+    rows = [
+        {"scheme": scheme, "reason": "Validated", "message": "", "loss": loss, "speedup": speedup, "sizeBytes": size}
+        for scheme, loss, speedup, size in tried
+    ]
+    refused = {"scheme": "int8-static", "reason": "SpecImpossible", "message": "int8-static is for <encoders>"}
+    return {"chosen": "int8-dynamic", "maxQualityLoss": "0.02", "prefer": "speed", "rows": [*rows, refused]}
+
+
+def test_what_auto_tried_is_drawn_by_size_and_by_speed_and_the_table_has_what_was_refused() -> None:
+    text = a_page(ladder=a_ladder())
+    words = Strict(text).text
+    assert "auto takes int8-dynamic : the fastest of those that lose at most 0.02" in words
+    assert "int8-dynamic 0.0129 3.9 23.0 taken" in words
+    assert "int8-static SpecImpossible int8-static is for <encoders>" in words
+    size, speed = (one for one in plots(text) if "Loss by" in str(one[0].text))
+    for plot in (size, speed):
+        assert [dot.get("class") for dot in plot.iter(f"{SVG}circle")] == ["dot", "dot", "dot beyond"]
+        (strong,) = (
+            one.text for one in plot.iter(f"{SVG}text") if one.get("class") == "strong" and one.text != "bound 0.02"
+        )
+        assert strong == "int8-dynamic"
+    none, dynamic, _ = (float(dot.get("cx", 0)) for dot in speed.iter(f"{SVG}circle"))
+    assert none < dynamic
+
+
 def test_operators_are_counted_by_where_they_ran_the_most_frequent_first() -> None:
     text = page({CUDA: a_report(CUDA)}, a_lineage(), {})
     words = Strict(text).text
@@ -271,7 +306,7 @@ def test_words_of_a_checkpoint_or_of_a_library_stay_words() -> None:
     coverage = {HOSTILE: {HOSTILE: 3}}
     rows = hostile(report["rows"])
     bad = hostile({**report, "verdict": "Passed"}) | {"coverage": coverage, "placement": {HOSTILE: 3}, "rows": rows}
-    bad |= {"parity": report["parity"], "tolerance": report["tolerance"]}
+    bad |= {"parity": report["parity"], "tolerance": report["tolerance"], "conversion": lineage["conversion"]}
     told = a_benchmark() | {"message": HOSTILE, "threads": HOSTILE}
     for cell in told["cells"]:
         cell["batch"] = cell["runs"] = cell["speedup"] = HOSTILE

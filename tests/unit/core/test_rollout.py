@@ -840,6 +840,30 @@ def test_what_was_lost_of_the_quality_stands_in_the_revision_and_another_spec_fo
     assert world.numbered(2).status.evaluations == status.evaluations
 
 
+def test_what_auto_takes_is_told_with_all_that_it_tried(world: World) -> None:
+    tried = [
+        {"scheme": "none", "reason": "Validated", "loss": "1e-12", "speedup": "2", "sizeBytes": 400},
+        {"scheme": "int8-dynamic", "reason": "Validated", "loss": "0.008", "speedup": "4", "sizeBytes": 110},
+        {"scheme": "int4-weight-only", "reason": "ParityFailed"},
+    ]
+    world.change(quantization={"scheme": "auto"})
+    world.timed |= {"scheme": "int8-dynamic", "schemes": tried}
+    world.serve_first()
+    status = world.numbered(1).status
+    found = [one.model_dump(mode="json", exclude_none=True) for one in status.quantization]
+    assert found == [{"provider": CPU, "scheme": "int8-dynamic", "schemes": tried}]
+    assert "CPUExecutionProvider: auto takes int8-dynamic, " in world.message("Validated")
+
+
+def test_auto_that_does_not_tell_what_it_takes_is_not_proved(world: World) -> None:
+    world.change(quantization={"scheme": "auto"})
+    for _ in range(4):
+        world.settle()
+        world.end_jobs()
+    world.settle()
+    assert world.condition("Stalled") == ("True", "ResultUnreadable")
+
+
 UNTOLD = {
     "nothing": None,
     "no list": {"sts": 1},

@@ -1,0 +1,122 @@
+"""The scheme auto: what it takes of what was measured, and a model through all steps with it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from checkpoints import tiny_decoder
+from onnx_converter import ladder
+from onnx_converter.ladder import Row
+from onnx_converter.reasons import BY_NAME
+from onnx_converter.spec import Auto, ConversionSpec, Preference, Provider, Scheme
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from unit.converter.steps import Ended, Line
+
+CPU = "CPUExecutionProvider"
+
+
+def row(scheme: Scheme, loss: float | None, speedup: float | None = None, size: int = 100) -> Row:
+    return Row(scheme, "Validated" if loss is not None else "ParityFailed", "", loss, speedup, size)
+
+
+NONE = row(Scheme.NONE, 1e-12, 2.0, 400)
+DYNAMIC = row(Scheme.INT8_DYNAMIC, 0.008, 4.0, 110)
+EIGHT = row(Scheme.INT8_WEIGHT_ONLY, 0.0003, 3.9, 105)
+FOUR = row(Scheme.INT4_WEIGHT_ONLY, 0.03, 6.0, 60)
+
+CHOICES: dict[str, tuple[list[Row], Preference, Scheme]] = {
+    "the fastest, above the bound": ([NONE, row(Scheme.INT8_DYNAMIC, 0.02, 9.0)], Preference.SPEED, Scheme.NONE),
+    "the fastest": ([NONE, row(Scheme.INT8_DYNAMIC, 0.01, 4.2), EIGHT], Preference.SPEED, Scheme.INT8_DYNAMIC),
+    "of equally fast ones the smaller": ([NONE, DYNAMIC, EIGHT], Preference.SPEED, Scheme.INT8_WEIGHT_ONLY),
+    "the smallest": ([NONE, DYNAMIC, EIGHT], Preference.SIZE, Scheme.INT8_WEIGHT_ONLY),
+    "the smallest, above the bound": ([NONE, DYNAMIC, FOUR], Preference.SIZE, Scheme.INT8_DYNAMIC),
+    "no speed was measured": ([row(Scheme.NONE, 0, None, 400), DYNAMIC], Preference.SPEED, Scheme.INT8_DYNAMIC),
+    "all others were refused": ([NONE, row(Scheme.INT8_DYNAMIC, None, None)], Preference.SPEED, Scheme.NONE),
+    "float32 loses what losses are counted from": ([row(Scheme.NONE, 0.5, 1.0)], Preference.SPEED, Scheme.NONE),
+}
+
+
+@pytest.mark.parametrize("case", CHOICES, ids=lambda case: case.replace(" ", "-"))
+def test_of_what_loses_little_enough_the_preferred_is_taken(case: str) -> None:
+    rows, prefer, taken = CHOICES[case]
+    assert ladder.choose(rows, Auto(max_quality_loss=0.01, prefer=prefer)).scheme is taken
+
+
+def test_a_loss_is_that_of_the_worst_evaluation_where_any_is_declared() -> None:
+    told: dict[str, Any] = {"parity": {"qualityLoss": "0.5"}, "benchmark": {"cells": [{"speedup": "2"}]}}
+    assert ladder.row_of(Scheme.NONE, 7, told).loss == 0.5
+    assert ladder.row_of(Scheme.NONE, 7, told | {"evaluations": [{"loss": "-0.1"}, {"loss": "0.02"}]}).loss == 0.02
+
+
+def test_speed_is_the_geometric_mean_over_all_shapes_of_request() -> None:
+    told = {"parity": {"qualityLoss": "0"}, "benchmark": {"cells": [{"speedup": "2"}, {"speedup": "8"}]}}
+    assert ladder.row_of(Scheme.NONE, 7, told).speedup == pytest.approx(4)
+    assert ladder.row_of(Scheme.NONE, 7, {"parity": {"qualityLoss": "0"}}).speedup is None
+
+
+def test_each_provider_is_offered_what_it_has_kernels_for() -> None:
+    both = ConversionSpec(scheme=Scheme.AUTO, providers=(Provider.CUDA, Provider.CPU))
+    offered = {spec.scheme: spec.providers for spec in ladder.rungs(both)}
+    assert next(iter(offered)) is Scheme.NONE
+    assert offered[Scheme.NONE] == (Provider.CUDA, Provider.CPU)
+    assert offered[Scheme.INT8_DYNAMIC] == (Provider.CPU,)
+
+
+@pytest.fixture(scope="module")
+def ended(new_line: Callable[[str], Line]) -> tuple[Line, dict[str, Any], str, Ended]:
+    line = new_line("auto")
+    spec: dict[str, Any] = {"scheme": "auto", "auto": {"maxQualityLoss": "0.01", "prefer": "size"}}
+    digest = line.fetch(tiny_decoder(line.root / "source")).details["digest"]
+    assert line.convert(digest, **spec).code == 0
+    return line, spec, digest, line.validate(digest, **spec)
+
+
+def test_what_is_taken_and_all_that_was_tried_is_told(ended: tuple[Line, dict[str, Any], str, Ended]) -> None:
+    line, _, _, validated = ended
+    told = validated.details
+    tried = {one["scheme"]: one for one in told["schemes"]}
+    assert set(tried) == {"none", "int8-dynamic", "int8-static", "int8-weight-only", "int4-weight-only"}
+    assert tried["int8-static"] == {"scheme": "int8-static", "reason": "SpecImpossible"}
+    assert all(one["reason"] in BY_NAME for one in tried.values())
+    kept = [one for one in tried.values() if "loss" in one and float(one["loss"]) <= 0.01]
+    smallest = min(kept, key=lambda one: one["sizeBytes"])
+    assert told["scheme"] == smallest["scheme"] == "int8-weight-only"
+    assert float(tried["none"]["loss"]) < 1e-6 < float(smallest["loss"])
+    assert validated.summary.message.startswith("auto takes int8-weight-only: ")
+    page = (line.work / f"validation-{CPU}" / "report.html").read_text()
+    assert "auto takes <strong>int8-weight-only</strong>" in page
+    assert "use int8-weight-only or int4-weight-only for llama" in page, "why a scheme was refused"
+    assert "Loss by size, MB" in page
+
+
+def test_the_artifact_holds_the_graph_that_its_scheme_gives_without_auto(
+    ended: tuple[Line, dict[str, Any], str, Ended], line: Line
+) -> None:
+    done, spec, digest, validated = ended
+    artifact = done.artifact(done.publish(**spec).details["digest"])
+    lineage = json.loads((artifact / "manifest.json").read_bytes())["lineage"]
+    assert lineage["schemes"] == {CPU: validated.details["scheme"]}
+    assert line.fetch(done.root / "source").details["digest"] == digest
+    alone = line.convert(digest, scheme=validated.details["scheme"]).details["graphs"][CPU]["digest"]
+    assert lineage["conversion"]["graphs"][CPU]["digest"] == alone
+
+
+def test_without_what_convert_left_of_its_choice_nothing_is_validated(
+    ended: tuple[Line, dict[str, Any], str, Ended],
+) -> None:
+    line, spec, digest, _ = ended
+    left = line.work / "graph" / ladder.FILE
+    told = left.read_bytes()
+    left.unlink()
+    try:
+        again = line.validate(digest, **spec)
+    finally:
+        left.write_bytes(told)
+    assert again.summary.reason == "ArtifactCorrupt"
+    assert "run the convert step again" in again.summary.message
