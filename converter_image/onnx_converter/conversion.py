@@ -56,6 +56,8 @@ class Conversion(Parameters):
     inputs: tuple[Signature, ...]
     outputs: tuple[Signature, ...]
     graphs: dict[Provider, Graph]
+    #: Layers that int8-static left in float32 as maxLayerError asks, and how far each would have moved.
+    sensitive: dict[str, str]
     #: Path below the folder to sha256, for every other file there.
     files: dict[str, str]
 

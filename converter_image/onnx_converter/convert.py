@@ -166,9 +166,10 @@ def _fill(convert: Convert, texts: Sequence[str], folder: Path, progress: Progre
         weight.data = weight.data.new_empty(0)
     gc.collect()
     facts: dict[Provider, graph.GraphFacts] = {}
+    sensitive: dict[str, float] = {}
     for number, provider in enumerate(spec.providers):
         target = folder / provider
-        write_graphs(checkpoint, spec, texts, exported, target, is_last=number == len(spec.providers) - 1)
+        sensitive |= write_graphs(checkpoint, spec, texts, exported, target, is_last=number == len(spec.providers) - 1)
         facts[provider] = graph.inspect_parts(target, parts_of(checkpoint))
         progress.tell(
             "GraphWritten",
@@ -190,6 +191,7 @@ def _fill(convert: Convert, texts: Sequence[str], folder: Path, progress: Progre
         inputs=tuple(Signature(**item.value()) for item in first.inputs),
         outputs=tuple(Signature(**item.value()) for item in first.outputs),
         graphs={name: Graph(**found.brief()) for name, found in facts.items()},
+        sensitive={layer: f"{error:.3g}" for layer, error in sensitive.items()},
         files={
             path.relative_to(folder).as_posix(): sha256_of(path) for path in sorted(folder.rglob("*")) if path.is_file()
         },
@@ -211,9 +213,13 @@ def write_graphs(
     target: Path,
     *,
     is_last: bool = False,
-) -> None:
-    """As they are to be served, in a new folder; the last time what was exported may be used up."""
+) -> dict[str, float]:
+    """As they are to be served, in a new folder; the last time what was exported may be used up.
+
+    Tells the layers that were left in float32 since they moved too far, and how far.
+    """
     files = [part.file for part in parts_of(checkpoint)]
+    sensitive: dict[str, float] = {}
     if spec.scheme is Scheme.NONE and is_last:
         exported.rename(target)
     elif spec.scheme is Scheme.NONE:
@@ -221,9 +227,11 @@ def write_graphs(
     else:
         target.mkdir()
         for file in files:
-            quantize.quantise(spec, exported / file, target / file, calibration.requests(checkpoint, texts))
+            requests = calibration.requests(checkpoint, texts)
+            sensitive |= quantize.quantise(spec, exported / file, target / file, requests)
     if len(files) > 1:
         share.share(target, files)
+    return sensitive
 
 
 def _pack_tokenizer(checkpoint: Checkpoint, source: Path, target: Path) -> None:

@@ -14,7 +14,7 @@ from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_m
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from typing_extensions import override
 
-from onnx_converter import decoders, wire
+from onnx_converter import decoders, sensitivity, wire
 from onnx_converter.reasons import EXPORT_FAILED, SPEC_IMPOSSIBLE, StepFailedError, gist
 from onnx_converter.spec import Activations, Provider, Scheme
 
@@ -46,14 +46,18 @@ def opset_of(spec: ConversionSpec) -> int:
 
 def quantise(
     spec: ConversionSpec, source: Path, target: Path, requests: Iterable[dict[str, NDArray[Any]]] = ()
-) -> None:
-    """The graph of a scheme other than none; int8-static measures its activations on the requests."""
+) -> dict[str, float]:
+    """The graph of a scheme other than none; int8-static measures its activations on the requests.
+
+    Tells the layers that were left as they are since they moved too far, and how far.
+    """
+    if spec.scheme is Scheme.INT8_STATIC:
+        return int8_static(spec, source, target, requests)
     if spec.scheme is Scheme.INT8_DYNAMIC:
         int8_dynamic(source, target)
-    elif spec.scheme is Scheme.INT8_STATIC:
-        int8_static(spec, source, target, requests)
     else:
         weight_only(spec, source, target)
+    return {}
 
 
 def int8_dynamic(source: Path, target: Path) -> None:
@@ -92,7 +96,9 @@ class _Requests(CalibrationDataReader):  # type: ignore[misc]
         return next(self._left, None)
 
 
-def int8_static(spec: ConversionSpec, source: Path, target: Path, requests: Iterable[dict[str, NDArray[Any]]]) -> None:
+def int8_static(
+    spec: ConversionSpec, source: Path, target: Path, requests: Iterable[dict[str, NDArray[Any]]]
+) -> dict[str, float]:
     """What goes into a layer is rounded, and what comes out is not; whatever is no layer stays in floats.
 
     With every operator quantised, as the quantizer would by itself, real models answer nonsense; with the outputs of
@@ -101,11 +107,24 @@ def int8_static(spec: ConversionSpec, source: Path, target: Path, requests: Iter
     model = wire.outline(source)
     chosen = layers_of(model.graph, spec.exclude or ())
     is_wide = spec.activations is Activations.UINT16
+    asked = list(requests)
+    sensitive: dict[str, float] = {}
+    if spec.max_layer_error is not None:
+        found = sensitivity.errors(source, chosen, asked, spec.activations or Activations.UINT8)
+        sensitive = {layer: error for layer, error in found.items() if error > spec.max_layer_error}
+        chosen = [layer for layer in chosen if layer not in sensitive]
+    if not chosen:
+        # Without names the quantizer would take every product there is.
+        raise StepFailedError(
+            SPEC_IMPOSSIBLE,
+            f"quantization.maxLayerError {spec.max_layer_error:g} leaves no layer to quantise, the best of them moves "
+            f"by {min(sensitive.values()):.3g}: allow more, or use scheme none",
+        )
     try:
         quantize_static(
             source,
             target,
-            _Requests(requests),
+            _Requests(asked),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(_PRODUCTS),
             nodes_to_quantize=chosen,
@@ -120,6 +139,7 @@ def int8_static(spec: ConversionSpec, source: Path, target: Path, requests: Iter
     except Exception as error:
         raise _given_up(error) from error
     _refuse_unquantised(wire.outline(target), "QuantizeLinear")
+    return sensitive
 
 
 def layers_of(graph: onnx.GraphProto, exclude: Iterable[str]) -> list[str]:

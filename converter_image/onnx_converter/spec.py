@@ -191,13 +191,17 @@ class Auto(Parameters):
 _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     Scheme.NONE: {},
     Scheme.INT8_DYNAMIC: {},
-    Scheme.INT8_STATIC: {"activations": Activations.UINT8, "exclude": (), "calibration": None},
+    Scheme.INT8_STATIC: {"activations": Activations.UINT8, "exclude": (), "maxLayerError": None, "calibration": None},
     Scheme.INT8_WEIGHT_ONLY: {"blockSize": 32, "symmetric": False, "keepOutputHead": False},
     Scheme.INT4_WEIGHT_ONLY: {"blockSize": 32, "symmetric": False, "keepOutputHead": True},
     Scheme.AUTO: {"auto": Auto()},
 }
 #: The fields that only some schemes know.
-_BY_SCHEME: Final = {"block_size", "symmetric", "keep_output_head", "activations", "exclude", "calibration", "auto"}
+_BY_SCHEME: Final = frozenset(
+    {"block_size", "symmetric", "keep_output_head"}
+    | {"activations", "exclude", "max_layer_error", "calibration"}
+    | {"auto"}
+)
 
 
 class ConversionSpec(Parameters):
@@ -212,6 +216,7 @@ class ConversionSpec(Parameters):
     keep_output_head: bool | None = None
     activations: Activations | None = None
     exclude: tuple[str, ...] | None = None
+    max_layer_error: Annotated[Number, Field(gt=0, le=1)] | None = None
     calibration: Dataset | None = None
     auto: Auto | None = None
     max_sequence_length: Annotated[int, Field(ge=1, le=131_072)] | None = None
@@ -227,7 +232,7 @@ class ConversionSpec(Parameters):
 
     @model_validator(mode="after")
     def _refuse_what_the_scheme_does_not_know(self) -> Self:
-        said = self.model_dump(by_alias=True, include=_BY_SCHEME, exclude_none=True)
+        said = self.model_dump(by_alias=True, include=set(_BY_SCHEME), exclude_none=True)
         if unknown := sorted(said.keys() - _DEFAULTS[self.scheme].keys()):
             raise ValueError(f"{', '.join(unknown)} has no meaning with scheme {self.scheme}")
         return self

@@ -24,6 +24,7 @@ from onnx_operator.api.common import (
     cel,
     duration_field,
     schema_extra,
+    share_field,
 )
 from onnx_operator.api.rollout import Rollout
 from onnx_operator.api.windows import Window
@@ -212,7 +213,8 @@ class AutoQuantization(ApiModel):
     share of it, and of embeddings the mean of 1 - cosine."""
     prefer: Preference = Preference.SPEED
     """speed takes the fastest of the schemes that lose little enough, size the smallest. Of schemes that are equally
-    fast, within 5 percent, the smallest is taken, and where the class measures no speed as well."""
+    fast, within 5 percent, the smallest is taken, and where the class measures no speed as well. int8-static is tried
+    with a maxLayerError of 0.04."""
 
 
 class Quantization(ApiModel):
@@ -228,8 +230,9 @@ class Quantization(ApiModel):
             ),
             cel(
                 "self.scheme == 'int8-static' || "
-                "!(has(self.activations) || has(self.exclude) || has(self.calibration))",
-                "activations, exclude and calibration belong to int8-static; leave them out, or take that scheme",
+                "!(has(self.activations) || has(self.exclude) || has(self.maxLayerError) || has(self.calibration))",
+                "activations, exclude, maxLayerError and calibration belong to int8-static; leave them out, or take "
+                "that scheme",
             ),
             cel(
                 "self.scheme == 'auto' || !has(self.auto)",
@@ -266,6 +269,10 @@ class Quantization(ApiModel):
     ) = None
     """For int8-static: layers that stay in float32, by name as in the checkpoint, with * and ? for any characters, such
     as encoder.layer.0.*; one that matches no layer ends the conversion."""
+    max_layer_error: Annotated[str, share_field(least="0.001", example="0.04")] | None = None
+    """For int8-static: a layer whose answer moves by more than this share of its length when what goes into it is
+    rounded, measured on the calibration texts, stays in float32, such as "0.04"; unset, none does. The report names
+    them."""
     calibration: Calibration | None = None
     """For int8-static: what the ranges of the activations are measured on; texts of the converter's own when unset."""
     auto: AutoQuantization | None = None

@@ -154,6 +154,11 @@ BAD_MODELS: Final = {
         "spec.quantization.auto.maxQualityLoss",
         'must be a number from 0 to 1 as text, such as "0.05"',
     ),
+    "a layer's error for a scheme that measures none": Bad(
+        {"spec.quantization": {"scheme": "int4-weight-only", "maxLayerError": "0.04"}},
+        "spec.quantization",
+        "belong to int8-static; leave them out, or take that scheme",
+    ),
     "activations of no width": Bad(
         {"spec.quantization": {"scheme": "int8-static", "activations": "int4"}},
         "spec.quantization.activations",

@@ -13,9 +13,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from checkpoints import tiny_decoder, tiny_sentence
-from onnx_converter import calibration, quantize, texts
+from onnx_converter import calibration, quantize, sensitivity, texts
 from onnx_converter.reasons import StepFailedError
-from onnx_converter.spec import ConversionSpec, Dataset
+from onnx_converter.spec import Activations, ConversionSpec, Dataset
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -114,6 +114,47 @@ def test_every_layer_but_those_excluded_multiplies_what_was_rounded_and_nothing_
         np.abs(answer(target) - answer(tmp_path / "source.onnx")).max() / np.abs(answer(tmp_path / "source.onnx")).max()
     )
     assert error < (0.2 if activations == "uint8" else 0.03)
+
+
+def test_a_layer_that_rounding_moves_too_far_stays_in_floats_and_is_named(tmp_path: Path) -> None:
+    spec = ConversionSpec.model_validate({"scheme": "int8-static", "maxLayerError": "0.05"})
+    source, target = write(tmp_path / "source.onnx", 18), tmp_path / "target.onnx"
+    model = onnx.load(source)
+    matrices = {tensor.name: numpy_helper.to_array(tensor).copy() for tensor in model.graph.initializer}
+    # One large weight in each column leaves few steps for the others; what meets it is small, so that they count.
+    matrices["b"][0] *= 500
+    matrices["a"][:, 0] /= 500
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(matrices[tensor.name], tensor.name))
+    onnx.save(model, source)
+    sensitive = quantize.quantise(spec, source, target, requests())
+    assert set(sensitive) == {LAYERS[1]}
+    assert sensitive[LAYERS[1]] > 0.05
+    makers = {node.output[0]: node for node in onnx.load(target).graph.node}
+    (gemm,) = (node for node in makers.values() if node.name == LAYERS[1])
+    assert all(makers[name].op_type != "DequantizeLinear" for name in gemm.input if name in makers)
+    strict = spec.model_copy(update={"max_layer_error": 1e-6})
+    with pytest.raises(StepFailedError, match=r"maxLayerError 1e-06 leaves no layer .* allow more"):
+        quantize.quantise(strict, source, tmp_path / "none.onnx", requests())
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("inputs-")]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_the_error_of_a_layer_is_that_of_a_graph_in_which_it_alone_is_quantised(layer: str, tmp_path: Path) -> None:
+    target = quantised(tmp_path, exclude=[other for other in LAYERS if other != layer])
+    source = tmp_path / "source.onnx"
+    output = next(node.output[0] for node in onnx.load(target).graph.node if node.name == layer)
+    before, after = (_outputs_of(path, output) for path in (source, target))
+    found = sensitivity.errors(source, [layer], list(requests()), Activations.UINT8)[layer]
+    assert found == pytest.approx(np.linalg.norm(after - before) / np.linalg.norm(before), rel=0.05)
+
+
+def _outputs_of(path: Path, name: str) -> NDArray[Any]:
+    model = onnx.load(path)
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return np.concatenate([session.run(None, request)[0].ravel() for request in requests()])
 
 
 def test_the_same_graph_and_texts_give_the_same_bytes(tmp_path: Path) -> None:

@@ -1,0 +1,78 @@
+"""How far the answer of each layer moves when int8-static rounds what goes into it.
+
+Of each layer alone, on exact inputs, so that one pass over the texts tells it of all; what the rounding of earlier
+layers adds is the gate's to see. Refuses nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import helper
+
+from onnx_converter import wire
+from onnx_converter.spec import Activations
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+#: Steps between the smallest and the largest value; of weights as with reduce_range.
+_STEPS: Final = {Activations.UINT8: 255, Activations.UINT16: 65_535}
+_WEIGHT_STEPS: Final = {Activations.UINT8: 64, Activations.UINT16: 127}
+
+
+def errors(
+    source: Path, layers: Sequence[str], requests: Sequence[dict[str, NDArray[Any]]], activations: Activations
+) -> dict[str, float]:
+    """For each layer the length of what its answer moves by, as a share of the length of the answer, over all texts."""
+    model, bare = wire.outline(source), source.with_name(f"inputs-{source.name}")
+    nodes = {node.name: node for node in model.graph.node if node.name in layers}
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    given = sorted({node.input[0] for node in nodes.values()})
+    del model.graph.output[:]
+    model.graph.output.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in given)
+    onnx.save(model, bare)
+    try:
+        session = onnxruntime.InferenceSession(bare, providers=["CPUExecutionProvider"])
+    finally:
+        bare.unlink()
+    ranges = dict.fromkeys(given, (0.0, 0.0))
+    for request in requests:
+        for name, values in zip(given, session.run(given, request), strict=True):
+            low, high = ranges[name]
+            ranges[name] = min(low, float(values.min())), max(high, float(values.max()))
+    weights = {}
+    for layer in layers:
+        matrix = wire.mapped(constants[nodes[layer].input[1]], source.parent)
+        is_turned = any(item.name == "transB" and item.i for item in nodes[layer].attribute)
+        weights[layer] = matrix.T if is_turned else matrix
+    rounded = {layer: _rounded_weights(matrix, _WEIGHT_STEPS[activations]) for layer, matrix in weights.items()}
+    moved, whole = dict.fromkeys(layers, 0.0), dict.fromkeys(layers, 0.0)
+    for request in requests:
+        exact = dict(zip(given, session.run(given, request), strict=True))
+        close = {name: _rounded(values, *ranges[name], _STEPS[activations]) for name, values in exact.items()}
+        for layer in layers:
+            name = nodes[layer].input[0]
+            answer = exact[name] @ weights[layer]
+            moved[layer] += float(np.square(close[name] @ rounded[layer] - answer).sum(dtype=np.float64))
+            whole[layer] += float(np.square(answer).sum(dtype=np.float64))
+    return {layer: float(np.sqrt(moved[layer] / whole[layer])) if whole[layer] else 0.0 for layer in layers}
+
+
+def _rounded(values: NDArray[np.float32], low: float, high: float, steps: int) -> NDArray[np.float32]:
+    scale = (high - low) / steps or 1.0
+    zero = round(-low / scale)
+    return np.asarray((np.clip(np.rint(values / scale) + zero, 0, steps) - zero) * scale, dtype=np.float32)
+
+
+def _rounded_weights(matrix: NDArray[np.float32], steps: int) -> NDArray[np.float32]:
+    """A scale for each column, zero in the middle."""
+    scales = np.abs(matrix).max(axis=0, keepdims=True) / steps
+    scales[scales == 0] = 1.0
+    return np.asarray(np.rint(matrix / scales) * scales, dtype=np.float32)
