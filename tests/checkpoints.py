@@ -368,7 +368,7 @@ ENCODER_DECODERS: Final[dict[str, DecoderShape]] = {
 }
 
 
-def tiny_encoder_decoder(folder: Path, name: str = "t5", seed: int = 0, **sizes: Any) -> Path:
+def tiny_encoder_decoder(folder: Path, name: str = "t5", seed: int = 0, *, spread: float = 0.3, **sizes: Any) -> Path:
     """A small model that reads one text and writes another."""
     shape = ENCODER_DECODERS[name]
     tokenizer = _byte_tokenizer(pad_token="<s>")  # noqa: S106  no password
@@ -378,9 +378,9 @@ def tiny_encoder_decoder(folder: Path, name: str = "t5", seed: int = 0, **sizes:
     model = shape.model(shape.model.config_class(vocab_size=len(tokenizer.get_vocab()), **special, **settled))
     for parameter in model.parameters():
         if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.3)
+            torch.nn.init.normal_(parameter, std=spread)
     if shape.sizes.get("tie_word_embeddings") is False:
-        model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * 0.3)
+        model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * spread)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -38,6 +38,7 @@ _LONG: Final = 128
 _MOST_RUNS: Final = 200
 #: Whatever it reads, a model reads all of its weights: fewer tokens than this take hardly less time.
 _LEAST_TOKENS: Final = 16
+_CPU: Final = "cpu"
 _QUANTILES: Final = (0.5, 0.9, 0.99)
 
 
@@ -104,6 +105,8 @@ def cells_of(checkpoint: Checkpoint, most_batch: int) -> list[Cell]:
 def measure(original: Original, wanted: Benchmark, clock: Callable[[], float] = time.perf_counter) -> dict[str, Any]:
     """Everything about both sides as plain data; of a benchmark that broke, what broke it."""
     told: dict[str, Any] = {"provider": str(wanted.provider), "threads": wanted.serving.threads}
+    if (device := device_of(wanted.provider)) != _CPU:
+        told["originalDevice"] = device
     before = torch.get_num_threads()
     torch.set_num_threads(wanted.serving.threads)
     try:
@@ -114,8 +117,15 @@ def measure(original: Original, wanted: Benchmark, clock: Callable[[], float] = 
         torch.set_num_threads(before)
 
 
+def device_of(provider: Provider) -> str:
+    """Where the original is run, as torch calls it."""
+    return "cuda" if provider is Provider.CUDA and torch.cuda.is_available() else _CPU
+
+
 def _measure(original: Original, wanted: Benchmark, clock: Callable[[], float]) -> dict[str, Any]:
     end = clock() + wanted.seconds
+    # Beside an accelerator the original is asked there, too: both are given and give back what lies in main memory.
+    original.wrapper.to(device_of(wanted.provider))
     memory = Memory()
     began = clock()
     candidate = memory.watch(lambda: Candidate.load(wanted.graphs, wanted.provider, wanted.serving.threads))

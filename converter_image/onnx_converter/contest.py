@@ -5,16 +5,17 @@ Refuses nothing about their answers; parity.py judges those. An error of the gra
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 
-from onnx_converter import load, placement
+from onnx_converter import load, placement, precision
 from onnx_converter.heads import outputs_of, wrap
 from onnx_converter.limits import threads
 from onnx_converter.reasons import PARITY_FAILED, StepFailedError, gist
+from onnx_converter.spec import Scheme
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -38,9 +39,10 @@ class Original:
     wrapper: torch.nn.Module
 
     @classmethod
-    def load(cls, folder: Path, task: Task, max_sequence_length: int | None) -> Self:
+    def load(cls, folder: Path, task: Task, max_sequence_length: int | None, scheme: Scheme = Scheme.NONE) -> Self:
+        """To be asked what the graphs of a scheme are asked."""
         torch.set_num_threads(threads())
-        checkpoint = load.load(folder, task, max_sequence_length)
+        checkpoint = replace(load.load(folder, task, max_sequence_length), kept=precision.border_of(scheme))
         return cls(checkpoint, wrap(checkpoint, folder))
 
     @property
@@ -51,12 +53,14 @@ class Original:
         # What a text that is read comes to may be given instead of it.
         given = [name for name in self.outputs if name in sample.tensors]
         with torch.inference_mode():
-            answer = self.wrapper(
-                *(torch.from_numpy(sample.tensors[name].copy()) for name in (*self.checkpoint.inputs, *given))
-            )
+            answer = self.wrapper(*(self._given(sample.tensors[name]) for name in (*self.checkpoint.inputs, *given)))
         tensors = (answer,) if isinstance(answer, torch.Tensor) else answer
-        values = (np.asarray(tensor.numpy(), dtype=np.float32) for tensor in tensors)
+        values = (np.asarray(tensor.cpu().numpy(), dtype=np.float32) for tensor in tensors)
         return dict(zip((name for name in self.outputs if name not in given), values, strict=True))
+
+    def _given(self, values: NDArray[Any]) -> torch.Tensor:
+        tensor = torch.from_numpy(values.copy()).to(self.checkpoint.model.device)
+        return tensor.float() if tensor.is_floating_point() else tensor
 
 
 @dataclass(frozen=True, slots=True)

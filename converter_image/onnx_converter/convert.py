@@ -13,7 +13,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from onnx_converter import calibration, decoders, export, footprint, graph, ladder, limits, load, quantize, share
+from onnx_converter import (
+    calibration,
+    decoders,
+    export,
+    footprint,
+    graph,
+    ladder,
+    limits,
+    load,
+    precision,
+    quantize,
+    share,
+)
 from onnx_converter.conversion import FILE, Conversion, Graph, Signature, tools
 from onnx_converter.digest import sha256_of, tree_digest
 from onnx_converter.fetch import check_folder, sync_tree
@@ -45,6 +57,8 @@ _TOKENIZER_FILES: Final = (
     "config.json",
 )
 _PARTIAL: Final = ".partial-"
+#: What the graph computes in is settled before the export, and what its weights are kept in mostly after it.
+_AS_EXPORTED: Final = frozenset({Scheme.NONE, Scheme.FLOAT16, Scheme.BFLOAT16})
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +99,7 @@ def _run(convert: Convert, progress: Progress) -> dict[str, Any]:
     graph.refuse_opset(convert.spec.opset)
     for provider in convert.spec.providers:
         quantize.refuse_without_kernels(convert.spec.scheme, provider)
+        precision.refuse_without_kernels(convert.spec.scheme, provider)
     texts = calibration.read(convert.spec.calibration, convert.calibration_root)
     verify_checkpoint(convert.checkpoint, convert.source_digest)
     progress.tell("CheckpointVerified", percent=10)
@@ -150,7 +165,10 @@ def _convert(convert: Convert, texts: Sequence[str], progress: Progress) -> Conv
 
 def _fill(convert: Convert, texts: Sequence[str], folder: Path, progress: Progress) -> Conversion:
     spec = convert.spec
-    checkpoint = load.load(convert.checkpoint, spec.task, spec.max_sequence_length)
+    checkpoint = replace(
+        load.load(convert.checkpoint, spec.task, spec.max_sequence_length, precision.dtype_of(spec.scheme)),
+        kept=precision.border_of(spec.scheme),
+    )
     if spec.scheme is Scheme.INT8_STATIC and checkpoint.cache:
         raise StepFailedError(
             SPEC_IMPOSSIBLE,
@@ -220,9 +238,9 @@ def write_graphs(
     """
     files = [part.file for part in parts_of(checkpoint)]
     sensitive: dict[str, float] = {}
-    if spec.scheme is Scheme.NONE and is_last:
+    if spec.scheme in _AS_EXPORTED and is_last:
         exported.rename(target)
-    elif spec.scheme is Scheme.NONE:
+    elif spec.scheme in _AS_EXPORTED:
         shutil.copytree(exported, target)
     else:
         target.mkdir()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from typing_extensions import override
 
-from onnx_converter import policy
+from onnx_converter import policy, precision
 from onnx_converter.reasons import ARCHITECTURE_UNSUPPORTED, CONFIG_INVALID, SPEC_IMPOSSIBLE, StepFailedError, gist
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from transformers import PreTrainedConfig, PreTrainedModel
+
+    from onnx_converter.load import Checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ class Wrapper(nn.Module):
 
     positions: Tensor
 
-    def __init__(self, model: nn.Module, capacity: int) -> None:
+    def __init__(self, model: PreTrainedModel, capacity: int) -> None:
         super().__init__()
         self.model = model
         self.register_buffer("positions", torch.arange(capacity))
@@ -96,20 +98,21 @@ class Wrapper(nn.Module):
             # Looked up and not used as they are: a position that is too high is an error in every family.
             position_ids=self.positions[counted],
             # Without the configuration every layer keeps all that came before, those with a sliding window too.
-            past_key_values=kept_of(past),
+            past_key_values=kept_of(past, self.model.dtype),
             use_cache=True,
         )
         return (answer.logits.float(), *tensors_of(answer.past_key_values))
 
 
-def kept_of(tensors: Sequence[Tensor]) -> DynamicCache:
+def kept_of(tensors: Sequence[Tensor], dtype: torch.dtype) -> DynamicCache:
     """As transformers keeps them, of key and value of one layer after the other."""
+    tensors = [tensor.to(dtype) for tensor in tensors]
     return DynamicCache(ddp_cache_data=list(zip(tensors[::2], tensors[1::2], strict=True)))
 
 
 def tensors_of(kept: Any) -> list[Tensor]:
     """Key and value of one layer after the other."""
-    return [tensor for layer in kept.layers for tensor in (layer.keys, layer.values)]
+    return [precision.outward(tensor) for layer in kept.layers for tensor in (layer.keys, layer.values)]
 
 
 def names_of(prefix: str, cache: Cache) -> tuple[str, ...]:
@@ -136,11 +139,11 @@ def cache_of(model: PreTrainedModel) -> Cache:
     return tuple((int(tensor.shape[1]), int(tensor.shape[3])) for tensor in tensors)
 
 
-def empty(cache: Cache, batch: int) -> dict[str, NDArray[np.float32]]:
+def empty(checkpoint: Checkpoint, batch: int) -> dict[str, NDArray[Any]]:
     """What came before the first token."""
     return {
-        name: np.zeros((batch, heads, 0, width), np.float32)
-        for name, (heads, width) in zip(names_of(PAST, cache), cache, strict=True)
+        name: np.zeros((batch, heads, 0, width), checkpoint.kept)
+        for name, (heads, width) in zip(names_of(PAST, checkpoint.cache), checkpoint.cache, strict=True)
     }
 
 

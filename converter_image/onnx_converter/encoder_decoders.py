@@ -17,7 +17,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 from typing_extensions import override
 
-from onnx_converter import policy
+from onnx_converter import policy, precision
 from onnx_converter.decoders import DEFAULT_LENGTH, Cache, Family, kept_of, tensors_of
 from onnx_converter.reasons import ARCHITECTURE_UNSUPPORTED, CONFIG_INVALID, SPEC_IMPOSSIBLE, StepFailedError, gist
 
@@ -62,12 +62,12 @@ class Whole(nn.Module):
         past, cross = cached[: 2 * self.layers], cached[2 * self.layers :]
         if cross:
             return _decode(self.model, mask, new, past, cross)
-        cache = EncoderDecoderCache(kept_of(past), DynamicCache())
+        cache = EncoderDecoderCache(kept_of(past, self.model.dtype), DynamicCache())
         answer = self.model(
             input_ids=ids, attention_mask=mask, decoder_input_ids=new, past_key_values=cache, use_cache=True
         )
         kept = answer.past_key_values
-        return (answer.logits, *tensors_of(kept.self_attention_cache), *tensors_of(kept.cross_attention_cache))
+        return (answer.logits.float(), *tensors_of(kept.self_attention_cache), *tensors_of(kept.cross_attention_cache))
 
 
 class Encoder(nn.Module):
@@ -88,7 +88,7 @@ class Encoder(nn.Module):
         ids = ids + self.within[torch.arange(ids.shape[1])]
         hidden = self.encoder(input_ids=ids, attention_mask=mask)[0]
         return tuple(
-            projection(hidden).unflatten(-1, (_heads_of(attention), -1)).transpose(1, 2)
+            precision.outward(projection(hidden).unflatten(-1, (_heads_of(attention), -1)).transpose(1, 2))
             for attention in self.attentions
             for projection in _projections_of(attention)
         )
@@ -123,12 +123,13 @@ def _count(row: Tensor) -> Tensor:
 def _decode(
     model: PreTrainedModel, mask: Tensor, new: Tensor, past: list[Tensor], cross: list[Tensor]
 ) -> tuple[Tensor, ...]:
-    cache = EncoderDecoderCache(kept_of(past), DynamicCache())
+    cache = EncoderDecoderCache(kept_of(past, model.dtype), DynamicCache())
     # Given to the constructor, their length would be looked at, and frozen in the graph.
-    cache.cross_attention_cache = kept_of(cross)
+    cache.cross_attention_cache = kept_of(cross, model.dtype)
     cache.is_updated = dict.fromkeys(range(len(cross) // 2), True)
     # What the encoder made is in the keys and values; of this only the length is looked at.
-    read = torch.zeros(mask.shape[0], mask.shape[1], int(model.config.hidden_size))
+    width = int(model.config.hidden_size)
+    read = torch.zeros(mask.shape[0], mask.shape[1], width, dtype=model.dtype, device=model.device)
     answer = model(
         attention_mask=mask,
         encoder_outputs=BaseModelOutput(last_hidden_state=read),
@@ -136,7 +137,7 @@ def _decode(
         past_key_values=cache,
         use_cache=True,
     )
-    return (answer.logits, *tensors_of(answer.past_key_values.self_attention_cache))
+    return (answer.logits.float(), *tensors_of(answer.past_key_values.self_attention_cache))
 
 
 def _attentions_of(model: PreTrainedModel) -> list[nn.Module]:

@@ -248,7 +248,7 @@ def _refuse_chance(examples: Examples, original: quality.Estimate) -> None:
 
 def _sample(examples: Examples, number: int, ids: Sequence[int]) -> Sample:
     tensors = {"input_ids": np.array([ids], np.int64), "attention_mask": np.ones((1, len(ids)), np.int64)}
-    empty = decoders.empty(examples.checkpoint.cache, 1)
+    empty = decoders.empty(examples.checkpoint, 1)
     return Sample(_name(examples, number), is_text=True, tensors=tensors | empty)
 
 

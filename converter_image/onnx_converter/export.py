@@ -15,7 +15,7 @@ import onnx_ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-from onnx_converter import decoders, encoder_decoders, wire
+from onnx_converter import decoders, encoder_decoders, precision, wire
 from onnx_converter.reasons import EXPORT_FAILED, StepFailedError, gist
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def sample_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
         (decoders.PAST, checkpoint.cache, past),
         (encoder_decoders.CROSS, checkpoint.cross, length),
     ):
-        cached = (torch.ones(2, heads, tokens, width) for heads, width in cache)
+        cached = (torch.ones(2, heads, tokens, width, dtype=getattr(torch, checkpoint.kept)) for heads, width in cache)
         named |= dict(zip(decoders.names_of(prefix, cache), cached, strict=True))
     return named
 
@@ -80,7 +80,7 @@ def export(checkpoint: Checkpoint, part: Part, module: torch.nn.Module, opset: i
     axes = {spec.name: axes_of(checkpoint, spec.name) for spec in part.inputs}
     sample = sample_of(checkpoint)
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), precision.always_clamping(checkpoint.model.dtype), warnings.catch_warnings():
             # Deprecations inside torch and a remark about training mode that eval() has settled.
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
@@ -105,6 +105,7 @@ def export(checkpoint: Checkpoint, part: Part, module: torch.nn.Module, opset: i
         )
     model = program.model
     _name_layers(model)
+    precision.keep_masks_finite(model)
     ClearMetadataAndDocStringPass()(model)
     model.metadata_props.clear()
     _name_axes(model, axes)

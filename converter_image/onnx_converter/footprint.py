@@ -24,6 +24,8 @@ _LIBRARIES: Final = 592 * MEBIBYTE
 #: quantizer of int8-dynamic holds the weights as well, that of int8-static everything that is computed on the way.
 _TIMES: Final = {
     "none": 3.6,
+    "float16": 3.6,
+    "bfloat16": 3.6,
     "int8-dynamic": 4.7,
     "int8-static": 5.0,
     "int8-weight-only": 2.4,

@@ -33,7 +33,12 @@ if TYPE_CHECKING:
 
 #: Domains whose operators onnxruntime itself brings: no other library will be there where the graph is served.
 _DOMAINS: Final = frozenset({"", "ai.onnx", "com.microsoft", "ai.onnx.ml"})
-_DATATYPES: Final = {onnx.TensorProto.INT64: "INT64", onnx.TensorProto.INT32: "INT32", onnx.TensorProto.FLOAT: "FP32"}
+_DATATYPES: Final = {
+    onnx.TensorProto.INT64: "INT64",
+    onnx.TensorProto.INT32: "INT32",
+    onnx.TensorProto.FLOAT: "FP32",
+    onnx.TensorProto.FLOAT16: "FP16",
+}
 MODEL: Final = "model.onnx"
 #: Elements; smaller tables may be equal by chance.
 _LARGE: Final = 16_384

@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from onnx_converter import decoders, encoder_decoders, policy
 from onnx_converter.graph import MODEL, Part, TensorSpec
+from onnx_converter.precision import DATATYPES
 from onnx_converter.reasons import (
     ARCHITECTURE_UNSUPPORTED,
     CHECKPOINT_INCOMPLETE,
@@ -83,7 +84,7 @@ class Wrapper(nn.Module):
         # answered by what was not validated, whatever the model does with its positions.
         ids = named["input_ids"]
         named["input_ids"] = ids + self.within[torch.arange(ids.shape[1])]
-        answer: Tensor = self.model(**named, return_dict=False)[0]
+        answer: Tensor = self.model(**named, return_dict=False)[0].float()
         for module in self.after:
             answer = module(answer, named["attention_mask"])
         return answer
@@ -149,7 +150,7 @@ def parts_of(checkpoint: Checkpoint) -> tuple[Part, ...]:
 
     def cached(prefix: str, cache: decoders.Cache) -> list[TensorSpec]:
         sizes = zip(decoders.names_of(prefix, cache), cache, strict=True)
-        return [TensorSpec(name, "FP32", (-1, heads, -1, width)) for name, (heads, width) in sizes]
+        return [TensorSpec(name, DATATYPES[checkpoint.kept], (-1, heads, -1, width)) for name, (heads, width) in sizes]
 
     past, present = (cached(prefix, checkpoint.cache) for prefix in (decoders.PAST, decoders.PRESENT))
     cross = cached(encoder_decoders.CROSS, checkpoint.cross)

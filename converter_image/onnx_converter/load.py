@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from onnx_converter.precision import Kept
 
 #: Tensors that a checkpoint may have beyond what the task needs, and that change nothing in its answer.
 _HARMLESS_LEFTOVERS: Final = re.compile(
@@ -69,7 +70,7 @@ _BESIDES: Final = 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint in memory: the bare transformers model of the task, in fp32 and with eager attention."""
+    """A checkpoint in memory: the bare transformers model of the task, with eager attention."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -89,9 +90,12 @@ class Checkpoint:
     embeds: bool = False
     #: Whether its architecture is one of our tables, or was only tried.
     is_known: bool = True
+    #: In what its graphs take and answer keys and values.
+    kept: Kept = "float32"
 
 
-def load(folder: Path, task: Task, max_sequence_length: int | None) -> Checkpoint:
+def load(folder: Path, task: Task, max_sequence_length: int | None, dtype: torch.dtype = torch.float32) -> Checkpoint:
+    """As transformers itself runs it in that type: parts that overflow or lose too much in 16 bits stay in 32."""
     # Its remarks on left-over tensors are judged below, in words of ours.
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -103,13 +107,14 @@ def load(folder: Path, task: Task, max_sequence_length: int | None) -> Checkpoin
         )
     kind = value.get("model_type")
     if isinstance(kind, str) and (family := decoders.FAMILIES.get(kind)) is not None:
-        return _load_decoder(folder, value, family, task, max_sequence_length)
+        return _load_decoder(folder, value, family, task, max_sequence_length, dtype=dtype)
     if isinstance(kind, str) and (family := encoder_decoders.FAMILIES.get(kind)) is not None:
-        return _load_encoder_decoder(folder, value, family, task, max_sequence_length)
+        return _load_encoder_decoder(folder, value, family, task, max_sequence_length, dtype=dtype)
     name = _class_of(value)
     is_known = isinstance(kind, str) and kind in encoders.ARCHITECTURES
     if not is_known and (task is Task.TEXT_GENERATION or name.endswith(_GENERATORS)):
-        return _load_decoder(folder, value, encoders.generator_of(kind), task, max_sequence_length, undeclared=None)
+        family = encoders.generator_of(kind)
+        return _load_decoder(folder, value, family, task, max_sequence_length, dtype=dtype, undeclared=None)
     architecture = _architecture_of(value)
     embeds = encoders.is_embedder(architecture, name, value)
     resolved = resolve_task(folder, value, task, embeds=embeds)
@@ -120,7 +125,7 @@ def load(folder: Path, task: Task, max_sequence_length: int | None) -> Checkpoin
     if not architecture.is_known:
         _refuse_unusual(config, kind)
     embeds = embeds and resolved is Task.SENTENCE_EMBEDDING and not (folder / policy.MODULES).is_file()
-    model = _model_of(folder, *_encoder_of(architecture, resolved, embeds=embeds), config)
+    model = _model_of(folder, *_encoder_of(architecture, resolved, embeds=embeds), config, dtype)
     tokenizer = _tokenizer_of(folder, config, pads=True, with_any=architecture.pads_with_any)
     capacity = encoders.capacity_of(architecture, model, max_sequence_length, SHORTEST, tokenizer.pad_token_id)
     inputs = tuple(name for name in INPUTS if name in _accepted(model, tokenizer))
@@ -143,6 +148,7 @@ def _load_decoder(
     task: Task,
     max_sequence_length: int | None,
     *,
+    dtype: torch.dtype,
     undeclared: frozenset[str] | None = decoders.OLDER_FIELDS,
 ) -> Checkpoint:
     is_known = undeclared is not None
@@ -161,7 +167,7 @@ def _load_decoder(
     if not is_known:
         _refuse_unusual(config, value["model_type"], "max_position_embeddings")
     capacity = decoders.capacity_of(config, max_sequence_length, SHORTEST)
-    model = _model_of(folder, family.model, {}, config)
+    model = _model_of(folder, family.model, {}, config, dtype)
     decoders.settle_rotation(model)
     tokenizer = _tokenizer_of(folder, config, pads=False)
     cache = decoders.cache_of(model)
@@ -172,7 +178,13 @@ def _load_decoder(
 
 
 def _load_encoder_decoder(
-    folder: Path, value: dict[str, Any], family: decoders.Family, task: Task, max_sequence_length: int | None
+    folder: Path,
+    value: dict[str, Any],
+    family: decoders.Family,
+    task: Task,
+    max_sequence_length: int | None,
+    *,
+    dtype: torch.dtype,
 ) -> Checkpoint:
     name = _class_of(value) or family.model.__name__
     if name != family.model.__name__:
@@ -189,7 +201,7 @@ def _load_encoder_decoder(
     encoder_decoders.refuse_variants(value)
     config = _config_of(family.config, value, encoder_decoders.UNDECLARED)
     capacity = encoder_decoders.capacity_of(config, max_sequence_length, SHORTEST)
-    model = _model_of(folder, family.model, {}, config)
+    model = _model_of(folder, family.model, {}, config, dtype)
     tokenizer = _tokenizer_of(folder, config, pads=True)
     cache, cross = encoder_decoders.caches_of(model)
     return Checkpoint(
@@ -307,7 +319,7 @@ def _encoder_of(
 
 
 def _model_of(
-    folder: Path, kind: type[PreTrainedModel], options: dict[str, Any], config: PreTrainedConfig
+    folder: Path, kind: type[PreTrainedModel], options: dict[str, Any], config: PreTrainedConfig, dtype: torch.dtype
 ) -> PreTrainedModel:
     tensors: dict[str, torch.Tensor] = {}
     for shard in policy.shards_of(folder, frozenset(policy.list_folder(folder))):
@@ -334,7 +346,7 @@ def _model_of(
             None,
             config=config,
             state_dict=tensors,
-            dtype=torch.float32,
+            dtype=dtype,
             attn_implementation="eager",
             output_loading_info=True,
             ignore_mismatched_sizes=True,

@@ -81,6 +81,16 @@ _DEFAULTS: Final[dict[Scheme, tuple[Tolerance, Tolerance, Tolerance]]] = {
         Tolerance(None, 1e-3, 1e-3, 0.999),
         Tolerance(0.99999, 1e-3, 1e-3, 0.999),
     ),
+    Scheme.FLOAT16: (
+        Tolerance(0.999, None, None, None),
+        Tolerance(None, None, 0.05, 0.98),
+        Tolerance(0.98, None, None, 0.98),
+    ),
+    Scheme.BFLOAT16: (
+        Tolerance(0.95, None, None, None),
+        Tolerance(None, None, 0.4, 0.9),
+        Tolerance(0.9, None, None, 0.9),
+    ),
     Scheme.INT8_DYNAMIC: (
         Tolerance(0.85, None, None, None),
         Tolerance(None, None, 1.5, 0.8),

@@ -35,7 +35,8 @@ def refuse_without_kernels(scheme: Scheme, provider: Provider) -> None:
     if scheme in (Scheme.INT8_DYNAMIC, Scheme.INT8_STATIC) and provider is not Provider.CPU:
         raise StepFailedError(
             SPEC_IMPOSSIBLE,
-            f"quantization.scheme {scheme} has no kernels on {provider}: use none or a weight-only scheme there",
+            f"quantization.scheme {scheme} has no kernels on {provider}: use none, float16, bfloat16 or a weight-only "
+            "scheme there",
         )
 
 

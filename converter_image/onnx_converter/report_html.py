@@ -277,7 +277,8 @@ def _benchmark(number: int, provider: str, found: Mapping[str, Any]) -> Iterator
         return
     cells = found.get("cells") or []
     told = (
-        f"Both sides answered in turn on {found.get('threads')} threads, the original on the CPU. A dot is the median, "
+        f"Both sides answered in turn on {found.get('threads')} threads, the original on the "
+        f"{'GPU' if 'originalDevice' in found else 'CPU'}. A dot is the median, "
         "a stroke the 90th percentile, and the line ends at the 99th; with fewer than 100 runs that is the slowest run."
         if cells
         else "Nothing was measured."

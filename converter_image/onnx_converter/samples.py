@@ -154,9 +154,16 @@ def after_past(
         "attention_mask": mask,
     }
     for name, (heads, width) in zip(decoders.names_of(decoders.PAST, checkpoint.cache), checkpoint.cache, strict=True):
-        tensors[name] = generator.standard_normal((batch, heads, past, width), dtype=np.float32)
+        tensors[name] = _standard_normal(generator, checkpoint, (batch, heads, past, width))
     name = f"random ids, batch {batch}, past {past}, length {length}, {padding} padding"
     return Sample(name, is_text=False, tensors=tensors)
+
+
+def _standard_normal(
+    generator: np.random.Generator, checkpoint: Checkpoint, shape: tuple[int, ...]
+) -> NDArray[np.floating[Any]]:
+    # Rounded before both sides see it: what the graph cannot be told is none of its faults.
+    return generator.standard_normal(shape, dtype=np.float32).astype(checkpoint.kept)
 
 
 def answers(checkpoint: Checkpoint) -> Iterator[Sample]:
@@ -197,7 +204,7 @@ def answer_of(
     cached += [(encoder_decoders.CROSS, checkpoint.cross, read)] if is_read else []
     for prefix, cache, tokens in cached:
         for name, (heads, width) in zip(decoders.names_of(prefix, cache), cache, strict=True):
-            tensors[name] = generator.standard_normal((batch, heads, tokens, width), dtype=np.float32)
+            tensors[name] = _standard_normal(generator, checkpoint, (batch, heads, tokens, width))
     name = f"random ids, batch {batch}, read {read}, past {past}, length {length}, {padding} padding"
     return Sample(name, is_text=False, tensors=given | tensors)
 
@@ -268,4 +275,4 @@ def encode(checkpoint: Checkpoint, group: Sequence[str], longest: int, side: str
     ids = {name: np.asarray(encoded[name], dtype=np.int64) for name in checkpoint.inputs if name in encoded}
     if checkpoint.cross:
         ids["decoder_input_ids"] = np.full((len(group), 1), checkpoint.start, np.int64)
-    return ids | decoders.empty(checkpoint.cache, len(group))
+    return ids | decoders.empty(checkpoint, len(group))

@@ -47,9 +47,11 @@ class Task(StrEnum):
 
 
 class Scheme(StrEnum):
-    """How the weights are quantised."""
+    """In what the weights are kept, and for some what is computed in."""
 
     NONE = "none"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
     INT8_DYNAMIC = "int8-dynamic"
     INT8_STATIC = "int8-static"
     INT8_WEIGHT_ONLY = "int8-weight-only"
@@ -190,6 +192,8 @@ class Auto(Parameters):
 #: What can be said besides the scheme, and what holds where nothing is said. Written into the artifact's lineage.
 _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     Scheme.NONE: {},
+    Scheme.FLOAT16: {},
+    Scheme.BFLOAT16: {},
     Scheme.INT8_DYNAMIC: {},
     Scheme.INT8_STATIC: {"activations": Activations.UINT8, "exclude": (), "maxLayerError": None, "calibration": None},
     Scheme.INT8_WEIGHT_ONLY: {"blockSize": 32, "symmetric": False, "keepOutputHead": False},

@@ -37,6 +37,7 @@ from onnx_converter.convert import verify_checkpoint
 from onnx_converter.digest import canonical_json, sha256_of
 from onnx_converter.evaluate import Evaluated, Examples
 from onnx_converter.heads import parts_of
+from onnx_converter.precision import DATATYPES
 from onnx_converter.reasons import ARTIFACT_CORRUPT, SPEC_IMPOSSIBLE, VALIDATED, Reason, StepFailedError
 from onnx_converter.report import BENCHMARK, GOLDEN, PAGE, REPORT
 from onnx_converter.report_html import page
@@ -141,7 +142,9 @@ def _run(validate: Validate, progress: Progress) -> dict[str, Any]:
     verify_checkpoint(validate.checkpoint, conversion.source_digest)
     footprint.refuse_too_little(validate.checkpoint, validate.spec.scheme, limits.memory_of())
     began = time.perf_counter()
-    original = Original.load(validate.checkpoint, conversion.task, validate.spec.max_sequence_length)
+    original = Original.load(
+        validate.checkpoint, conversion.task, validate.spec.max_sequence_length, validate.spec.scheme
+    )
     load_seconds = time.perf_counter() - began
     asked = [Examples.read(one, validate.datasets / one.name, original.checkpoint) for one in validate.evaluations]
     folder, parts = validate.graph / validate.provider, parts_of(original.checkpoint)
@@ -346,11 +349,11 @@ def _compared(checkpoint: Checkpoint, largest: NDArray[np.int64]) -> NDArray[np.
 
 
 def _tensor(values: NDArray[Any]) -> dict[str, Any]:
-    # A float32 is written in the few digits that bring it back, not in those of the float64 it would become.
-    is_float = values.dtype == np.float32
+    # A float is written in the few digits that bring it back, not in those of the float64 it would become.
+    is_float = values.dtype.kind == "f"
     data = [float(str(value)) for value in values.ravel()] if is_float else values.ravel().tolist()
     return _described(values) | {"data": data}
 
 
 def _described(values: NDArray[Any]) -> dict[str, Any]:
-    return {"datatype": "FP32" if values.dtype == np.float32 else "INT64", "shape": list(values.shape)}
+    return {"datatype": DATATYPES[values.dtype.name], "shape": list(values.shape)}

@@ -48,6 +48,8 @@ class Scheme(StrEnum):
     """Quantisation schemes."""
 
     NONE = "none"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
     INT8_DYNAMIC = "int8-dynamic"
     INT8_STATIC = "int8-static"
     INT8_WEIGHT_ONLY = "int8-weight-only"
@@ -243,7 +245,9 @@ class Quantization(ApiModel):
     }
 
     scheme: Scheme = Scheme.NONE
-    """none keeps float32. int8-dynamic stores weights as 8-bit integers, one scale for each column, and quantises
+    """none keeps float32. float16 and bfloat16 store weights and compute in 16 bits, as transformers itself does, for
+    accelerators; answers stay float32. float16 on the CPU is right, and no faster than none; bfloat16 has no kernels
+    there. int8-dynamic stores weights as 8-bit integers, one scale for each column, and quantises
     activations while it runs; on the CPU only. int8-static does so to the layers of an encoder, with ranges of the
     activations that were measured before on texts; on the CPU only. int8-weight-only and int4-weight-only store the
     weights of layers as 8 or 4-bit integers in blocks, each with a scale; tables of words stay in float32. auto tries
@@ -499,8 +503,15 @@ class OnnxModelSpec(ApiModel):
             cel(
                 "!(self.quantization.scheme in ['int8-dynamic', 'int8-static']) || "
                 "!self.executionProviders.exists(p, p.name == 'CUDAExecutionProvider')",
-                "int8-dynamic and int8-static have no kernels on CUDAExecutionProvider; take none, int8-weight-only or "
-                "int4-weight-only, or leave that provider out",
+                "int8-dynamic and int8-static have no kernels on CUDAExecutionProvider; take none, float16, bfloat16, "
+                "int8-weight-only or int4-weight-only, or leave that provider out",
+                field_path=".quantization.scheme",
+            ),
+            cel(
+                "self.quantization.scheme != 'bfloat16' || "
+                "!self.executionProviders.exists(p, p.name == 'CPUExecutionProvider')",
+                "bfloat16 has no kernels on CPUExecutionProvider; list CUDAExecutionProvider alone in "
+                "executionProviders, or take float16 or none",
                 field_path=".quantization.scheme",
             ),
             cel(

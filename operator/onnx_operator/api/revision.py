@@ -231,7 +231,7 @@ class BenchmarkCell(ApiModel):
     speedup: Measured
     """The original's median over the graph's: above 1 the graph is faster."""
     original: LatencyStatus
-    """Torch, fp32, eager attention, on the CPU."""
+    """Torch, fp32, eager attention, on the GPU beside a graph that is."""
     graph: LatencyStatus
     """The graph in onnxruntime on the execution provider, as a server's instance runs it."""
 
@@ -255,6 +255,8 @@ class BenchmarkStatus(ApiModel):
     """Where the graph ran."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads of each side; those of a server's instance."""
+    original_device: Annotated[str, Field(max_length=32)] | None = None
+    """Where the original ran, as torch calls it; unset means the CPU."""
     cells: Annotated[list[BenchmarkCell], Field(max_length=4)] = []
     """By shape of request."""
     original: FootprintStatus | None = None

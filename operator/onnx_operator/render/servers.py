@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from onnx_operator.api.common import ExecutionProvider
 from onnx_operator.core.names import (
     COMPONENT_LABEL,
     MODEL_LABEL,
@@ -252,6 +253,13 @@ def _golden_mount(want: WantProber) -> Manifest:
     return {"name": "golden", "mountPath": f"/golden/{want.golden.name}", "readOnly": True}
 
 
+def _arithmetic(provider: ExecutionProvider) -> list[Manifest]:
+    """What was proved was float32: by itself the device rounds what it multiplies to ten bits."""
+    if provider is ExecutionProvider.CPU:
+        return []
+    return [{"name": "NVIDIA_TF32_OVERRIDE", "value": "0"}]
+
+
 def _assemble(want: WantServers) -> Manifest:
     flags = ["--artifact", "/artifact", "--digest", _digest(want.revision), "--provider", str(want.provider)]
     flags += ["--model-name", want.model.name, "--version", str(want.revision.spec.number), "--repository", "/models"]
@@ -290,7 +298,7 @@ def _triton(want: WantServers, amounts: Manifest) -> Manifest:
             {"name": "grpc", "containerPort": GRPC_PORT, "protocol": "TCP"},
             {"name": "metrics", "containerPort": METRICS_PORT, "protocol": "TCP"},
         ],
-        "env": [{"name": "HOME", "value": TMP["mountPath"]}],
+        "env": [{"name": "HOME", "value": TMP["mountPath"]}, *_arithmetic(want.provider)],
         "startupProbe": ready | {"periodSeconds": 2, "failureThreshold": _STARTUP_SECONDS // 2},
         "readinessProbe": ready | {"periodSeconds": 5, "failureThreshold": 3},
         # Patient with a slow server, which is the analysis's business; short with a dead one, which cannot unload.

@@ -129,6 +129,11 @@ BAD_MODELS: Final = {
         "spec.quantization.scheme",
         "or leave that provider out",
     ),
+    "a type that the CPU cannot multiply": Bad(
+        {"spec.quantization": {"scheme": "bfloat16"}},
+        "spec.quantization.scheme",
+        "or take float16 or none",
+    ),
     "a static scheme for a language model": Bad(
         {"spec.quantization": {"scheme": "int8-static"}, "spec.task": "text-generation"},
         "spec.quantization.scheme",
