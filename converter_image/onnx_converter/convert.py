@@ -31,7 +31,7 @@ from onnx_converter.digest import sha256_of, tree_digest
 from onnx_converter.fetch import check_folder, sync_tree
 from onnx_converter.heads import modules_of, parts_of
 from onnx_converter.reasons import DIGEST_MISMATCH, SPEC_IMPOSSIBLE, StepFailedError
-from onnx_converter.spec import ConversionSpec, Provider, Scheme
+from onnx_converter.spec import Algorithm, ConversionSpec, Provider, Scheme
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -174,6 +174,12 @@ def _fill(convert: Convert, texts: Sequence[str], folder: Path, progress: Progre
             SPEC_IMPOSSIBLE,
             f"quantization.scheme {spec.scheme} is for encoders: use int8-weight-only or int4-weight-only for "
             f"{checkpoint.architecture}, a language model",
+        )
+    if spec.algorithm is Algorithm.GPTQ and checkpoint.cross:
+        raise StepFailedError(
+            SPEC_IMPOSSIBLE,
+            f"quantization.algorithm {spec.algorithm} is for models of one graph: use rtn for "
+            f"{checkpoint.architecture}",
         )
     progress.tell("CheckpointLoaded", percent=30, architecture=checkpoint.architecture, task=str(checkpoint.task))
     exported = folder / "exported"

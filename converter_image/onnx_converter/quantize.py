@@ -14,9 +14,9 @@ from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_m
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from typing_extensions import override
 
-from onnx_converter import decoders, sensitivity, wire
+from onnx_converter import decoders, gptq, sensitivity, wire
 from onnx_converter.reasons import EXPORT_FAILED, SPEC_IMPOSSIBLE, StepFailedError, gist
-from onnx_converter.spec import Activations, Provider, Scheme
+from onnx_converter.spec import Activations, Algorithm, Provider, Scheme
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -57,7 +57,7 @@ def quantise(
     if spec.scheme is Scheme.INT8_DYNAMIC:
         int8_dynamic(source, target)
     else:
-        weight_only(spec, source, target)
+        weight_only(spec, source, target, requests)
     return {}
 
 
@@ -163,7 +163,9 @@ def layers_of(graph: onnx.GraphProto, exclude: Iterable[str]) -> list[str]:
     return left
 
 
-def weight_only(spec: ConversionSpec, source: Path, target: Path) -> None:
+def weight_only(
+    spec: ConversionSpec, source: Path, target: Path, requests: Iterable[dict[str, NDArray[Any]]] = ()
+) -> None:
     """Weights as whole numbers in blocks, each with a scale; the multiplication itself takes floats."""
     from onnxruntime.quantization.matmul_nbits_quantizer import (  # noqa: PLC0415  its import sets up logging for all
         DefaultWeightOnlyQuantConfig,
@@ -180,6 +182,7 @@ def weight_only(spec: ConversionSpec, source: Path, target: Path) -> None:
         # The CPU multiplies in 8-bit integers: several times as fast as in floats, and the gate sees what it costs.
         "accuracy_level": 4,
     }
+    inputs = gptq.Inputs.of(source, list(requests)) if spec.algorithm is Algorithm.GPTQ else None
     config = DefaultWeightOnlyQuantConfig(**options, op_types_to_quantize=("MatMul",))
 
     def quantised(product: onnx.NodeProto, weight: NDArray[Any]) -> onnx.GraphProto:
@@ -190,6 +193,11 @@ def weight_only(spec: ConversionSpec, source: Path, target: Path) -> None:
         quantizer = MatMulNBitsQuantizer(alone, **options, algo_config=config)
         quantizer.process()
         made = onnx.GraphProto()
+        if inputs is not None:
+            moment = inputs.moment(product.input[0], len(weight))
+            gptq.rounded(weight, moment, options["block_size"], symmetric=options["is_symmetric"]).fill(
+                quantizer.model.model.graph, options["block_size"]
+            )
         # A copy, as each part of a message keeps all of it in memory, here the weight that was quantised.
         made.CopyFrom(quantizer.model.model.graph)
         return made

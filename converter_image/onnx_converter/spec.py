@@ -67,6 +67,13 @@ class Activations(StrEnum):
     UINT16 = "uint16"
 
 
+class Algorithm(StrEnum):
+    """How int4-weight-only rounds."""
+
+    RTN = "rtn"
+    GPTQ = "gptq"
+
+
 class Provider(StrEnum):
     """An execution provider, by onnxruntime's name for it."""
 
@@ -197,12 +204,18 @@ _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     Scheme.INT8_DYNAMIC: {},
     Scheme.INT8_STATIC: {"activations": Activations.UINT8, "exclude": (), "maxLayerError": None, "calibration": None},
     Scheme.INT8_WEIGHT_ONLY: {"blockSize": 32, "symmetric": False, "keepOutputHead": False},
-    Scheme.INT4_WEIGHT_ONLY: {"blockSize": 32, "symmetric": False, "keepOutputHead": True},
+    Scheme.INT4_WEIGHT_ONLY: {
+        "blockSize": 32,
+        "symmetric": False,
+        "keepOutputHead": True,
+        "algorithm": Algorithm.RTN,
+        "calibration": None,
+    },
     Scheme.AUTO: {"auto": Auto()},
 }
 #: The fields that only some schemes know.
 _BY_SCHEME: Final = frozenset(
-    {"block_size", "symmetric", "keep_output_head"}
+    {"block_size", "symmetric", "keep_output_head", "algorithm"}
     | {"activations", "exclude", "max_layer_error", "calibration"}
     | {"auto"}
 )
@@ -218,6 +231,7 @@ class ConversionSpec(Parameters):
     block_size: Literal[16, 32, 64, 128, 256] | None = None
     symmetric: bool | None = None
     keep_output_head: bool | None = None
+    algorithm: Algorithm | None = None
     activations: Activations | None = None
     exclude: tuple[str, ...] | None = None
     max_layer_error: Annotated[Number, Field(gt=0, le=1)] | None = None
@@ -239,6 +253,8 @@ class ConversionSpec(Parameters):
         said = self.model_dump(by_alias=True, include=set(_BY_SCHEME), exclude_none=True)
         if unknown := sorted(said.keys() - _DEFAULTS[self.scheme].keys()):
             raise ValueError(f"{', '.join(unknown)} has no meaning with scheme {self.scheme}")
+        if self.algorithm is Algorithm.RTN and self.calibration is not None:
+            raise ValueError("calibration has no meaning with algorithm rtn")
         return self
 
     @field_validator("providers")

@@ -164,6 +164,16 @@ BAD_MODELS: Final = {
         "spec.quantization",
         "belong to int8-static; leave them out, or take that scheme",
     ),
+    "an algorithm for a scheme that rounds as it runs": Bad(
+        {"spec.quantization": {"scheme": "int8-dynamic", "algorithm": "gptq"}},
+        "spec.quantization.algorithm",
+        "belongs to int4-weight-only; leave it out, or take that scheme",
+    ),
+    "texts for an algorithm that reads none": Bad(
+        {"spec.quantization": {"scheme": "int4-weight-only", "calibration": EVALUATION["dataset"]}},
+        "spec.quantization.calibration",
+        "belongs to int8-static and to algorithm gptq",
+    ),
     "activations of no width": Bad(
         {"spec.quantization": {"scheme": "int8-static", "activations": "int4"}},
         "spec.quantization.activations",
