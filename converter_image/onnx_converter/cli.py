@@ -107,7 +107,7 @@ def _fetch(arguments: argparse.Namespace, progress: Progress) -> tuple[Reason, s
 
 
 def _convert(arguments: argparse.Namespace, progress: Progress) -> tuple[Reason, str, dict[str, Any]]:
-    from onnx_converter import convert, spec  # noqa: PLC0415
+    from onnx_converter import convert, precision, spec  # noqa: PLC0415
 
     wanted = spec.parse(spec.ConversionSpec, "--spec", arguments.spec)
     details = convert.run(
@@ -117,7 +117,8 @@ def _convert(arguments: argparse.Namespace, progress: Progress) -> tuple[Reason,
         progress,
     )
     untested = "" if details["knownArchitecture"] else "; there is no tested route for it, so the gate alone decides"
-    return reasons.CONVERTED, f"{details['architecture']} for {details['task']}{untested}", details
+    told = f"{details['architecture']} for {details['task']}{untested}{precision.remark_of(wanted)}"
+    return reasons.CONVERTED, told, details
 
 
 def _validate(arguments: argparse.Namespace, progress: Progress) -> tuple[Reason, str, dict[str, Any]]:

@@ -31,7 +31,7 @@ from onnx_converter.digest import sha256_of, tree_digest
 from onnx_converter.fetch import check_folder, sync_tree
 from onnx_converter.heads import modules_of, parts_of
 from onnx_converter.reasons import DIGEST_MISMATCH, SPEC_IMPOSSIBLE, StepFailedError
-from onnx_converter.spec import Algorithm, ConversionSpec, Provider, Scheme
+from onnx_converter.spec import AS_EXPORTED, Algorithm, ConversionSpec, Provider, Scheme
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -57,8 +57,6 @@ _TOKENIZER_FILES: Final = (
     "config.json",
 )
 _PARTIAL: Final = ".partial-"
-#: What the graph computes in is settled before the export, and what its weights are kept in mostly after it.
-_AS_EXPORTED: Final = frozenset({Scheme.NONE, Scheme.FLOAT16, Scheme.BFLOAT16})
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,9 +242,9 @@ def write_graphs(
     """
     files = [part.file for part in parts_of(checkpoint)]
     sensitive: dict[str, float] = {}
-    if spec.scheme in _AS_EXPORTED and is_last:
+    if spec.scheme in AS_EXPORTED and is_last:
         exported.rename(target)
-    elif spec.scheme in _AS_EXPORTED:
+    elif spec.scheme in AS_EXPORTED:
         shutil.copytree(exported, target)
     else:
         target.mkdir()

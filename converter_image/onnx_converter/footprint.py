@@ -24,6 +24,7 @@ _LIBRARIES: Final = 592 * MEBIBYTE
 #: quantizer of int8-dynamic holds the weights as well, that of int8-static everything that is computed on the way.
 _TIMES: Final = {
     "none": 3.6,
+    # The original is in fp32 all the same, and on the CPU a session turns its weights into that, too.
     "float16": 3.6,
     "bfloat16": 3.6,
     "int8-dynamic": 4.7,

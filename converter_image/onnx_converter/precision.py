@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from onnx_converter.spec import ConversionSpec
+
 #: By one name for numpy and torch.
 Kept = Literal["float16", "float32"]
 
@@ -82,6 +84,18 @@ def keep_masks_finite(model: onnx_ir.Model) -> None:
             continue
         if found.numpy().item() == lowest and all(node.op_type == "Where" for node, _ in weight.uses()):
             weight.const_value = onnx_ir.tensor(found.numpy() / 2, name=weight.name)
+
+
+def remark_of(spec: ConversionSpec) -> str:
+    """What a converted model should be told with; empty where there is nothing."""
+    if spec.scheme is Scheme.FLOAT16 and Provider.CPU in spec.providers:
+        return f"; on {Provider.CPU} float16 is computed in float32, so it is smaller there and no faster"
+    return ""
+
+
+def way_out_of(scheme: Scheme) -> str:
+    """Where numbers are not finite that are so in float32."""
+    return ": float16 ends at 65504, take bfloat16 or none" if scheme is Scheme.FLOAT16 else ""
 
 
 def refuse_without_kernels(scheme: Scheme, provider: Provider) -> None:

@@ -48,7 +48,7 @@ def opset_of(spec: ConversionSpec) -> int:
 def quantise(
     spec: ConversionSpec, source: Path, target: Path, requests: Iterable[dict[str, NDArray[Any]]] = ()
 ) -> dict[str, float]:
-    """The graph of a scheme other than none; int8-static measures its activations on the requests.
+    """The graph of a scheme that the export does not settle; int8-static measures its activations on the requests.
 
     Tells the layers that were left as they are since they moved too far, and how far.
     """

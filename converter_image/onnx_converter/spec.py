@@ -60,6 +60,10 @@ class Scheme(StrEnum):
     AUTO = "auto"
 
 
+#: What the export alone settles; the others are the quantizers'.
+AS_EXPORTED: Final = frozenset({Scheme.NONE, Scheme.FLOAT16, Scheme.BFLOAT16})
+
+
 class Activations(StrEnum):
     """What int8-static rounds activations to."""
 

@@ -26,6 +26,7 @@ from onnx_converter import (
     limits,
     parity,
     placement,
+    precision,
     quality,
     report,
     samples,
@@ -38,7 +39,7 @@ from onnx_converter.digest import canonical_json, sha256_of
 from onnx_converter.evaluate import Evaluated, Examples
 from onnx_converter.heads import parts_of
 from onnx_converter.precision import DATATYPES
-from onnx_converter.reasons import ARTIFACT_CORRUPT, SPEC_IMPOSSIBLE, VALIDATED, Reason, StepFailedError
+from onnx_converter.reasons import ARTIFACT_CORRUPT, NOT_FINITE, SPEC_IMPOSSIBLE, VALIDATED, Reason, StepFailedError
 from onnx_converter.report import BENCHMARK, GOLDEN, PAGE, REPORT
 from onnx_converter.report_html import page
 from onnx_converter.spec import Scheme
@@ -154,6 +155,8 @@ def _run(validate: Validate, progress: Progress) -> dict[str, Any]:
     progress.tell("CheckpointLoaded", percent=10, architecture=conversion.architecture, task=str(conversion.task))
     tolerance = parity.tolerance_of(validate.parity, validate.spec.scheme, conversion.task)
     judgement = judge(original, candidate, tolerance, progress)
+    if judgement.reason is NOT_FINITE:
+        judgement = replace(judgement, message=judgement.message + precision.way_out_of(validate.spec.scheme))
     if judgement.reason is VALIDATED:
         verdict = evaluate.judge(asked, evaluate.asks(original, candidate), progress)
         judgement = replace(judgement, evaluated=verdict.evaluated)

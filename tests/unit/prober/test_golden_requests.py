@@ -19,11 +19,15 @@ VECTOR = {"datatype": "FP32", "shape": [1, 2], "data": [[0.5, -0.5]]}
 
 def test_requests_are_read_with_types_and_shapes(tmp_path: Path) -> None:
     path = tmp_path / "golden.json"
-    path.write_text(json.dumps([{"name": "a", "inputs": {"input_ids": IDS}, "outputs": {"embedding": VECTOR}}]))
+    nothing = {"datatype": "FP16", "shape": [1, 4, 0, 8], "data": []}
+    inputs = {"input_ids": IDS, "past_key_values.0.key": nothing}
+    path.write_text(json.dumps([{"name": "a", "inputs": inputs, "outputs": {"embedding": VECTOR}}]))
     [golden] = read_golden(path)
     assert golden.name == "a"
     assert golden.inputs["input_ids"].values.dtype == np.int64
     assert golden.inputs["input_ids"].values.tolist() == [[101, 7, 102]]
+    past = golden.inputs["past_key_values.0.key"]
+    assert (past.datatype, past.values.dtype.name, past.values.shape) == ("FP16", "float16", (1, 4, 0, 8))
     embedding = golden.outputs["embedding"]
     assert embedding is not None
     assert embedding.shape == (1, 2)
