@@ -101,7 +101,7 @@ BAD_MODELS: Final = {
     "a digest in capitals": Bad({"spec.source.digest": f"sha256:{'A' * 64}"}, "spec.source.digest", "should match"),
     # What the graph is
     "an unknown quantisation": Bad(
-        {"spec.quantization": {"scheme": "int4"}}, "spec.quantization.scheme", '"none", "int8-dynamic"'
+        {"spec.quantization": {"scheme": "int4"}}, "spec.quantization.scheme", '"none", "float16"'
     ),
     "blocks of a scheme without any": Bad(
         {"spec.quantization": {"scheme": "int8-dynamic", "blockSize": 32}},
