@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import random
 from typing import TYPE_CHECKING, Any
 
+import jiwer
 import numpy as np
 import pytest
+import sacrebleu
 from scipy import stats
 from sklearn import metrics
 
-from onnx_converter import quality
+from onnx_converter import quality, wording
 from onnx_converter.spec import Metric
 
 if TYPE_CHECKING:
@@ -54,6 +57,55 @@ def test_ndcg_is_that_of_scikit_learn_and_by_chance_the_mean_over_all_orders(doc
             assert found[-1] == pytest.approx(metrics.ndcg_score([relevant], [scores], k=10))
     error = 4 * float(np.std(found)) / math.sqrt(len(found))
     assert quality.ndcg_by_chance(int(relevant.sum()), documents) == pytest.approx(np.mean(found), abs=error)
+
+
+TEXTS = random.Random(7)  # noqa: S311  no secret
+PIECES = ["the", "cat", "sat,", "on", "a", "mat.", "it's", "3.5", "x-1", "&amp;", "(so)", "naïve", "東京", "a-\\nb"]
+
+
+def sentence(most: int) -> str:
+    return " ".join(TEXTS.choice(PIECES) for _ in range(TEXTS.randrange(1, most)))
+
+
+#: What is right, and what was written: with words left out, or altogether other ones.
+RIGHT = [sentence(20) for _ in range(120)]
+WRITTEN = [
+    " ".join(word for word in text.split() if TEXTS.random() < 0.8) if TEXTS.random() < 0.7 else sentence(20)
+    for text in RIGHT
+]
+
+
+@pytest.mark.parametrize("lines", [1, 2, 3, 120])
+def test_bleu_and_chrf_are_those_of_sacrebleu(lines: int) -> None:
+    for begin in range(0, len(RIGHT), lines):
+        right, found = RIGHT[begin : begin + lines], WRITTEN[begin : begin + lines]
+        rows = {
+            Metric.BLEU: [wording.bleu_counts(*each) for each in zip(found, right, strict=True)],
+            Metric.CHRF: [wording.chrf_counts(*each) for each in zip(found, right, strict=True)],
+        }
+        bleu, chrf = (quality.VALUES[metric](np.array(counts, np.float64)) for metric, counts in rows.items())
+        assert bleu == pytest.approx(sacrebleu.corpus_bleu(found, [right]).score / 100), (found, right)
+        assert chrf == pytest.approx(sacrebleu.corpus_chrf(found, [right]).score / 100), (found, right)
+
+
+def test_word_errors_are_those_of_jiwer() -> None:
+    rows = [wording.word_errors(found, right) for found, right in zip(WRITTEN, RIGHT, strict=True)]
+    assert [errors / words for errors, words in rows] == pytest.approx(
+        [jiwer.wer(right, found) for found, right in zip(WRITTEN, RIGHT, strict=True)]
+    )
+    wanted = jiwer.wer(RIGHT, WRITTEN)
+    assert quality.VALUES[Metric.WORD_ERROR_RATE](np.array(rows, np.float64)) == pytest.approx(wanted)
+    assert wording.word_errors("", "a b") == (2, 2)
+
+
+def test_an_error_rate_loses_what_it_grows_by_also_where_nothing_was_wrong() -> None:
+    right, wrong = (columns(np.full(30, errors), np.full(30, 10.0)) for errors in (0.0, 1.0))
+    assert quality.compare(Metric.WORD_ERROR_RATE, right, right).loss == quality.Estimate(0, 0, 0)
+    assert quality.compare(Metric.WORD_ERROR_RATE, right, wrong).loss.value == pytest.approx(0.1)
+
+
+def test_words_of_speech_are_compared_without_case_marks_and_brackets() -> None:
+    assert wording.normalized(" Well,  [noise] it's 3.5 — Ärger! (laughs)") == "well it s 3 5 ärger"
 
 
 def test_perplexities_and_bits_are_those_of_the_harness() -> None:
