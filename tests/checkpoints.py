@@ -365,12 +365,24 @@ ENCODER_DECODERS: Final[dict[str, DecoderShape]] = {
     "t5 of version 1.1": DecoderShape(
         transformers.T5ForConditionalGeneration, _T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
     ),
+    "whisper": DecoderShape(
+        transformers.WhisperForConditionalGeneration,
+        {key: size for key, size in _TWO_SIDED.items() if not key.startswith(("forced", "max", "decoder_start"))}
+        | {"decoder_layers": 2, "num_mel_bins": 16, "max_source_positions": 50, "max_target_positions": ANSWER_LENGTH},
+    ),
 }
+#: What stands before and between words of speech; the first ends a text, the second begins it.
+_SPEECH_TOKENS: Final = [
+    *("<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", "<|transcribe|>", "<|translate|>"),
+    *("<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"),
+]
 
 
 def tiny_encoder_decoder(folder: Path, name: str = "t5", seed: int = 0, *, spread: float = 0.3, **sizes: Any) -> Path:
-    """A small model that reads one text and writes another."""
+    """A small model that reads one text and writes another, or hears it."""
     shape = ENCODER_DECODERS[name]
+    if shape.model is transformers.WhisperForConditionalGeneration:
+        return _tiny_speech(folder, shape, seed, **sizes)
     tokenizer = _byte_tokenizer(pad_token="<s>")  # noqa: S106  no password
     special = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1}
     torch.manual_seed(seed)
@@ -383,6 +395,41 @@ def tiny_encoder_decoder(folder: Path, name: str = "t5", seed: int = 0, *, sprea
         model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * spread)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _tiny_speech(folder: Path, shape: DecoderShape, seed: int, **sizes: Any) -> Path:
+    """A small model that hears a second, with the files that such checkpoints are published with."""
+    pieces = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = transformers.WhisperTokenizer(
+        vocab={piece: number for number, piece in enumerate([*pieces, _SPEECH_TOKENS[0]])},
+        merges=[],
+        pad_token=_SPEECH_TOKENS[0],
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": _SPEECH_TOKENS[1:]})
+    number = tokenizer.convert_tokens_to_ids
+    end, start, english, german, transcribe, translate = map(number, _SPEECH_TOKENS[:6])
+    special = {"pad_token_id": end, "bos_token_id": end, "eos_token_id": end, "decoder_start_token_id": start}
+    torch.manual_seed(seed)
+    config = shape.model.config_class(vocab_size=len(tokenizer), **special, **{**shape.sizes, **sizes})
+    model = shape.model(config)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.generation_config = transformers.GenerationConfig(
+        **special,
+        is_multilingual=True,
+        lang_to_id={"<|en|>": english, "<|de|>": german},
+        task_to_id={"transcribe": transcribe, "translate": translate},
+        no_timestamps_token_id=number("<|notimestamps|>"),
+        suppress_tokens=[number("!"), start, number("<|startofprev|>")],
+        begin_suppress_tokens=[number("Ġ"), end],
+        max_length=config.max_target_positions,
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    seconds = config.max_source_positions // 50
+    transformers.WhisperFeatureExtractor(feature_size=config.num_mel_bins, chunk_length=seconds).save_pretrained(folder)
     return folder
 
 

@@ -54,6 +54,9 @@ _TOKENIZER_FILES: Final = (
     "source.spm",
     "target.spm",
     "sentence_bert_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "normalizer.json",
     "config.json",
 )
 _PARTIAL: Final = ".partial-"

@@ -1,13 +1,14 @@
-"""Models that read one text and write another: which there are, and the two graphs of each.
+"""Models that read a text or a sound and write a text: which there are, and the two graphs of each.
 
-The encoder's graph takes a text and its mask, and answers with the keys and values of it for each layer of the decoder:
-what never changes while a text is written is computed once. The decoder's graph takes those, the mask, the new tokens
-and the keys and values of the tokens before them, and is the same for the first token and every later one. Refuses
-lengths beyond what was validated, as decoders.py does.
+The encoder's graph takes a text and its mask, or the features of a sound, and answers with the keys and values of it
+for each layer of the decoder: what never changes while a text is written is computed once. The decoder's graph takes
+those, the mask if there is one, the new tokens and the keys and values of the tokens before them, and is the same for
+the first token and every later one. Refuses lengths beyond what was validated, as decoders.py does.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -17,11 +18,13 @@ from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 from typing_extensions import override
 
-from onnx_converter import policy, precision
+from onnx_converter import policy, precision, speech
 from onnx_converter.decoders import DEFAULT_LENGTH, Cache, Family, kept_of, tensors_of
 from onnx_converter.reasons import ARCHITECTURE_UNSUPPORTED, CONFIG_INVALID, SPEC_IMPOSSIBLE, StepFailedError, gist
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PreTrainedConfig, PreTrainedModel
 
 FAMILIES: Final[dict[str, Family]] = {
@@ -30,19 +33,36 @@ FAMILIES: Final[dict[str, Family]] = {
     "mbart": Family(transformers.MBartConfig, transformers.MBartForConditionalGeneration),
     "pegasus": Family(transformers.PegasusConfig, transformers.PegasusForConditionalGeneration),
     "t5": Family(transformers.T5Config, transformers.T5ForConditionalGeneration),
+    "whisper": Family(transformers.WhisperConfig, transformers.WhisperForConditionalGeneration),
 }
 #: Fields that a configuration class reads and does not declare: whether T5 scales what its head reads, and the token
 #: that every answer begins with.
 UNDECLARED: Final = frozenset({"tie_word_embeddings", "scale_decoder_outputs", "decoder_start_token_id"})
-INPUTS: Final = ("input_ids", "attention_mask", "decoder_input_ids")
+WRITTEN: Final = "decoder_input_ids"
+#: What is read of a text; of a sound it is its features alone.
+TEXT: Final = ("input_ids", "attention_mask")
 #: Keys and values of the text that is read.
 CROSS: Final = "cross_key_values"
 ENCODER: Final = "encoder.onnx"
 DECODER: Final = "decoder.onnx"
+GENERATION: Final = "generation_config.json"
 #: How its modules call attention to the text that is read, and their projections of it.
 _ATTENTIONS: Final = ("encoder_attn", "EncDecAttention")
 #: The longest text of a model whose positions are relative, so that no table ends it.
 _UNTOLD_LENGTH: Final = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """How an answer begins, and which tokens are never written, or not as the first one."""
+
+    begin: tuple[int, ...] = ()
+    never: tuple[int, ...] = ()
+    never_first: tuple[int, ...] = ()
+
+
+#: Begins with nothing and leaves nothing out.
+FREE: Final = Writing()
 
 
 class Whole(nn.Module):
@@ -51,42 +71,44 @@ class Whole(nn.Module):
     Given keys and values of the text that is read, it is the decoder alone.
     """
 
-    def __init__(self, model: PreTrainedModel, layers: int) -> None:
+    def __init__(self, model: PreTrainedModel, read: tuple[str, ...], layers: int) -> None:
         super().__init__()
         self.model = model
+        self.read = read
         self.layers = layers
 
     @override
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ids, mask, new, *cached = tensors
+        read = dict(zip(self.read, tensors, strict=False))
+        new, *cached = tensors[len(read) :]
         past, cross = cached[: 2 * self.layers], cached[2 * self.layers :]
         if cross:
-            return _decode(self.model, mask, new, past, cross)
+            return _decode(self.model, read.get("attention_mask"), new, past, cross)
         cache = EncoderDecoderCache(kept_of(past, self.model.dtype), DynamicCache())
-        answer = self.model(
-            input_ids=ids, attention_mask=mask, decoder_input_ids=new, past_key_values=cache, use_cache=True
-        )
+        answer = self.model(**read, decoder_input_ids=new, past_key_values=cache, use_cache=True)
         kept = answer.past_key_values
         return (answer.logits.float(), *tensors_of(kept.self_attention_cache), *tensors_of(kept.cross_attention_cache))
 
 
 class Encoder(nn.Module):
-    """From a text to its keys and values in every layer of the decoder."""
+    """From a text or a sound to its keys and values in every layer of the decoder."""
 
     within: Tensor
 
-    def __init__(self, model: PreTrainedModel, capacity: int) -> None:
+    def __init__(self, model: PreTrainedModel, read: tuple[str, ...], capacity: int) -> None:
         super().__init__()
         self.encoder = model.get_encoder()
         self.attentions = nn.ModuleList(_attentions_of(model))
+        self.read = read
         self.register_buffer("within", torch.zeros(capacity, dtype=torch.long))
 
     @override
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ids, mask = tensors
-        # Looked up and added as nothing: a longer text is an error of the graph, as positions may be relative.
-        ids = ids + self.within[torch.arange(ids.shape[1])]
-        hidden = self.encoder(input_ids=ids, attention_mask=mask)[0]
+        read = dict(zip(self.read, tensors, strict=True))
+        if (ids := read.get("input_ids")) is not None:
+            # Looked up and added as nothing: a longer text is an error of the graph, as positions may be relative.
+            read["input_ids"] = ids + self.within[torch.arange(ids.shape[1])]
+        hidden = self.encoder(**read)[0]
         return tuple(
             precision.outward(projection(hidden).unflatten(-1, (_heads_of(attention), -1)).transpose(1, 2))
             for attention in self.attentions
@@ -95,23 +117,27 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The next tokens, of the keys and values of the text that is read and of what was written so far."""
+    """The next tokens, of the keys and values of what is read and of what was written so far."""
 
     within: Tensor
 
-    def __init__(self, model: PreTrainedModel, capacity: int, layers: int) -> None:
+    def __init__(self, model: PreTrainedModel, capacity: int, layers: int, *, has_mask: bool) -> None:
         super().__init__()
         self.model = model
         self.layers = layers
+        self.has_mask = has_mask
         self.register_buffer("within", torch.zeros(capacity, dtype=torch.long))
 
     @override
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        new, mask, *cached = tensors
+        new, *cached = tensors
+        mask = cached.pop(0) if self.has_mask else None
         past, cross = cached[: 2 * self.layers], cached[2 * self.layers :]
-        # A mask of another length than what was read would be cut or stretched without a word: so it ends the table.
-        surplus = _count(mask[0] > 0) - _count(cross[0][0, 0, :, 0].isnan())
-        places = torch.arange(new.shape[1]) + past[0].shape[2] + surplus * surplus * self.within.shape[0]
+        places = torch.arange(new.shape[1]) + past[0].shape[2]
+        if mask is not None:
+            # One of another length than what was read would be cut or stretched without a word: so it ends the table.
+            surplus = _count(mask[0] > 0) - _count(cross[0][0, 0, :, 0].isnan())
+            places = places + surplus * surplus * self.within.shape[0]
         return _decode(self.model, mask, new + self.within[places], past, cross)
 
 
@@ -121,15 +147,16 @@ def _count(row: Tensor) -> Tensor:
 
 
 def _decode(
-    model: PreTrainedModel, mask: Tensor, new: Tensor, past: list[Tensor], cross: list[Tensor]
+    model: PreTrainedModel, mask: Tensor | None, new: Tensor, past: list[Tensor], cross: list[Tensor]
 ) -> tuple[Tensor, ...]:
     cache = EncoderDecoderCache(kept_of(past, model.dtype), DynamicCache())
     # Given to the constructor, their length would be looked at, and frozen in the graph.
     cache.cross_attention_cache = kept_of(cross, model.dtype)
     cache.is_updated = dict.fromkeys(range(len(cross) // 2), True)
     # What the encoder made is in the keys and values; of this only the length is looked at.
+    batch, length = (new.shape[0], cross[0].shape[2]) if mask is None else mask.shape
     width = int(model.config.hidden_size)
-    read = torch.zeros(mask.shape[0], mask.shape[1], width, dtype=model.dtype, device=model.device)
+    read = torch.zeros(batch, length, width, dtype=model.dtype, device=model.device)
     answer = model(
         attention_mask=mask,
         encoder_outputs=BaseModelOutput(last_hidden_state=read),
@@ -152,12 +179,18 @@ def _heads_of(attention: Any) -> int:
     return int(attention.n_heads if hasattr(attention, "n_heads") else attention.num_heads)
 
 
-def caches_of(model: PreTrainedModel) -> tuple[Cache, Cache]:
-    """Of what is written and of what is read, found by asking the model."""
+def hears(family: Family) -> bool:
+    """Whether it reads sounds and no texts."""
+    return bool(family.model.main_input_name == speech.FEATURES)
+
+
+def caches_of(model: PreTrainedModel, heard: tuple[int, int] | None) -> tuple[Cache, Cache]:
+    """Of what is written and of what is read, found by asking the model; `heard` are sizes of what it hears, if so."""
     one = torch.zeros((1, 1), dtype=torch.long)
+    asked = {speech.FEATURES: torch.zeros(1, *heard)} if heard else {"input_ids": one, "attention_mask": one + 1}
     try:
         with torch.inference_mode():
-            answer = model(input_ids=one, attention_mask=one + 1, decoder_input_ids=one, use_cache=True)
+            answer = model(**asked, decoder_input_ids=one, use_cache=True)
     except RuntimeError as error:
         raise StepFailedError(
             CONFIG_INVALID, f"{policy.CONFIG} describes a model that cannot read one token: {gist(error)}"
@@ -179,18 +212,49 @@ def refuse_variants(value: dict[str, Any]) -> None:
         )
 
 
-def start_of(config: PreTrainedConfig, padding: int) -> int:
-    """The token that an answer begins with."""
+def settings_of(folder: Path, value: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """What the checkpoint says of writing, and the file that says it."""
+    if (folder / GENERATION).is_file():
+        return GENERATION, policy.read_object(folder, GENERATION)
+    return policy.CONFIG, value
+
+
+def writing_of(file: str, said: dict[str, Any], config: PreTrainedConfig, padding: int) -> Writing:
+    """As transformers' own `generate` would begin, and leave out; of what is heard, words and no times."""
+
+    def words(name: str, found: object) -> tuple[int, ...]:
+        listed = [] if found is None else found if isinstance(found, list) else [found]
+        for word in listed:
+            if not isinstance(word, int) or not 0 <= word < config.vocab_size:
+                raise StepFailedError(CONFIG_INVALID, f"{file}: {name} {word!r} is no word of it")
+        return tuple(listed)
+
     start = getattr(config, "decoder_start_token_id", None)
-    start = padding if start is None else start
-    if not isinstance(start, int) or not 0 <= start < config.vocab_size:
-        raise StepFailedError(CONFIG_INVALID, f"{policy.CONFIG}: decoder_start_token_id {start!r} is no word of it")
-    return start
+    begin = [("decoder_start_token_id", padding if start is None else start)]
+    languages = languages_of(file, said)
+    if languages:
+        begin.append(("lang_to_id", languages.get("en", next(iter(languages.values())))))
+        begin.append(("task_to_id", (said.get("task_to_id") or {}).get("transcribe")))
+    begin += [(name, said.get(name)) for name in ("no_timestamps_token_id", "forced_bos_token_id")]
+    alone = [found[0] for found in said.get("bad_words_ids") or () if isinstance(found, list) and len(found) == 1]
+    return Writing(
+        tuple(word for each in begin for word in words(*each)),
+        (*words("suppress_tokens", said.get("suppress_tokens")), *words("bad_words_ids", alone)),
+        words("begin_suppress_tokens", said.get("begin_suppress_tokens")),
+    )
+
+
+def languages_of(file: str, said: dict[str, Any]) -> dict[str, int]:
+    """What a model that hears several is told of the language, by its code."""
+    found = said.get("lang_to_id") or {}
+    if not isinstance(found, dict) or not isinstance(said.get("task_to_id") or {}, dict):
+        raise StepFailedError(CONFIG_INVALID, f"{file}: lang_to_id or task_to_id is no object: repair the file")
+    return {str(name).strip("<|>"): number for name, number in found.items()}
 
 
 def capacity_of(config: PreTrainedConfig, wanted: int | None, shortest: int) -> int:
     """The longest text, of those that are read and of those that are written."""
-    told = getattr(config, "max_position_embeddings", None)
+    told = getattr(config, "max_position_embeddings", getattr(config, "max_target_positions", None))
     if told is not None and told < shortest:
         raise StepFailedError(
             CONFIG_INVALID,

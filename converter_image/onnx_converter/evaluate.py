@@ -1,14 +1,19 @@
 """How well a graph does its task on data of the user's, beside the original: the second half of the gate.
 
 The definitions of lm-evaluation-harness for language models (loglikelihood_rolling over disjoint windows; acc and
-acc_norm with a space before each choice), of STS and BEIR for embeddings. Only declared files are read, and nothing is
-fetched. Fails closed: an example that cannot be read, too few of them, an answer that is not finite, an original that
-is no better than chance, so that there would be nothing to lose.
+acc_norm with a space before each choice), of STS and BEIR for embeddings, of jiwer and sacrebleu for texts that are
+written: greedily, each side on its own keys and values, and both as transformers' `generate` begins and leaves out.
+Only declared files are read, and nothing is fetched. Fails closed: an example that cannot be read, too few of them, an
+answer that is not finite, an original that is no better than chance, so that there would be nothing to lose.
 """
 
 from __future__ import annotations
 
+import binascii
+import io
 import re
+import wave
+from base64 import b64decode
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from onnx_converter import decoders, held, quality, samples
+from onnx_converter import decoders, generation, held, quality, samples, speech, wording
+from onnx_converter.encoder_decoders import WRITTEN
 from onnx_converter.reasons import DATASET_INVALID, QUALITY_LOST, SPEC_IMPOSSIBLE, Reason, StepFailedError
 from onnx_converter.samples import Sample
 from onnx_converter.spec import TASK_OF, Metric
@@ -38,9 +44,14 @@ LEAST: Final = 20
 MOST: Final = 10_000
 #: Tokens that are read at once, as every token has a logit for each word.
 _LONGEST: Final = 512
+#: Tokens that are written: those of half a minute of speech, or of a paragraph.
+_LONGEST_ANSWER: Final = 256
+#: Of lines with sounds, about 13 minutes of them.
+_MOST_BYTES_OF_SOUND: Final = 32 << 20
+_BYTES_OF_SAMPLE: Final = 2
 
-#: What a side answers to a sample: (batch, …) as the task has it.
-Ask = Callable[[Sample], NDArray[np.float32]]
+#: What a side answers to a sample, by name: of a model that writes everything, of others the answer of the task.
+Ask = Callable[[Sample], dict[str, NDArray[np.float32]]]
 _Said = Annotated[str, Field(min_length=1)]
 
 
@@ -87,6 +98,17 @@ class _Labelled(_Line):
     label: str | int
 
 
+class _Spoken(_Line):
+    audio: _Said
+    text: _Said
+    language: _Said | None = None
+
+
+class _Answered(_Line):
+    source: _Said
+    reference: _Said
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """How a metric's examples are written, and how a side's rows are made of them."""
@@ -95,6 +117,7 @@ class Kind:
     rows: Callable[[Examples, Ask], Rows]
     #: What comes of answers that know nothing.
     chance: Callable[[Examples], float]
+    most_bytes: int = MOST_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +140,7 @@ class Examples:
                 "take another metric",
             )
         found = []
-        for number, text in held.lines(evaluation.dataset, root, field, MOST_BYTES):
+        for number, text in held.lines(evaluation.dataset, root, field, kind.most_bytes):
             try:
                 found.append((number, kind.line.validate_json(text)))
             except ValidationError as error:
@@ -190,11 +213,11 @@ class Verdict:
 
 
 def asks(original: Original, candidate: Candidate) -> tuple[Ask, Ask]:
-    """Both sides, to be asked for the answer of the task alone."""
-    output = original.outputs[0]
+    """Both sides."""
+    outputs = original.outputs if original.checkpoint.cross else original.outputs[:1]
     return (
-        lambda sample: _finite("original", sample, original.answer(sample)[output]),
-        lambda sample: _finite("graph", sample, candidate.answer([output], sample)[output]),
+        lambda sample: _finite("original", sample, original.answer(sample)),
+        lambda sample: _finite("graph", sample, candidate.answer(outputs, sample)),
     )
 
 
@@ -225,10 +248,16 @@ def _words(one: Evaluated) -> str:
     )
 
 
-def _finite(whose: str, sample: Sample, values: NDArray[np.float32]) -> NDArray[np.float32]:
-    if not np.isfinite(values).all():
+def _finite(whose: str, sample: Sample, answer: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    # Keys and values come to an answer, of which they are the past.
+    if not np.isfinite(_first(answer)).all():
         raise StepFailedError(QUALITY_LOST, f"on {sample.name} the {whose} answers with NaN or infinity")
-    return values
+    return answer
+
+
+def _first(answer: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+    """The answer of the task: (batch, …) as the task has it."""
+    return next(iter(answer.values()))
 
 
 def _refuse_chance(examples: Examples, original: quality.Estimate) -> None:
@@ -265,7 +294,7 @@ def windows(first: int, tokens: Sequence[int], longest: int) -> Iterator[tuple[l
 
 
 def _likelihood(examples: Examples, ask: Ask, number: int, given: Sequence[int], targets: Sequence[int]) -> float:
-    logits = ask(_sample(examples, number, given))[0, -len(targets) :]
+    logits = _first(ask(_sample(examples, number, given)))[0, -len(targets) :]
     return quality.log_likelihood(logits, np.array(targets, np.int64))
 
 
@@ -341,7 +370,7 @@ def _embed(examples: Examples, ask: Ask, number: int, text: str) -> NDArray[np.f
 def _ask_text(examples: Examples, ask: Ask, number: int, text: str) -> NDArray[np.float32]:
     checkpoint = examples.checkpoint
     tensors = samples.encode(checkpoint, (text,), checkpoint.max_sequence_length, "right")
-    answer: NDArray[np.float32] = ask(Sample(_name(examples, number), is_text=True, tensors=tensors))[0]
+    answer: NDArray[np.float32] = _first(ask(Sample(_name(examples, number), is_text=True, tensors=tensors)))[0]
     return answer
 
 
@@ -414,6 +443,86 @@ def _labels_by_chance(examples: Examples) -> float:
     return quality.VALUES[examples.evaluation.metric](np.array([[commonest] * len(true), true], np.float64).T)
 
 
+# ---- texts that are written
+
+
+def _write(examples: Examples, ask: Ask, number: int, tensors: dict[str, NDArray[Any]]) -> str:
+    checkpoint = examples.checkpoint
+    begun = Sample(_name(examples, number), is_text=True, tensors=tensors)
+    end = checkpoint.tokenizer.eos_token_id
+    _, logits = generation.write(checkpoint, ask, begun, _LONGEST_ANSWER, writing=checkpoint.writing, end=end)
+    return str(checkpoint.tokenizer.decode(logits.argmax(axis=-1)[0], skip_special_tokens=True))
+
+
+def _answer_rows(examples: Examples, ask: Ask) -> Rows:
+    counts, found = _COUNTS[examples.evaluation.metric], []
+    for number, line in examples.lines:
+        checkpoint = examples.checkpoint
+        tensors = samples.encode(checkpoint, (line.source,), checkpoint.max_sequence_length, "right")
+        found.append(counts(_write(examples, ask, number, tensors), line.reference))
+    return np.array(found, np.float64)
+
+
+def _answers_by_chance(examples: Examples) -> float:
+    """To each source what is right for the next one."""
+    right = [line.reference for _, line in examples.lines]
+    counts = map(_COUNTS[examples.evaluation.metric], [*right[1:], *right[:1]], right)
+    return quality.VALUES[examples.evaluation.metric](np.array(list(counts), np.float64))
+
+
+def _sound_of(examples: Examples, number: int, line: _Spoken) -> NDArray[np.float32]:
+    heard = examples.checkpoint.speech
+    assert heard is not None  # noqa: S101  the task of the metric is that of the checkpoint
+    try:
+        with wave.open(io.BytesIO(b64decode(line.audio, validate=True))) as file:
+            form = (file.getframerate(), file.getnchannels(), file.getsampwidth())
+            frames, size = file.readframes(heard.most_samples + 1), file.getnframes()
+    except (binascii.Error, wave.Error, EOFError) as error:
+        raise examples.wrong(number, f"audio: it is no WAV in base64: {error}") from error
+    if form != (speech.RATE, 1, _BYTES_OF_SAMPLE):
+        raise examples.wrong(number, f"audio: it must be {speech.RATE} Hz, one channel, 16 bits, PCM")
+    if not 0 < len(frames) // _BYTES_OF_SAMPLE == size <= heard.most_samples:
+        raise examples.wrong(
+            number, f"audio: it must be 1 to {heard.most_samples} samples, all that the model hears at once"
+        )
+    return np.frombuffer(frames, "<i2").astype(np.float32) / np.float32(1 << 15)
+
+
+def _begin_in(examples: Examples, number: int, language: str | None) -> NDArray[np.int64]:
+    """The beginning of a text in a language, which stands after the first token where the model hears several."""
+    heard, begin = examples.checkpoint.speech, list(examples.checkpoint.writing.begin)
+    if known := heard.languages if heard else {}:
+        if language is None or language not in known:
+            raise examples.wrong(number, f"language: {language!r} is none of {', '.join(list(known)[:20])}: name one")
+        begin[1] = known[language]
+    return np.array([begin])
+
+
+def _speech_rows(examples: Examples, ask: Ask) -> Rows:
+    found = []
+    for number, line in examples.lines:
+        tensors = samples.hear(examples.checkpoint, [_sound_of(examples, number, line)])
+        tensors[WRITTEN] = _begin_in(examples, number, line.language)
+        text = _write(examples, ask, number, tensors)
+        found.append(wording.word_errors(wording.normalized(text), wording.normalized(line.text)))
+    return np.array(found, np.float64)
+
+
+def _speech_by_chance(examples: Examples) -> float:
+    """Nothing is written, and all words are missing."""
+    for number, line in examples.lines:
+        _sound_of(examples, number, line)
+        _begin_in(examples, number, line.language)
+        if not wording.normalized(line.text):
+            raise examples.wrong(number, f"text: {line.text[:40]!r} has no word")
+    return 1.0
+
+
+_COUNTS: Final[dict[Metric, Callable[[str, str], tuple[int, ...]]]] = {
+    Metric.BLEU: wording.bleu_counts,
+    Metric.CHRF: wording.chrf_counts,
+}
+_ANSWERS: Final = Kind(TypeAdapter(_Answered), _answer_rows, _answers_by_chance)
 _PERPLEXITY: Final = Kind(TypeAdapter(_Text), _perplexity_rows, _perplexity_by_chance)
 _CHOICES: Final = Kind(TypeAdapter(_Choice), _choice_rows, _choices_by_chance)
 _LABELS: Final = Kind(TypeAdapter(_Labelled), _label_rows, _labels_by_chance)
@@ -427,4 +536,7 @@ KINDS: Final[dict[Metric, Kind]] = {
     Metric.RETRIEVAL_NDCG10: Kind(TypeAdapter(_Query | _Document), _retrieval_rows, _retrieval_by_chance),
     Metric.ACCURACY: _LABELS,
     Metric.F1_MACRO: _LABELS,
+    Metric.WORD_ERROR_RATE: Kind(TypeAdapter(_Spoken), _speech_rows, _speech_by_chance, _MOST_BYTES_OF_SOUND),
+    Metric.BLEU: _ANSWERS,
+    Metric.CHRF: _ANSWERS,
 }

@@ -17,6 +17,7 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from onnx_converter import decoders, encoder_decoders, precision, wire
 from onnx_converter.reasons import EXPORT_FAILED, StepFailedError, gist
+from onnx_converter.speech import FEATURES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,6 +41,7 @@ def sample_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """Two texts of different length: with a mask of ones alone the exporter may drop the mask from the graph."""
     # A size that is 1, or equal to another one, may be taken for that number or for that axis.
     past = 3 if checkpoint.cache else 0
+    heard = checkpoint.speech
     length = min(7, checkpoint.max_sequence_length) - (0 if checkpoint.cross else past)
     padding = checkpoint.tokenizer.pad_token_id
     ids = torch.arange(2 * length).reshape(2, length) % (int(checkpoint.model.config.vocab_size) - 1)
@@ -47,7 +49,10 @@ def sample_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     mask = torch.ones_like(ids)
     mask[1, length // 2 + 1 :] = 0
     ids = torch.where(mask.bool(), ids, padding)
-    if checkpoint.cross:
+    if heard:
+        # Fixed, unlike those of texts.
+        named = {FEATURES: torch.randn(2, *heard.shape), "decoder_input_ids": ids}
+    elif checkpoint.cross:
         # Fewer tokens are written here than read: the two lengths have nothing to do with each other.
         named = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids[:, 1:-1]}
     else:
@@ -55,7 +60,7 @@ def sample_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
         named = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
     for prefix, cache, tokens in (
         (decoders.PAST, checkpoint.cache, past),
-        (encoder_decoders.CROSS, checkpoint.cross, length),
+        (encoder_decoders.CROSS, checkpoint.cross, heard.positions if heard else length),
     ):
         cached = (torch.ones(2, heads, tokens, width, dtype=getattr(torch, checkpoint.kept)) for heads, width in cache)
         named |= dict(zip(decoders.names_of(prefix, cache), cached, strict=True))
@@ -66,8 +71,10 @@ def axes_of(checkpoint: Checkpoint, name: str) -> dict[int, str]:
     """The dynamic axes of an input, and what they are called."""
     if name.startswith(decoders.PAST):
         return {0: BATCH, 2: PAST_SEQUENCE}
+    if name == FEATURES:
+        return {0: BATCH}
     if name.startswith(encoder_decoders.CROSS):
-        return {0: BATCH, 2: SEQUENCE}
+        return {0: BATCH} if checkpoint.speech else {0: BATCH, 2: SEQUENCE}
     if name == "decoder_input_ids":
         return {0: BATCH, 1: WRITTEN_SEQUENCE}
     if checkpoint.cache and not checkpoint.cross and name == "attention_mask":

@@ -12,16 +12,22 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from onnx_converter import decoders, encoder_decoders, parity, samples
+from onnx_converter.encoder_decoders import FREE
 from onnx_converter.reasons import INPUT_IGNORED, StepFailedError
 from onnx_converter.samples import Sample
+from onnx_converter.speech import FEATURES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
     from onnx_converter.contest import Candidate, Original
+    from onnx_converter.encoder_decoders import Writing
     from onnx_converter.load import Checkpoint
+
+    #: What a side answers to a sample, by name.
+    Ask = Callable[[Sample], dict[str, NDArray[np.float32]]]
 
 #: How many tokens the graph writes.
 TOKENS: Final = 64
@@ -71,13 +77,14 @@ def _changes(base: Sample) -> Iterator[tuple[str, Sample]]:
         return Sample("one input changed", is_text=False, tensors=base.tensors | tensors)
 
     is_read = any(name.startswith(encoder_decoders.CROSS) for name in base.tensors)
-    for name in ("input_ids", "token_type_ids", "decoder_input_ids"):
+    for name in ("input_ids", FEATURES, "token_type_ids", "decoder_input_ids"):
         # Nobody reads a text that was read.
-        if name in base.tensors and not (is_read and name == "input_ids"):
-            yield name, other(**{name: base.tensors[name][:, ::-1]})
-    mask = base.tensors["attention_mask"].copy()
-    mask[:, 0] = 0
-    yield "attention_mask", other(attention_mask=mask)
+        if name in base.tensors and not (is_read and name in ("input_ids", FEATURES)):
+            yield name, other(**{name: base.tensors[name][..., ::-1]})
+    if "attention_mask" in base.tensors:
+        mask = base.tensors["attention_mask"].copy()
+        mask[:, 0] = 0
+        yield "attention_mask", other(attention_mask=mask)
     for prefix in (decoders.PAST, encoder_decoders.CROSS):
         kept = [name for name in base.tensors if name.startswith(prefix)]
         for kind in ("key", "value") if kept else ():
@@ -87,7 +94,7 @@ def _changes(base: Sample) -> Iterator[tuple[str, Sample]]:
 def measure_greedy(original: Original, candidate: Candidate) -> parity.Measurement:
     """Prompts of different length continued by the graph, against the original's logits for the same tokens."""
     prompts = samples.prompts(original.checkpoint)
-    written, logits = write(original, candidate, prompts, TOKENS)
+    written, logits = write(original.checkpoint, _asked(original, candidate), prompts, TOKENS)
     steps = logits.shape[1]
     truth = original.answer(written)[decoders.LOGITS][:, -steps:]
     return parity.measure_generation(written, {decoders.LOGITS: truth}, {decoders.LOGITS: logits})
@@ -95,35 +102,47 @@ def measure_greedy(original: Original, candidate: Candidate) -> parity.Measureme
 
 def begun(original: Original, candidate: Candidate, text: Sample, most: int) -> Sample:
     """A text to be answered with all tokens but the last of what the graphs answer."""
-    written, _ = write(original, candidate, text, most)
+    written, _ = write(original.checkpoint, _asked(original, candidate), text, most)
     return Sample(text.name, is_text=True, tensors=written.tensors)
 
 
-def write(original: Original, candidate: Candidate, prompts: Sample, most: int) -> tuple[Sample, NDArray[np.float32]]:
-    """Everything that was read, and the logits that chose each token: (batch, tokens, vocabulary)."""
-    checkpoint, sample = original.checkpoint, prompts
-    writes = "decoder_input_ids" if checkpoint.cross else "input_ids"
-    read, mask = sample.tensors[writes], sample.tensors["attention_mask"]
+def _asked(original: Original, candidate: Candidate) -> Ask:
+    return lambda sample: candidate.answer(original.outputs, sample)
+
+
+def write(
+    checkpoint: Checkpoint, ask: Ask, prompts: Sample, most: int, *, writing: Writing = FREE, end: int | None = None
+) -> tuple[Sample, NDArray[np.float32]]:
+    """Everything that was read, and the logits that chose each token: (batch, tokens, vocabulary).
+
+    What `writing` leaves out is not chosen, and with an `end` nothing is written where all texts have come to it.
+    """
+    sample = prompts
+    writes = encoder_decoders.WRITTEN if checkpoint.cross else "input_ids"
+    read = sample.tensors[writes]
+    # Of what is read beside, or of what is read and written in one; sounds have none.
+    mask = {name: tensor for name, tensor in sample.tensors.items() if name == "attention_mask"}
     steps = min(most, checkpoint.max_sequence_length - read.shape[1])
     cross: dict[str, NDArray[np.float32]] = {}
     logits: list[NDArray[np.float32]] = []
     for step in range(steps):
-        answer = candidate.answer(original.outputs, sample)
-        logits.append(answer[decoders.LOGITS][:, -1:])
-        if step == steps - 1:
-            break
+        answer = ask(sample)
+        logits.append(answer[decoders.LOGITS][:, -1:].copy())
+        logits[-1][..., [*writing.never, *(writing.never_first if not step else ())]] = -np.inf
         chosen = logits[-1].argmax(axis=-1)
+        if step == steps - 1 or (chosen == end).all():
+            break
         read = np.concatenate([read, chosen], axis=1)
         if not checkpoint.cross:
-            mask = np.pad(mask, ((0, 0), (0, 1)), constant_values=1)
+            mask = {name: np.pad(each, ((0, 0), (0, 1)), constant_values=1) for name, each in mask.items()}
         cross |= {
             name: answer[name] for name in decoders.names_of(encoder_decoders.CROSS, checkpoint.cross) if name in answer
         }
         kept = [answer[name] for name in decoders.names_of(decoders.PRESENT, checkpoint.cache)]
         past = dict(zip(decoders.names_of(decoders.PAST, checkpoint.cache), kept, strict=True))
         named = f"token {step + 1} of the graph's own"
-        new = {writes: chosen, "attention_mask": mask, **past, **cross}
+        new = {writes: chosen, **mask, **past, **cross}
         sample = Sample(named, is_text=True, tensors=prompts.tensors | new)
-    tensors = prompts.tensors | {writes: read, "attention_mask": mask}
+    tensors = prompts.tensors | {writes: read, **mask}
     name = f"{steps} greedy tokens, batch {len(read)}"
     return Sample(name, is_text=True, tensors=tensors), np.concatenate(logits, axis=1)

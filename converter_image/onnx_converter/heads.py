@@ -26,6 +26,7 @@ from onnx_converter.reasons import (
     StepFailedError,
 )
 from onnx_converter.spec import Task
+from onnx_converter.speech import FEATURES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,12 +40,13 @@ OUTPUTS: Final[dict[Task, str]] = {
     Task.TOKEN_CLASSIFICATION: "logits",
     Task.TEXT_GENERATION: decoders.LOGITS,
     Task.TEXT2TEXT_GENERATION: decoders.LOGITS,
+    Task.AUTOMATIC_SPEECH_RECOGNITION: decoders.LOGITS,
 }
 #: Of a model that itself makes one vector of a text, as everybody calls it.
 TEXT_EMBEDS: Final = "text_embeds"
 #: Tasks whose answer has one vector for each token, meaningless where the token is padding.
 PER_TOKEN: Final = frozenset({Task.FEATURE_EXTRACTION, Task.TOKEN_CLASSIFICATION})
-GENERATORS: Final = frozenset({Task.TEXT_GENERATION, Task.TEXT2TEXT_GENERATION})
+GENERATORS: Final = frozenset({Task.TEXT_GENERATION, Task.TEXT2TEXT_GENERATION, Task.AUTOMATIC_SPEECH_RECOGNITION})
 CLASSIFIERS: Final = frozenset({Task.TEXT_CLASSIFICATION, Task.TOKEN_CLASSIFICATION})
 
 #: In the order in which sentence-transformers concatenates them.
@@ -148,21 +150,30 @@ def outputs_of(checkpoint: Checkpoint) -> tuple[str, ...]:
 def parts_of(checkpoint: Checkpoint) -> tuple[Part, ...]:
     """The graphs in the order in which they are run: what inputs must look like, how shapes of outputs must begin."""
 
-    def cached(prefix: str, cache: decoders.Cache) -> list[TensorSpec]:
+    def cached(prefix: str, cache: decoders.Cache, tokens: int = -1) -> list[TensorSpec]:
         sizes = zip(decoders.names_of(prefix, cache), cache, strict=True)
-        return [TensorSpec(name, DATATYPES[checkpoint.kept], (-1, heads, -1, width)) for name, (heads, width) in sizes]
+        return [
+            TensorSpec(name, DATATYPES[checkpoint.kept], (-1, heads, tokens, width)) for name, (heads, width) in sizes
+        ]
 
     past, present = (cached(prefix, checkpoint.cache) for prefix in (decoders.PAST, decoders.PRESENT))
-    cross = cached(encoder_decoders.CROSS, checkpoint.cross)
+    heard = checkpoint.speech
+    cross = cached(encoder_decoders.CROSS, checkpoint.cross, heard.positions if heard else -1)
     names = checkpoint.inputs[: len(checkpoint.inputs) - len(past)]
-    tokens = [TensorSpec(name, "INT64", (-1, -1)) for name in names]
+    tokens = [
+        TensorSpec(name, "FP32", (-1, *heard.shape))
+        if heard and name == FEATURES
+        else TensorSpec(name, "INT64", (-1, -1))
+        for name in names
+    ]
     answers = [TensorSpec(outputs_of(checkpoint)[0], "FP32", (-1, -1) if present else (-1,)), *present]
     if not cross:
         return (Part(MODEL, [*tokens, *past], answers),)
-    ids, mask, new = tokens
+    *read, new = tokens
     return (
-        Part(encoder_decoders.ENCODER, [ids, mask], cross),
-        Part(encoder_decoders.DECODER, [new, mask, *past, *cross], answers),
+        Part(encoder_decoders.ENCODER, read, cross),
+        # The mask, if there is one.
+        Part(encoder_decoders.DECODER, [new, *read[1:], *past, *cross], answers),
     )
 
 
@@ -172,8 +183,17 @@ def modules_of(checkpoint: Checkpoint, folder: Path) -> list[nn.Module]:
         return [wrap(checkpoint, folder)]
     model, capacity = checkpoint.model, checkpoint.max_sequence_length
     layers = len(checkpoint.cache) // 2
-    both = encoder_decoders.Encoder(model, capacity), encoder_decoders.Decoder(model, capacity, layers)
+    read = _read_by(checkpoint)
+    both = (
+        encoder_decoders.Encoder(model, read, capacity),
+        encoder_decoders.Decoder(model, capacity, layers, has_mask=len(read) > 1),
+    )
     return [encoder_decoders.settled(module) for module in both]
+
+
+def _read_by(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What an encoder with a decoder beside it is given."""
+    return checkpoint.inputs[: checkpoint.inputs.index(encoder_decoders.WRITTEN)]
 
 
 def wrap(checkpoint: Checkpoint, folder: Path) -> nn.Module:
@@ -181,7 +201,8 @@ def wrap(checkpoint: Checkpoint, folder: Path) -> nn.Module:
     if checkpoint.task is Task.TEXT_GENERATION:
         return decoders.wrap(checkpoint.model, checkpoint.max_sequence_length)
     if checkpoint.cross:
-        return encoder_decoders.settled(encoder_decoders.Whole(checkpoint.model, len(checkpoint.cache) // 2))
+        layers = len(checkpoint.cache) // 2
+        return encoder_decoders.settled(encoder_decoders.Whole(checkpoint.model, _read_by(checkpoint), layers))
     pools = checkpoint.task is Task.SENTENCE_EMBEDDING and not checkpoint.embeds
     after = nn.ModuleList(sentence_modules(folder, checkpoint) if pools else [])
     wrapper = Wrapper(checkpoint.model, checkpoint.inputs, after, checkpoint.max_sequence_length)

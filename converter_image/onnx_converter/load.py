@@ -33,6 +33,7 @@ from onnx_converter.reasons import (
     gist,
 )
 from onnx_converter.spec import Task
+from onnx_converter.speech import FEATURES, Speech, speech_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,10 +83,12 @@ class Checkpoint:
     max_sequence_length: int
     #: Of a decoder; an encoder keeps nothing.
     cache: decoders.Cache = ()
-    #: Of a model that reads one text and writes another: what its decoder is told of the text that is read.
+    #: Of a model that reads a text or a sound and writes another text: what its decoder is told of what is read.
     cross: decoders.Cache = ()
-    #: The token that such an answer begins with.
-    start: int = 0
+    #: How it writes.
+    writing: encoder_decoders.Writing = encoder_decoders.FREE
+    #: How it hears, where it reads sounds.
+    speech: Speech | None = None
     #: Whether the model itself answers with one vector for a text.
     embeds: bool = False
     #: Whether its architecture is one of our tables, or was only tried.
@@ -192,28 +195,36 @@ def _load_encoder_decoder(
             ARCHITECTURE_UNSUPPORTED,
             f"{policy.CONFIG}: architectures {name!r} writes no text: {family.model.__name__} is supported",
         )
-    if task not in (Task.AUTO, Task.TEXT2TEXT_GENERATION):
+    hears = encoder_decoders.hears(family)
+    fitting = Task.AUTOMATIC_SPEECH_RECOGNITION if hears else Task.TEXT2TEXT_GENERATION
+    if task not in (Task.AUTO, fitting):
         raise StepFailedError(
             SPEC_IMPOSSIBLE,
-            f"task {task} does not fit {name}, which reads one text and writes another: use auto or "
-            f"{Task.TEXT2TEXT_GENERATION}",
+            f"task {task} does not fit {name}, which reads {'a sound' if hears else 'one text'} and writes "
+            f"{'a text' if hears else 'another'}: use auto or {fitting}",
         )
     encoder_decoders.refuse_variants(value)
     config = _config_of(family.config, value, encoder_decoders.UNDECLARED)
     capacity = encoder_decoders.capacity_of(config, max_sequence_length, SHORTEST)
+    said = encoder_decoders.settings_of(folder, value)
+    heard = speech_of(folder, config, encoder_decoders.languages_of(*said)) if hears else None
     model = _model_of(folder, family.model, {}, config, dtype)
-    tokenizer = _tokenizer_of(folder, config, pads=True)
-    cache, cross = encoder_decoders.caches_of(model)
+    # What is heard is never padded with words.
+    tokenizer = _tokenizer_of(folder, config, pads=True, with_any=hears)
+    writing = encoder_decoders.writing_of(*said, config, tokenizer.pad_token_id)
+    cache, cross = encoder_decoders.caches_of(model, heard.shape if heard else None)
+    read = (FEATURES,) if hears else encoder_decoders.TEXT
     return Checkpoint(
         model,
         tokenizer,
         str(value["model_type"]),
-        Task.TEXT2TEXT_GENERATION,
-        (*encoder_decoders.INPUTS, *decoders.names_of(decoders.PAST, cache)),
+        fitting,
+        (*read, encoder_decoders.WRITTEN, *decoders.names_of(decoders.PAST, cache)),
         capacity,
         cache,
         cross,
-        encoder_decoders.start_of(config, tokenizer.pad_token_id),
+        writing,
+        heard,
     )
 
 

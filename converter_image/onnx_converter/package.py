@@ -24,6 +24,10 @@ ENCODER: Final = "encoder"
 DECODER: Final = "decoder"
 PAST: Final = "past_key_values"
 CROSS: Final = "cross_key_values"
+#: Those that read with one graph and write with another.
+_TWO: Final = (Task.TEXT2TEXT_GENERATION, Task.AUTOMATIC_SPEECH_RECOGNITION)
+#: Of a sound: frames that become one position.
+_FRAMES: Final = 2
 #: Warm-up requests: a single short one, and a batch of the size that clients send together.
 _WARMUP_BATCH: Final = 8
 _WARMUP_LENGTHS: Final = (16, 128)
@@ -31,17 +35,26 @@ _WARMUP_LENGTHS: Final = (16, 128)
 
 def configs_of(conversion: Conversion, serving: Serving, provider: Provider) -> dict[str, str]:
     """config.pbtxt of each model by its folder; the one named MODEL is what golden requests and endpoints name."""
-    if conversion.task is not Task.TEXT2TEXT_GENERATION:
+    if conversion.task not in _TWO:
         return {MODEL: _config_of(conversion, serving, provider)}
-    ids, mask, new, *past = conversion.inputs
-    cross = [item.model_copy(update={"name": item.name.replace(PAST, CROSS, 1)}) for item in past]
+    past = [item for item in conversion.inputs if item.name.startswith(f"{PAST}.")]
+    *read, new = conversion.inputs[: len(conversion.inputs) - len(past)]
+    # The last axis of what is read: a sound is of one length.
+    tokens = read[0].shape[-1] // _FRAMES if read[0].shape[-1] > 0 else -1
+    cross = [
+        item.model_copy(
+            update={"name": item.name.replace(PAST, CROSS, 1), "shape": (*item.shape[:2], tokens, item.shape[3])}
+        )
+        for item in past
+    ]
     length = min(_WARMUP_LENGTHS[0], conversion.max_sequence_length - 1)
+    lengths = {item.name: length for item in read}
     steps = {
-        ENCODER: ((ids, mask), cross, ({ids.name: length, mask.name: length},)),
+        ENCODER: (read, cross, (lengths,)),
         DECODER: (
-            (new, mask, *past, *cross),
+            (new, *read[1:], *past, *cross),
             conversion.outputs,
-            tuple({new.name: 1, mask.name: length, PAST: written, CROSS: length} for written in (0, length)),
+            tuple({new.name: 1, **lengths, PAST: written, CROSS: length} for written in (0, length)),
         ),
     }
     configs = {
@@ -175,7 +188,7 @@ def _request(inputs: Iterable[Signature], lengths: Mapping[str, int]) -> str:
     lines = []
     for item in inputs:
         length = lengths[item.name.partition(".")[0]]
-        dims = [1, item.shape[1], length, item.shape[3]] if "." in item.name else [1, length]
+        dims = [1, *(length if size < 0 else size for size in item.shape[1:])]
         value = f"value: {{ data_type: TYPE_{item.datatype} dims: {dims} zero_data: true }}"
         lines.append(f"    inputs {{ key: {json.dumps(item.name)} {value} }}")
     past, new = lengths.get(PAST, 0), next(iter(lengths.values()))

@@ -164,11 +164,13 @@ def measure_generation(
 
 def _judged(sample: Sample, name: str, wanted: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Which tokens are none of padding; whoever writes beside a text to read writes none, but may have none to read."""
+    tokens = wanted.shape[1 if name == decoders.LOGITS else 2]
+    if "attention_mask" not in sample.tensors:
+        return np.ones((len(wanted), tokens), dtype=bool)
     if "decoder_input_ids" not in sample.tensors:
         return sample.mask[:, -wanted.shape[1] :] if name == decoders.LOGITS else sample.mask
     if name.startswith(encoder_decoders.CROSS):
         return sample.mask
-    tokens = wanted.shape[1 if name == decoders.LOGITS else 2]
     return np.repeat(sample.mask.any(axis=1, keepdims=True), tokens, axis=1)
 
 

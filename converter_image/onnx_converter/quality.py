@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from onnx_converter import wording
 from onnx_converter.spec import Metric
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Comparison:
 def compare(metric: Metric, original: Rows, graph: Rows) -> Comparison:
     """`original` and `graph` are (examples, numbers of each) of the same examples."""
     value = VALUES[metric]
-    loss = _increase if metric in SMALLER_IS_BETTER else _shortfall
+    loss = _increase if metric in RELATIVE else _excess if metric in SMALLER_IS_BETTER else _shortfall
     generator = np.random.default_rng(_SEED)
     drawn = np.empty((DRAWS, 3))
     for draw in drawn:
@@ -64,6 +65,10 @@ def compare(metric: Metric, original: Rows, graph: Rows) -> Comparison:
 
 def _increase(before: float, after: float) -> float:
     return after / before - 1 if math.isfinite(after) and 0 < before < math.inf else math.inf
+
+
+def _excess(before: float, after: float) -> float:
+    return after - before
 
 
 def _shortfall(before: float, after: float) -> float:
@@ -83,6 +88,11 @@ def _bits(rows: Rows) -> float:
 
 def _mean(rows: Rows) -> float:
     return float(rows[:, 0].mean())
+
+
+def _error_rate(rows: Rows) -> float:
+    """Of rows of errors and how many words there should be."""
+    return float(rows[:, 0].sum() / rows[:, 1].sum())
 
 
 def _spearman(rows: Rows) -> float:
@@ -123,8 +133,13 @@ VALUES: Final[dict[Metric, Callable[[Rows], float]]] = {
     Metric.RETRIEVAL_NDCG10: _mean,
     Metric.ACCURACY: _accuracy,
     Metric.F1_MACRO: _f1_macro,
+    Metric.WORD_ERROR_RATE: _error_rate,
+    Metric.BLEU: lambda rows: wording.bleu(rows.sum(axis=0)),
+    Metric.CHRF: lambda rows: wording.chrf(rows.sum(axis=0)),
 }
-SMALLER_IS_BETTER: Final = frozenset({Metric.WORD_PERPLEXITY, Metric.BYTE_PERPLEXITY, Metric.BITS_PER_BYTE})
+#: What is lost of these is a share of what the original has.
+RELATIVE: Final = frozenset({Metric.WORD_PERPLEXITY, Metric.BYTE_PERPLEXITY, Metric.BITS_PER_BYTE})
+SMALLER_IS_BETTER: Final = RELATIVE | {Metric.WORD_ERROR_RATE}
 _DEPTH: Final = 10
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_converter import decoders, encoder_decoders, texts
+from onnx_converter.speech import FEATURES, generated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -40,6 +41,10 @@ GOLDEN_LENGTH: Final = 128
 #: For decoders, whose answers are thousands of times as large.
 GOLDEN_TOKENS: Final = 8
 GOLDEN_PROMPTS: Final = 8
+#: Sounds in one batch.
+_SOUNDS: Final = 4
+#: Of features of a golden request, in each whole number.
+_STEP: Final = np.float32(32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,7 @@ class Sample:
 
 def all_samples(checkpoint: Checkpoint) -> list[Sample]:
     if checkpoint.cross:
-        return [*answers(checkpoint), *answers_to_text(checkpoint)]
+        return [*answers(checkpoint), *(answers_to_sounds if checkpoint.speech else answers_to_text)(checkpoint)]
     if checkpoint.cache:
         return [*continuations(checkpoint), *prefills_of_text(checkpoint)]
     return [*shapes(checkpoint), *batches_of_text(checkpoint)]
@@ -179,7 +184,15 @@ def answers(checkpoint: Checkpoint) -> Iterator[Sample]:
         if read <= longest and past + length <= longest:
             padding = _PADDINGS[(number + batch) % len(_PADDINGS)]
             yield answer_of(
-                checkpoint, batch=batch, read=read, past=past, length=length, padding=padding, seed=_SEED + number
+                checkpoint,
+                batch=batch,
+                read=read,
+                past=past,
+                length=length,
+                padding=padding,
+                seed=_SEED + number,
+                # Half a minute of sound takes as long to read as a text of a thousand words.
+                is_read=checkpoint.speech is not None and past in _PASTS[1:],
             )
 
 
@@ -196,7 +209,12 @@ def answer_of(
 ) -> Sample:
     """So many random tokens to write, after so many that are written, of a text that is yet to be read or `is_read`."""
     generator = np.random.default_rng(seed)
-    given = _random(checkpoint, generator, batch, read, padding).tensors
+    if (heard := checkpoint.speech) is not None:
+        # A sound is of one length.
+        given: dict[str, NDArray[Any]] = {FEATURES: generator.standard_normal((batch, *heard.shape), dtype=np.float32)}
+        read, named = heard.positions, ""
+    else:
+        given, named = _random(checkpoint, generator, batch, read, padding).tensors, f", {padding} padding"
     tensors: dict[str, NDArray[Any]] = {
         "decoder_input_ids": generator.integers(0, checkpoint.model.config.vocab_size, (batch, length))
     }
@@ -205,7 +223,7 @@ def answer_of(
     for prefix, cache, tokens in cached:
         for name, (heads, width) in zip(decoders.names_of(prefix, cache), cache, strict=True):
             tensors[name] = _standard_normal(generator, checkpoint, (batch, heads, tokens, width))
-    name = f"random ids, batch {batch}, read {read}, past {past}, length {length}, {padding} padding"
+    name = f"random ids, batch {batch}, read {read}, past {past}, length {length}{named}"
     return Sample(name, is_text=False, tensors=given | tensors)
 
 
@@ -217,14 +235,33 @@ def answers_to_text(checkpoint: Checkpoint) -> Iterator[Sample]:
         yield Sample(sample.name, is_text=True, tensors=sample.tensors | {"decoder_input_ids": begun})
 
 
+def answers_to_sounds(checkpoint: Checkpoint) -> Iterator[Sample]:
+    """Every generated sound, answered as speech is; a batch of them is what is written on from."""
+    assert checkpoint.speech is not None  # noqa: S101  only those that hear are asked
+    for name, sound in generated(checkpoint.speech.most_samples).items():
+        yield Sample(name, is_text=True, tensors=hear(checkpoint, [sound]))
+
+
+def hear(checkpoint: Checkpoint, sounds: Sequence[NDArray[np.float32]]) -> dict[str, NDArray[Any]]:
+    """Sounds to be answered."""
+    assert checkpoint.speech is not None  # noqa: S101  only those that hear are asked
+    return {FEATURES: checkpoint.speech.features(sounds)} | begun(checkpoint, len(sounds))
+
+
+def begun(checkpoint: Checkpoint, batch: int) -> dict[str, NDArray[Any]]:
+    """The beginning of an answer."""
+    begin = np.tile(np.array(checkpoint.writing.begin, np.int64), (batch, 1))
+    return {encoder_decoders.WRITTEN: begin} | decoders.empty(checkpoint.cache, batch)
+
+
 def plain(checkpoint: Checkpoint, batch: int, past: int, length: int) -> Sample:
     """A request of this shape without padding, and without a past where there is none to give.
 
     Of a model that reads one text and writes another: to read so many tokens and begin to write, or to write so many
-    more where as many as are past were read and written.
+    more where as many as are past were read and written. A sound is of one length.
     """
     if checkpoint.cross:
-        read, new = (past, length) if past else (length, 1)
+        read, new = (past, length) if past or checkpoint.speech else (length, 1)
         return answer_of(checkpoint, batch=batch, read=read, past=past, length=new, is_read=past > 0)
     if checkpoint.cache:
         return after_past(checkpoint, batch=batch, past=past, length=length)
@@ -244,6 +281,9 @@ def prefills_of_text(checkpoint: Checkpoint) -> Iterator[Sample]:
 
 def prompts(checkpoint: Checkpoint) -> Sample:
     """Texts of different length that the model is to continue or to answer, padded as a client pads them."""
+    if checkpoint.speech:
+        made = list(generated(checkpoint.speech.most_samples).values())
+        return Sample("prompts", is_text=True, tensors=hear(checkpoint, made[:_SOUNDS]))
     longest = min(_LONGEST_PROMPT, checkpoint.max_sequence_length // 4)
     group = (texts.SHORT[0], texts.MEDIUM[0], texts.SHORT[9], texts.SHORT[15])
     side = "right" if checkpoint.cross else "left"
@@ -251,7 +291,15 @@ def prompts(checkpoint: Checkpoint) -> Sample:
 
 
 def golden_requests(checkpoint: Checkpoint) -> list[Sample]:
-    """One text each, of mixed length."""
+    """One text each, of mixed length, or one sound."""
+    if checkpoint.speech:
+        made = generated(checkpoint.speech.most_samples)
+        # In steps that a file has room for.
+        asked = [(name, hear(checkpoint, [sound])) for name, sound in made.items()]
+        return [
+            Sample(name, is_text=True, tensors=tensors | {FEATURES: (tensors[FEATURES] * _STEP).round() / _STEP})
+            for name, tensors in asked
+        ]
     longest = min(checkpoint.max_sequence_length, GOLDEN_LENGTH)
     if checkpoint.cache and not checkpoint.cross:
         longest = GOLDEN_TOKENS
@@ -273,6 +321,4 @@ def encode(checkpoint: Checkpoint, group: Sequence[str], longest: int, side: str
         return_tensors="np",
     )
     ids = {name: np.asarray(encoded[name], dtype=np.int64) for name in checkpoint.inputs if name in encoded}
-    if checkpoint.cross:
-        ids["decoder_input_ids"] = np.full((len(group), 1), checkpoint.start, np.int64)
-    return ids | decoders.empty(checkpoint, len(group))
+    return ids | (begun(checkpoint, len(group)) if checkpoint.cross else decoders.empty(checkpoint, len(group)))

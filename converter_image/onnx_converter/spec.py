@@ -44,6 +44,7 @@ class Task(StrEnum):
     TOKEN_CLASSIFICATION = "token-classification"  # noqa: S105  no secret
     TEXT_GENERATION = "text-generation"
     TEXT2TEXT_GENERATION = "text2text-generation"
+    AUTOMATIC_SPEECH_RECOGNITION = "automatic-speech-recognition"
 
 
 class Scheme(StrEnum):
@@ -290,6 +291,9 @@ class Metric(StrEnum):
     RETRIEVAL_NDCG10 = "retrievalNdcg10"
     ACCURACY = "accuracy"
     F1_MACRO = "f1Macro"
+    WORD_ERROR_RATE = "wordErrorRate"
+    BLEU = "bleu"
+    CHRF = "chrf"
 
 
 TASK_OF: Final[dict[Metric, Task]] = {
@@ -302,6 +306,9 @@ TASK_OF: Final[dict[Metric, Task]] = {
     Metric.RETRIEVAL_NDCG10: Task.SENTENCE_EMBEDDING,
     Metric.ACCURACY: Task.TEXT_CLASSIFICATION,
     Metric.F1_MACRO: Task.TEXT_CLASSIFICATION,
+    Metric.WORD_ERROR_RATE: Task.AUTOMATIC_SPEECH_RECOGNITION,
+    Metric.BLEU: Task.TEXT2TEXT_GENERATION,
+    Metric.CHRF: Task.TEXT2TEXT_GENERATION,
 }
 
 

@@ -42,6 +42,7 @@ class Task(StrEnum):
     TOKEN_CLASSIFICATION = "token-classification"  # noqa: S105  (a task's name, not a password)
     TEXT_GENERATION = "text-generation"
     TEXT2TEXT_GENERATION = "text2text-generation"
+    AUTOMATIC_SPEECH_RECOGNITION = "automatic-speech-recognition"
 
 
 class Scheme(StrEnum):
@@ -360,6 +361,9 @@ class Metric(StrEnum):
     RETRIEVAL_NDCG10 = "retrievalNdcg10"
     ACCURACY = "accuracy"
     F1_MACRO = "f1Macro"
+    WORD_ERROR_RATE = "wordErrorRate"
+    BLEU = "bleu"
+    CHRF = "chrf"
 
 
 #: What can be measured of which task.
@@ -373,6 +377,8 @@ METRICS: dict[Task, tuple[Metric, ...]] = {
     ),
     Task.SENTENCE_EMBEDDING: (Metric.STS_SPEARMAN, Metric.RETRIEVAL_NDCG10),
     Task.TEXT_CLASSIFICATION: (Metric.ACCURACY, Metric.F1_MACRO),
+    Task.TEXT2TEXT_GENERATION: (Metric.BLEU, Metric.CHRF),
+    Task.AUTOMATIC_SPEECH_RECOGNITION: (Metric.WORD_ERROR_RATE,),
 }
 
 
@@ -384,13 +390,15 @@ class Evaluation(ApiModel):
     metric: Metric
     """What is measured. Of language models wordPerplexity, bytePerplexity, bitsPerByte, multipleChoice and
     multipleChoiceNormalized, as lm-evaluation-harness defines them; of sentence embeddings stsSpearman and
-    retrievalNdcg10; of text classifiers accuracy and f1Macro."""
+    retrievalNdcg10; of text classifiers accuracy and f1Macro; of models that read one text and write another bleu and
+    chrf (sacrebleu's, from 0 to 1); of speech wordErrorRate."""
     dataset: Dataset
     """JSON lines in UTF-8, 20 to 10000 examples and at most 8 MiB: {text}; {context, choices, answer}; {sentence1,
-    sentence2, score}; {id, text} and {query, relevant}; {text, label}."""
+    sentence2, score}; {id, text} and {query, relevant}; {text, label}; {source, reference}; {audio, text, language},
+    at most 32 MiB."""
     max_loss: Share
     """The most that may be lost, such as "0.01": of a perplexity and of bits the increase as a share of the original's,
-    of all others what is missing to the original's."""
+    of a word error rate the increase, of all others what is missing to the original's."""
 
 
 Evaluations = Annotated[
@@ -538,7 +546,7 @@ class OnnxModelSpec(ApiModel):
             ),
             cel(
                 "self.quantization.scheme != 'int8-static' || "
-                "!(self.task in ['text-generation', 'text2text-generation'])",
+                "!(self.task in ['text-generation', 'text2text-generation', 'automatic-speech-recognition'])",
                 "int8-static is for encoders; take int8-weight-only or int4-weight-only for a language model",
                 field_path=".quantization.scheme",
             ),
@@ -558,7 +566,8 @@ class OnnxModelSpec(ApiModel):
     """Precision of the graph."""
     max_sequence_length: Annotated[int, Field(ge=1, le=131_072)] | None = None
     """Longest input in tokens that is served; longer ones are answered with an error. Unset means all that the
-    checkpoint allows, and for a language model no more than 2048, past included."""
+    checkpoint allows, and for a language model no more than 2048, past included. A sound is of one length, and what is
+    written of it is meant."""
     execution_providers: Annotated[
         list[ExecutionProviderRequest],
         Field(

@@ -7,7 +7,10 @@ what stable answers now.
 
 from __future__ import annotations
 
+import base64
 import json
+import math
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +83,17 @@ def _tensor(where: str, tensor: Any) -> Tensor:
         dtype = triton_to_np_dtype(tensor["datatype"])
         if dtype is None:
             raise GoldenError(f"{where}: {tensor['datatype']!r} is no datatype of the inference protocol")
-        values = np.array(tensor["data"], dtype=dtype).reshape(tensor["shape"])
-    except (KeyError, TypeError, ValueError) as error:
+        values = _values(tensor, np.dtype(dtype)).reshape(tensor["shape"])
+    except (KeyError, TypeError, ValueError, zlib.error) as error:
         raise GoldenError(f"{where}: {error!r}; it needs datatype, shape and as much data as the shape says") from error
     return Tensor(tensor["datatype"], values)
+
+
+def _values(tensor: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Written out, or the bytes of many numbers, little end first, as zlib packs them and base64 writes them."""
+    if "deflated" not in tensor:
+        return np.array(tensor["data"], dtype=dtype)
+    size = math.prod(tensor["shape"]) * dtype.itemsize
+    # No more than the shape says, whatever they grow to.
+    unpacked = zlib.decompressobj().decompress(base64.b64decode(tensor["deflated"], validate=True), size + 1)
+    return np.frombuffer(unpacked, dtype=dtype.newbyteorder("<"))

@@ -40,7 +40,7 @@ QUANTISED = {
 #: The gate below is asked about it: positions are relative, and words in and out have a weight each.
 BELOW = "t5 of version 1.1"
 #: What they add is in others; `make architectures` asks them all.
-ELSEWHERE = ("mbart", "pegasus", "t5")
+ELSEWHERE = ("mbart", "pegasus", "t5", "whisper")
 
 
 def folder_of(line: Line) -> Path:

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import json
+import wave
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import transformers
 from transformers import AutoTokenizer
 
-from checkpoints import prose, tiny, tiny_decoder, tiny_sentence, trained_decoder, with_outliers
-from onnx_converter import evaluate, quality
+from checkpoints import (
+    prose,
+    tiny,
+    tiny_decoder,
+    tiny_encoder_decoder,
+    tiny_sentence,
+    trained_decoder,
+    with_outliers,
+)
+from onnx_converter import evaluate, quality, wording
 from onnx_converter.contest import Original
 from onnx_converter.evaluate import Examples
 from onnx_converter.progress import Progress
 from onnx_converter.reasons import StepFailedError
 from onnx_converter.spec import TASK_OF, Evaluation, Metric, Task
+from onnx_converter.speech import RATE, generated
 from unit.converter.steps import Ended, run
 
 if TYPE_CHECKING:
@@ -36,6 +48,23 @@ CHOICES = [{"context": "the cat", "choices": ["sat", "on the mat"], "answer": nu
 PAIRS = [{"sentence1": f"a cat {number}", "sentence2": "the mat", "score": number / 4} for number in range(20)]
 DOCUMENTS = [{"id": f"d{number}", "text": f"a mat {number}"} for number in range(30)]
 QUERIES = [{"query": f"which mat is {number}", "relevant": [f"d{number}"]} for number in range(20)]
+ANSWERS = [{"source": f"the cat {number}", "reference": f"a cat sat on mat {number}"} for number in range(20)]
+
+
+def wav(sound: NDArray[np.float32], rate: int = RATE) -> str:
+    """As a line of a dataset holds a sound."""
+    stream = io.BytesIO()
+    with wave.open(stream, "wb") as file:
+        file.setparams((1, 2, rate, len(sound), "NONE", "not compressed"))
+        file.writeframes((sound * 32767).astype("<i2").tobytes())
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+SOUNDS = list(generated(RATE // 2).values())
+SPOKEN = [
+    {"audio": wav(SOUNDS[number % len(SOUNDS)]), "text": f"word {number}", "language": ("en", "de")[number % 2]}
+    for number in range(20)
+]
 LABELS = [{"text": f"the cat {number}", "label": f"LABEL_{number % 3}"} for number in range(20)]
 GOOD: dict[Metric, Sequence[Mapping[str, Any]]] = {
     Metric.WORD_PERPLEXITY: TEXTS,
@@ -47,6 +76,9 @@ GOOD: dict[Metric, Sequence[Mapping[str, Any]]] = {
     Metric.RETRIEVAL_NDCG10: [*DOCUMENTS, *QUERIES],
     Metric.ACCURACY: LABELS,
     Metric.F1_MACRO: LABELS,
+    Metric.WORD_ERROR_RATE: SPOKEN,
+    Metric.BLEU: ANSWERS,
+    Metric.CHRF: ANSWERS,
 }
 
 
@@ -54,21 +86,31 @@ GOOD: dict[Metric, Sequence[Mapping[str, Any]]] = {
 class Originals:
     """A small original for each task."""
 
+    folder: Path
     by_task: Mapping[Task, Original]
 
     def of(self, metric: Metric) -> Original:
         return self.by_task[TASK_OF[metric]]
 
 
+def writer(folder: Path, metric: Metric, seed: int = 0) -> Path:
+    """A model with random weights finds no end, and writes on to its last position."""
+    if metric is Metric.WORD_ERROR_RATE:
+        return tiny_encoder_decoder(folder, "whisper", seed, max_target_positions=24)
+    return tiny_encoder_decoder(folder, "bart", seed, max_position_embeddings=24)
+
+
 @pytest.fixture(scope="module")
-def originals(tmp_path_factory: pytest.TempPathFactory) -> Originals:
+def originals(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Originals:
     folder = tmp_path_factory.mktemp("originals")
     made = {
         Task.TEXT_GENERATION: tiny_decoder(folder / "decoder"),
         Task.SENTENCE_EMBEDDING: tiny_sentence(folder / "sentence"),
         Task.TEXT_CLASSIFICATION: tiny(folder / "classifier", head="sequence"),
+        Task.TEXT2TEXT_GENERATION: writer(folder / "answering", Metric.CHRF),
+        Task.AUTOMATIC_SPEECH_RECOGNITION: writer(folder / "hearing", Metric.WORD_ERROR_RATE),
     }
-    return Originals({task: Original.load(path, task, None) for task, path in made.items()})
+    return Originals(folder, {task: Original.load(path, task, None) for task, path in made.items()})
 
 
 def data_of(lines: Sequence[object]) -> bytes:
@@ -103,7 +145,7 @@ def test_every_metric_measures_an_original_against_itself_without_a_loss(
     original = originals.of(metric)
     examples = read(tmp_path / "own", metric, GOOD[metric], original)
     kind = evaluate.KINDS[metric]
-    rows = kind.rows(examples, lambda sample: original.answer(sample)[original.outputs[0]])
+    rows = kind.rows(examples, original.answer)
     assert len(rows) == len(examples) == 20
     compared = quality.compare(metric, rows, rows)
     assert compared.loss == quality.Estimate(0, 0, 0)
@@ -150,6 +192,41 @@ FAULTS: dict[str, tuple[Metric, Callable[[list[Any]], Any], str]] = {
         lambda lines: lines.insert(1, lines[0]),
         "line 2: id: 'd0' is that of line 1",
     ),
+    "a sound that is none": (
+        Metric.WORD_ERROR_RATE,
+        lambda lines: lines[2].update(audio="UklGRg=="),
+        "line 3: audio: it",
+    ),
+    "a sound that is no base64": (
+        Metric.WORD_ERROR_RATE,
+        lambda lines: lines[2].update(audio="?"),
+        "line 3: audio: it",
+    ),
+    "a sound of another rate": (
+        Metric.WORD_ERROR_RATE,
+        lambda lines: lines[5].update(audio=wav(SOUNDS[0], 8000)),
+        "line 6: audio: it must be 16000 Hz",
+    ),
+    "a sound without end": (
+        Metric.WORD_ERROR_RATE,
+        lambda lines: lines[5].update(audio=wav(np.zeros(RATE + 1, np.float32))),
+        "line 6: audio: it must be 1 to 16000 samples",
+    ),
+    "a language that the model does not know": (
+        Metric.WORD_ERROR_RATE,
+        lambda lines: lines[0].update(language="fr"),
+        "line 1: language: 'fr' is none of de, en: name one",
+    ),
+    "no language of several": (
+        Metric.WORD_ERROR_RATE,
+        lambda lines: lines[7].pop("language"),
+        "line 8: language: None",
+    ),
+    "a text without a word": (
+        Metric.WORD_ERROR_RATE,
+        lambda lines: lines[7].update(text="(…)"),
+        "line 8: text: '(…)' has no word",
+    ),
     "documents alone": (Metric.RETRIEVAL_NDCG10, lambda lines: lines.__delitem__(slice(30, None)), "holds 0 examples"),
 }
 
@@ -195,11 +272,11 @@ def test_a_choice_is_scored_by_its_own_tokens_and_its_blank_belongs_to_it(origin
     examples = read(tmp_path / "own", Metric.MULTIPLE_CHOICE, lines, original)
     asked: list[list[int]] = []
 
-    def prefers(sample: Sample) -> NDArray[np.float32]:
+    def prefers(sample: Sample) -> dict[str, NDArray[np.float32]]:
         """Two letters rather than three: each letter is as likely as any other."""
         ids = sample.tensors["input_ids"]
         asked.append(ids[0].tolist())
-        return np.zeros((*ids.shape, original.checkpoint.model.config.vocab_size), np.float32)
+        return {"logits": np.zeros((*ids.shape, original.checkpoint.model.config.vocab_size), np.float32)}
 
     kind = evaluate.KINDS[Metric.MULTIPLE_CHOICE]
     assert kind.rows(examples, prefers).tolist() == [[0.0]] * 20
@@ -215,14 +292,56 @@ def test_an_original_that_knows_nothing_has_nothing_to_lose(originals: Originals
     original = originals.of(Metric.MULTIPLE_CHOICE)
     examples = read(tmp_path / "own", Metric.MULTIPLE_CHOICE, lines, original)
 
-    def answer(sample: Sample) -> NDArray[np.float32]:
-        return original.answer(sample)[original.outputs[0]]
-
-    verdict = evaluate.judge([examples], (answer, answer), Progress("validate", io.StringIO()))
+    verdict = evaluate.judge([examples], (original.answer, original.answer), Progress("validate", io.StringIO()))
     assert verdict.reason is not None
     assert verdict.reason.name == "DatasetInvalid"
     assert "the original is no better than chance, 0.5" in verdict.message
     assert len(verdict.evaluated) == 1, "what was measured is told"
+
+
+# Texts that are written --------------------------------------------------------------------------------------------
+
+
+def transcribed(folder: Path, sound: NDArray[np.float32], language: str) -> str:
+    """By transformers itself, from the folder."""
+    model = transformers.WhisperForConditionalGeneration.from_pretrained(folder).eval()
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
+    heard: Any = extractor(sound, sampling_rate=RATE, return_tensors="pt")
+    tokens = model.generate(heard["input_features"], language=language, task="transcribe", do_sample=False)
+    return str(AutoTokenizer.from_pretrained(folder).decode(tokens[0], skip_special_tokens=True))
+
+
+def answered(folder: Path, text: str) -> str:
+    model = transformers.BartForConditionalGeneration.from_pretrained(folder).eval()
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    read = tokenizer(text, truncation=True, max_length=24, return_tensors="pt")
+    tokens: Any = model.generate(**read, do_sample=False, num_beams=1, max_length=24)
+    return str(tokenizer.decode(tokens[0], skip_special_tokens=True))
+
+
+@pytest.mark.parametrize("metric", [Metric.WORD_ERROR_RATE, Metric.CHRF])
+def test_what_transformers_writes_is_right_to_the_word_and_what_another_model_writes_is_a_loss(
+    metric: Metric, originals: Originals, tmp_path: Path
+) -> None:
+    hears, original = metric is Metric.WORD_ERROR_RATE, originals.of(metric)
+    kept = originals.folder / ("hearing" if hears else "answering")
+    if hears:
+        # As the file holds them.
+        heard = [(sound * 32767).astype(np.int16).astype(np.float32) / np.float32(32768) for sound in SOUNDS]
+        said = [transcribed(kept, sound, ("en", "de")[number % 2]) for number, sound in enumerate(heard)]
+        lines = [{**line, "text": said[number % len(said)]} for number, line in enumerate(SPOKEN)]
+        # A model with random weights may write no word of one.
+        lines = [line for line in lines if wording.normalized(line["text"])]
+        lines = [*lines, *lines][:20]
+    else:
+        lines = [{**line, "reference": answered(kept, line["source"])} for line in ANSWERS]
+    other = Original.load(writer(tmp_path / "other", metric, seed=1), Task.AUTO, None)
+    examples = read(tmp_path / "own", metric, lines, original)
+    verdict = evaluate.judge([examples], (original.answer, other.answer), Progress("validate", io.StringIO()))
+    assert verdict.evaluated[0].compared.original == quality.Estimate(*[0.0 if hears else 1.0] * 3)
+    assert verdict.reason is not None
+    assert verdict.reason.name == "QualityLost"
+    assert verdict.evaluated[0].compared.loss.low > 0.2
 
 
 # A language model that has learned something ------------------------------------------------------------------------
