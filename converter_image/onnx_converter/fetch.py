@@ -60,6 +60,7 @@ def run(fetch: Fetch, progress: Progress) -> dict[str, Any]:
         "bytes": size,
         "parameters": sizes.parameters,
         "vocabulary": sizes.vocabulary,
+        **({"attention": sizes.attention} if sizes.attention else {}),
         **resolved,
     }
 

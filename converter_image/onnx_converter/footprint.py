@@ -15,6 +15,7 @@ from onnx_converter.digest import open_regular
 from onnx_converter.reasons import MEMORY_TOO_SMALL, StepFailedError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 MEBIBYTE: Final = 1 << 20
@@ -36,6 +37,12 @@ _TIMES: Final = {
 }
 #: Numbers for each word of the vocabulary while answers of 256 tokens are compared, beyond what a session took.
 _ANSWERED: Final = 512
+#: Times the attention to one sound: four of them are heard at once, by the original and by the graph.
+_HEARD: Final = 40
+#: The positions of a sound, and how wide each head is that heeds them.
+_POSITIONS: Final = ".encoder.embed_positions.weight"
+_CONVOLUTION: Final = ".encoder.conv1.weight"
+_HEAD: Final = 64
 _FP32: Final = 4
 
 
@@ -47,23 +54,31 @@ class Sizes:
     parameters: int
     #: Rows of the tallest matrix.
     vocabulary: int
+    #: Of a model that hears: how much each position of a sound heeds each other, by every head of one layer.
+    attention: int = 0
 
 
 def sizes_of(folder: Path) -> Sizes:
     """Of a checkpoint that was checked; reads no weights."""
-    shapes: list[tuple[int, ...]] = []
+    shapes: dict[str, tuple[int, ...]] = {}
     for shard in policy.shards_of(folder, frozenset(policy.list_folder(folder))):
         with open_regular(folder / shard) as stream:
-            shapes += [tensor.shape for tensor in weights.read_header(stream, shard).tensors]
+            shapes |= {f".{tensor.name}": tensor.shape for tensor in weights.read_header(stream, shard).tensors}
     return Sizes(
-        sum(map(math.prod, shapes)),
-        max((shape[0] for shape in shapes if len(shape) == 2), default=0),  # noqa: PLR2004  a matrix
+        sum(map(math.prod, shapes.values())),
+        max((shape[0] for shape in shapes.values() if len(shape) == 2), default=0),  # noqa: PLR2004  a matrix
+        _attention(shapes) if any(name.endswith(_CONVOLUTION) for name in shapes) else 0,
     )
+
+
+def _attention(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    found = (shape for name, shape in shapes.items() if name.endswith(_POSITIONS) and len(shape) == 2)  # noqa: PLR2004
+    return max((positions**2 * math.ceil(width / _HEAD) for positions, width in found), default=0)
 
 
 def peak(sizes: Sizes, scheme: str) -> int:
     """Bytes; of convert and validate whichever takes more."""
-    numbers = _TIMES[scheme] * sizes.parameters + _ANSWERED * sizes.vocabulary
+    numbers = _TIMES[scheme] * sizes.parameters + _ANSWERED * sizes.vocabulary + _HEARD * sizes.attention
     return _LIBRARIES + round(_FP32 * numbers)
 
 

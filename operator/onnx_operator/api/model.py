@@ -608,9 +608,12 @@ class SourceStatus(ApiModel):
     bytes: Count = 0
     """Total size."""
     parameters: Count = 0
-    """Numbers in all tensors, as their headers say. With vocabulary it tells how much memory a conversion takes."""
+    """Numbers in all tensors, as their headers say. With vocabulary and attention it tells how much memory a conversion
+    takes."""
     vocabulary: Count = 0
     """Rows of the tallest matrix, which has one for each word."""
+    attention: Count = 0
+    """Of a model that hears: numbers by which each position of a sound heeds each other."""
     reason: Annotated[str, Field(max_length=128)] = ""
     """The documented reason it ended with."""
     message: Text = ""

@@ -302,7 +302,8 @@ def _memory(view: View, revision: RevisionSeen) -> int | None:
     source = view.source
     if source is None or not source.parameters or source.digest != revision.spec.source_digest:
         return None
-    return footprint.peak(footprint.Sizes(source.parameters, source.vocabulary), revision.spec.quantization.scheme)
+    sizes = footprint.Sizes(source.parameters, source.vocabulary, source.attention)
+    return footprint.peak(sizes, revision.spec.quantization.scheme)
 
 
 def _memory_refused(view: View, revision: RevisionSeen, needed: int | None) -> str | None:

@@ -144,6 +144,11 @@ BAD_MODELS: Final = {
         "spec.quantization.scheme",
         "take int8-weight-only or int4-weight-only",
     ),
+    "a static scheme for a model that hears": Bad(
+        {"spec.quantization": {"scheme": "int8-static"}, "spec.task": "automatic-speech-recognition"},
+        "spec.quantization.scheme",
+        "take int8-weight-only or int4-weight-only",
+    ),
     "layers excluded from a scheme that takes all": Bad(
         {"spec.quantization": {"scheme": "int8-dynamic", "exclude": ["pooler.*"]}},
         "spec.quantization",
