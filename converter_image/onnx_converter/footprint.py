@@ -38,7 +38,7 @@ _TIMES: Final = {
 #: Numbers for each word of the vocabulary while answers of 256 tokens are compared, beyond what a session took.
 _ANSWERED: Final = 512
 #: Times the attention to one sound: four of them are heard at once, by the original and by the graph.
-_HEARD: Final = 40
+_HEARD: Final = 48
 #: The positions of a sound, and how wide each head is that heeds them.
 _POSITIONS: Final = ".encoder.embed_positions.weight"
 _CONVOLUTION: Final = ".encoder.conv1.weight"

@@ -251,7 +251,7 @@ def hear(checkpoint: Checkpoint, sounds: Sequence[NDArray[np.float32]]) -> dict[
 def begun(checkpoint: Checkpoint, batch: int) -> dict[str, NDArray[Any]]:
     """The beginning of an answer."""
     begin = np.tile(np.array(checkpoint.writing.begin, np.int64), (batch, 1))
-    return {encoder_decoders.WRITTEN: begin} | decoders.empty(checkpoint.cache, batch)
+    return {encoder_decoders.WRITTEN: begin} | decoders.empty(checkpoint, batch)
 
 
 def plain(checkpoint: Checkpoint, batch: int, past: int, length: int) -> Sample:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from checkpoints import tiny
+from checkpoints import tiny, tiny_encoder_decoder
 from onnx_converter import footprint, limits
 from onnx_converter.footprint import MEBIBYTE, Sizes
 from onnx_converter.reasons import MEMORY_TOO_SMALL, PERMANENT_CODES
@@ -32,18 +32,24 @@ def test_more_numbers_and_more_words_take_more(scheme: Scheme) -> None:
     assert words > nothing
 
 
-#: Of Llamas with random weights: parameters, vocabulary, and bytes with the imports, of the step that took more.
+#: Of Llamas and a Whisper with random weights: what headers tell, and bytes with the imports, of the larger step.
 MEASURED = {
-    "32 M, none": (31_761_792, 32_000, "none", 968_000_000),
-    "135 M, none": (134_515_008, 49_152, "none", 2_255_000_000),
-    "135 M, int4": (134_515_008, 49_152, "int4-weight-only", 1_760_000_000),
+    "32 M, none": (Sizes(31_761_792, 32_000), "none", 968_000_000),
+    "135 M, none": (Sizes(134_515_008, 49_152), "none", 2_255_000_000),
+    "135 M, int4": (Sizes(134_515_008, 49_152), "int4-weight-only", 1_760_000_000),
+    "18 M that hear half a minute, none": (Sizes(17_946_240, 1_536, 6 * 1500**2), "none", 3_163_000_000),
 }
 
 
 @pytest.mark.parametrize("case", MEASURED, ids=lambda case: case.replace(" ", "-"))
 def test_what_is_planned_is_no_less_than_was_measured_and_at_most_a_third_more(case: str) -> None:
-    parameters, vocabulary, scheme, measured = MEASURED[case]
-    assert measured <= footprint.peak(Sizes(parameters, vocabulary), scheme) <= 4 * measured // 3
+    sizes, scheme, measured = MEASURED[case]
+    assert measured <= footprint.peak(sizes, scheme) <= 4 * measured // 3
+
+
+def test_the_headers_of_a_model_that_hears_tell_how_far(tmp_path: Path, line: Line) -> None:
+    digest = line.fetch(tiny_encoder_decoder(tmp_path / "model", "whisper")).details["digest"]
+    assert footprint.sizes_of(line.checkpoint(digest)).attention == 50**2, "one head of 64, or less"
 
 
 @pytest.mark.parametrize("step", ["convert", "validate"])

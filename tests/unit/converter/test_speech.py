@@ -17,7 +17,7 @@ import transformers
 from onnx import helper
 
 from checkpoints import ANSWER_LENGTH, change_json, tiny_encoder_decoder
-from onnx_converter import convert, parity, speech, validate
+from onnx_converter import benchmark, convert, parity, samples, speech, validate
 from onnx_converter.contest import Candidate, Original
 from onnx_converter.progress import Progress
 from onnx_converter.spec import ConversionSpec, Parity, Provider, Scheme, Task
@@ -98,7 +98,6 @@ def test_the_graphs_write_what_transformers_generates_of_the_same_sounds(heard: 
     sounds = list(speech.generated(extractor.n_samples).values())
     features = extractor(sounds, sampling_rate=speech.RATE, return_tensors="pt")["input_features"]
     start = model.config.decoder_start_token_id
-    wanted = [[start]] * len(sounds)
     # Its `generate` of speech leaves words out; this is the same search without that.
     plain = super(transformers.models.whisper.generation_whisper.WhisperGenerationMixin, model).generate
     settings = transformers.GenerationConfig(
@@ -203,6 +202,16 @@ def test_golden_requests_are_sounds_and_the_beginnings_of_their_texts(heard: Hea
         given = request["inputs"]["decoder_input_ids"]["data"]
         assert given[:4] == list(begin)
         assert given[4:] == request["outputs"]["logits"]["largest"][3:-1], "the graph's own"
+
+
+def test_what_a_benchmark_asks_is_answered_by_both(heard: Heard) -> None:
+    original = Original.load(heard.folder, Task.AUTO, ANSWER_LENGTH)
+    candidate = Candidate.load([heard.bench.good / graph for graph in GRAPHS], Provider.CPU)
+    for cell in benchmark.cells_of(original.checkpoint, 8):
+        asked = samples.plain(original.checkpoint, cell.batch, cell.past, cell.length)
+        answers = original.answer(asked), candidate.answer(original.outputs, asked)
+        assert answers[0]["logits"].shape == (cell.batch, cell.length, 265), cell
+        assert np.allclose(answers[0]["logits"], answers[1]["logits"], atol=1e-4), cell
 
 
 # The checkpoint ---------------------------------------------------------------------------------------------------
