@@ -236,7 +236,12 @@ def writing_of(file: str, said: dict[str, Any], config: PreTrainedConfig, paddin
         begin.append(("lang_to_id", languages.get("en", next(iter(languages.values())))))
         begin.append(("task_to_id", (said.get("task_to_id") or {}).get("transcribe")))
     begin += [(name, said.get(name)) for name in ("no_timestamps_token_id", "forced_bos_token_id")]
-    alone = [found[0] for found in said.get("bad_words_ids") or () if isinstance(found, list) and len(found) == 1]
+    words("lang_to_id", list(languages.values()))
+    bad = said.get("bad_words_ids")
+    # Of those that are written as several tokens none is left out.
+    alone = [
+        found[0] for found in (bad if isinstance(bad, list) else ()) if isinstance(found, list) and len(found) == 1
+    ]
     return Writing(
         tuple(word for each in begin for word in words(*each)),
         (*words("suppress_tokens", said.get("suppress_tokens")), *words("bad_words_ids", alone)),
@@ -249,7 +254,9 @@ def languages_of(file: str, said: dict[str, Any]) -> dict[str, int]:
     found = said.get("lang_to_id") or {}
     if not isinstance(found, dict) or not isinstance(said.get("task_to_id") or {}, dict):
         raise StepFailedError(CONFIG_INVALID, f"{file}: lang_to_id or task_to_id is no object: repair the file")
-    return {str(name).strip("<|>"): number for name, number in found.items()}
+    return (
+        {str(name).strip("<|>"): number for name, number in found.items()} if said.get("is_multilingual", True) else {}
+    )
 
 
 def capacity_of(config: PreTrainedConfig, wanted: int | None, shortest: int) -> int:

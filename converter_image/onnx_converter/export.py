@@ -50,8 +50,8 @@ def sample_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     mask[1, length // 2 + 1 :] = 0
     ids = torch.where(mask.bool(), ids, padding)
     if heard:
-        # Fixed, unlike those of texts.
-        named = {FEATURES: torch.randn(2, *heard.shape), "decoder_input_ids": ids}
+        # Of one length, so that nothing is to be told apart from it.
+        named = {FEATURES: torch.ones(2, *heard.shape), "decoder_input_ids": ids}
     elif checkpoint.cross:
         # Fewer tokens are written here than read: the two lengths have nothing to do with each other.
         named = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids[:, 1:-1]}

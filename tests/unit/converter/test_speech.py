@@ -248,6 +248,12 @@ REFUSED: dict[str, tuple[Callable[[Path], object], dict[str, Any], str, str]] = 
         "ConfigInvalid",
         "suppress_tokens 1000000000",
     ),
+    "a language that is no word": (
+        lambda at: change_json(at / "generation_config.json", lang_to_id={"<|en|>": 258, "<|xx|>": -1}),
+        {},
+        "ConfigInvalid",
+        "lang_to_id -1",
+    ),
     "languages that are none": (
         lambda at: change_json(at / "generation_config.json", lang_to_id=["en"]),
         {},
@@ -277,6 +283,18 @@ def test_an_extractor_that_is_told_with_its_processor_is_found(heard: Heard, tmp
     found = Original.load(folder, Task.AUTO, None).checkpoint.speech
     assert found is not None
     assert found.shape == (16, 100)
+
+
+def test_a_model_of_one_language_is_told_of_none(heard: Heard, tmp_path: Path) -> None:
+    folder = shutil.copytree(heard.folder, tmp_path / "model")
+    change_json(folder / "generation_config.json", is_multilingual=False, bad_words_ids=[[7], [8, 9]])
+    found = Original.load(folder, Task.AUTO, None).checkpoint
+    assert found.speech is not None
+    assert not found.speech.languages
+    tokenizer = found.tokenizer
+    assert tokenizer.convert_ids_to_tokens(found.writing.begin) == ["<|startoftranscript|>", "<|notimestamps|>"]
+    assert 7 in found.writing.never
+    assert not {8, 9} & set(found.writing.never)
 
 
 # What the prober reads --------------------------------------------------------------------------------------------
