@@ -79,7 +79,8 @@ def int8_dynamic(source: Path, target: Path) -> None:
             # Seven bits for weights: on processors without VNNI the sum of two products of full range saturates,
             # silently, and the gate runs on another machine than the one that will serve.
             reduce_range=True,
-            extra_options={"MatMulConstBOnly": True},
+            # What comes out of an operator of onnxruntime's own has no type that onnx could infer.
+            extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
         )
     except Exception as error:
         raise _given_up(error) from error
@@ -174,26 +175,28 @@ def weight_only(
 
     model = wire.outline(source)
     is_large = _is_large(model, source)
-    head = head_of(model.graph) if spec.keep_output_head else None
+    head = head_of(model.graph)
+    bits = 4 if spec.scheme is Scheme.INT4_WEIGHT_ONLY else 8
     options: dict[str, Any] = {
-        "bits": 4 if spec.scheme is Scheme.INT4_WEIGHT_ONLY else 8,
         "block_size": spec.block_size,
         "is_symmetric": spec.symmetric,
         # The CPU multiplies in 8-bit integers: several times as fast as in floats, and the gate sees what it costs.
         "accuracy_level": 4,
     }
     inputs = gptq.Inputs.of(source, list(requests)) if spec.algorithm is Algorithm.GPTQ else None
-    config = DefaultWeightOnlyQuantConfig(**options, op_types_to_quantize=("MatMul",))
 
     def quantised(product: onnx.NodeProto, weight: NDArray[Any]) -> onnx.GraphProto:
         alone = helper.make_model(helper.make_graph([product], "layer", [], []))
         tensor = alone.graph.initializer.add(name=product.input[1], dims=weight.shape)
         tensor.data_type = helper.np_dtype_to_tensor_dtype(weight.dtype)
         tensor.raw_data = weight.tobytes()
-        quantizer = MatMulNBitsQuantizer(alone, **options, algo_config=config)
+        # The head alone chooses among all words, often by little: with eight bits it does as with all of them.
+        asked = options | {"bits": 8 if product.name == head else bits}
+        config = DefaultWeightOnlyQuantConfig(**asked, op_types_to_quantize=("MatMul",))
+        quantizer = MatMulNBitsQuantizer(alone, **asked, algo_config=config)
         quantizer.process()
         made = onnx.GraphProto()
-        if inputs is not None:
+        if inputs is not None and product.name != head:
             moment = inputs.moment(product.input[0], len(weight))
             gptq.rounded(weight, moment, options["block_size"], symmetric=options["is_symmetric"]).fill(
                 quantizer.model.model.graph, options["block_size"]
@@ -203,11 +206,12 @@ def weight_only(
         return made
 
     try:
-        _replace_layers(model.graph, source.parent, head, quantised)
+        _replace_layers(model.graph, source.parent, head if spec.keep_output_head else None, quantised)
     except Exception as error:
         raise _given_up(error) from error
     _refuse_unquantised(model, "MatMulNBits")
-    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    if all(item.domain != "com.microsoft" for item in model.opset_import):
+        model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     if is_large:
         load_external_data_for_model(model, str(source.parent))
         onnx.save_model(model, target, save_as_external_data=True, location=f"{target.name}.data")
@@ -227,10 +231,10 @@ def head_of(graph: onnx.GraphProto) -> str | None:
 def _replace_layers(
     graph: onnx.GraphProto,
     folder: Path,
-    head: str | None,
+    spared: str | None,
     quantised: Callable[[onnx.NodeProto, NDArray[Any]], onnx.GraphProto],
 ) -> None:
-    """Every layer but the head, one after the other, so that one weight at a time is read from the folder."""
+    """Every layer but one, one after the other, so that one weight at a time is read from the folder."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
     # A weight that words in and out share lies there once, and is turned on the way to the layer.
     turned = {
@@ -241,7 +245,7 @@ def _replace_layers(
     nodes: list[onnx.NodeProto] = []
     made: dict[str, onnx.TensorProto] = {}
     for node in graph.node:
-        layer = _layer_of(node, constants, turned) if node.op_type in _PRODUCTS and node.name != head else None
+        layer = _layer_of(node, constants, turned) if node.op_type in _PRODUCTS and node.name != spared else None
         if layer is None:
             nodes.append(node)
             continue

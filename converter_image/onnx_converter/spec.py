@@ -212,7 +212,7 @@ _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     Scheme.INT4_WEIGHT_ONLY: {
         "blockSize": 32,
         "symmetric": False,
-        "keepOutputHead": True,
+        "keepOutputHead": False,
         "algorithm": Algorithm.RTN,
         "calibration": None,
     },

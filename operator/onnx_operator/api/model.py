@@ -278,8 +278,8 @@ class Quantization(ApiModel):
     """For weight-only schemes: whether zero lies in the middle of each block's range; false when unset. True saves a
     little space and costs precision."""
     keep_output_head: bool | None = None
-    """For weight-only schemes: whether the layer that makes the logits stays in float32; when unset, true for
-    int4-weight-only and false for int8-weight-only."""
+    """For weight-only schemes: whether the layer that makes the logits stays in float32; false when unset, which gives
+    it 8 bits in either scheme."""
     algorithm: Algorithm | None = None
     """For int4-weight-only: rtn, when unset, rounds each weight to the nearest; gptq rounds row by row, and the rows
     that are left make up for what was moved, on the calibration texts: closer to the original by far, of the same size

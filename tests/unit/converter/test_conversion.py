@@ -207,7 +207,7 @@ def test_what_a_scheme_takes_for_granted_is_written_down(tmp_path: Path, line: L
     digest = line.fetch(tiny(tmp_path / "model")).details["digest"]
     assert line.convert(digest, scheme="int4-weight-only", blockSize=64).summary.reason == "Converted"
     written = json.loads((line.work / "graph" / "conversion.json").read_text())["spec"]
-    assert (written["blockSize"], written["symmetric"], written["keepOutputHead"]) == (64, False, True)
+    assert (written["blockSize"], written["symmetric"], written["keepOutputHead"]) == (64, False, False)
     blocks = [node for node in onnx.load(graph_of(line)).graph.node if node.op_type == "MatMulNBits"]
     assert {item.i for node in blocks for item in node.attribute if item.name == "block_size"} == {64}
 

@@ -84,6 +84,8 @@ def test_a_layer_is_quantised_in_whatever_form_it_is_and_the_head_as_asked(
     graph = onnx.load(target).graph
     made = {node.name.rpartition("_Q")[0] for node in graph.node if node.op_type == "MatMulNBits"}
     assert made == ({"layer"} if keeps_head else {"layer", "head"})
+    bits = {item.i for node in graph.node if "head" in node.name for item in node.attribute if item.name == "bits"}
+    assert bits == (set() if keeps_head else {8})
     assert any(node.op_type == "Transpose" for node in graph.node) == keeps_head
     assert {tensor.name for tensor in graph.initializer if tensor.dims[1:] and tensor.data_type == 1} >= {"table"}
     np.testing.assert_allclose(answer(target), answer(source), atol=0.05 if "8" in scheme else 0.5)
@@ -98,8 +100,9 @@ def test_what_is_no_layer_with_weights_is_left_as_it_is_and_a_graph_without_any_
     quantize.quantise(ConversionSpec.model_validate({"scheme": "int8-weight-only"}), source, target)
     assert [node.op_type for node in onnx.load(target).graph.node if node.name == "scaled"] == ["Gemm"]
     source = write(tmp_path / "source.onnx", [helper.make_node("Relu", ["words"], ["last"], name="layer")])
+    spec = ConversionSpec.model_validate({"scheme": "int4-weight-only", "keepOutputHead": True})
     with pytest.raises(StepFailedError, match="no multiplication"):
-        quantize.quantise(ConversionSpec.model_validate({"scheme": "int4-weight-only"}), source, target)
+        quantize.quantise(spec, source, target)
 
 
 def test_the_same_graph_gives_the_same_bytes(tmp_path: Path) -> None:
