@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from checkpoints import DECODERS, ENCODER_DECODERS, SHAPES, tiny, tiny_decoder, tiny_encoder_decoder
-from onnx_converter import convert, parity, texts, validate
+from onnx_converter import convert, parity, routes, texts, validate
 from onnx_converter.contest import Candidate, Original
 from onnx_converter.heads import parts_of
 from onnx_converter.progress import Progress
@@ -37,11 +37,13 @@ Any other encoder or language model for texts that transformers has built in is 
 of it but what the gate measures on your checkpoint, and its revision says so; what transformers has not built in is
 refused, as code of a checkpoint is never run. Of `clip` the encoder for texts is converted, the one for images is not.
 
-Under each scheme: the largest difference, the smallest cosine and, where there are some, the share of equal labels or
-tokens. The verdict stands before them where it is not {VALIDATED.name}.
+Route: how the graph was made. `trace` takes whatever torch can export; `fused-attention` makes attention and rotation
+one operator each, where the model lets them be replaced. Under each scheme: the largest difference, the smallest cosine
+and, where there are some, the share of equal labels or tokens. The verdict stands before them where it is not
+{VALIDATED.name}.
 
-| architecture | task | {" | ".join(f"`{scheme}`" for scheme in SCHEMES)} |
-|---|---|{"---|" * len(SCHEMES)}
+| architecture | task | route | {" | ".join(f"`{scheme}`" for scheme in SCHEMES)} |
+|---|---|---|{"---|" * len(SCHEMES)}
 """
 
 
@@ -66,15 +68,15 @@ def rows(wanted: list[str]) -> Iterator[str]:
 
 def _judge(architecture: str, folder: Path) -> str:
     original = Original.load(folder, Task.AUTO, None)
-    checkpoint, exported = original.checkpoint, folder / "exported"
-    convert.export_graphs(checkpoint, folder, exported, opset=18)
+    checkpoint = original.checkpoint
+    made = routes.make(checkpoint, folder, folder / "exported", routes.Goal(Provider.CPU, Scheme.NONE, opset=18))
     cells = []
     for scheme in SCHEMES:
         if scheme is Scheme.INT8_STATIC and checkpoint.cache:
             cells.append("")
             continue
         target = folder / scheme
-        convert.write_graphs(checkpoint, ConversionSpec(scheme=scheme), texts.ALL, exported, target)
+        convert.write_graphs(checkpoint, ConversionSpec(scheme=scheme), texts.ALL, made.folder, target)
         candidate = Candidate.load([target / part.file for part in parts_of(checkpoint)], Provider.CPU)
         tolerance = parity.tolerance_of(Parity(), scheme, checkpoint.task)
         judged = validate.judge(original, candidate, tolerance, Progress("validate", io.StringIO()))
@@ -83,7 +85,7 @@ def _judge(architecture: str, folder: Path) -> str:
             words += [f"{measured.max_absolute:.1g}", f"{measured.min_cosine:.4f}"]
             words += [] if measured.label_agreement is None else [f"{measured.label_agreement:.3f}"]
         cells.append(", ".join(words))
-    return f"| {architecture} | `{checkpoint.task}` | {' | '.join(cells)} |\n"
+    return f"| {architecture} | `{checkpoint.task}` | {made.route} | {' | '.join(cells)} |\n"
 
 
 if __name__ == "__main__":

@@ -117,7 +117,8 @@ def _convert(arguments: argparse.Namespace, progress: Progress) -> tuple[Reason,
         progress,
     )
     untested = "" if details["knownArchitecture"] else "; there is no tested route for it, so the gate alone decides"
-    told = f"{details['architecture']} for {details['task']}{untested}{precision.remark_of(wanted)}"
+    ways = ", ".join(dict.fromkeys(made["route"] for made in details["graphs"].values()))
+    told = f"{details['architecture']} for {details['task']} by {ways}{untested}{precision.remark_of(wanted)}"
     return reasons.CONVERTED, told, details
 
 

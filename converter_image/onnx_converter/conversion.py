@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FILE: Final = "conversion.json"
 _TOOLS: Final = ("torch", "transformers", "tokenizers", "safetensors", "onnx", "onnx-ir", "onnxscript", "numpy")
 #: Bumped whenever the converter itself would make other bytes of the same input.
-CONVERTER: Final = "5"
+CONVERTER: Final = "6"
 
 
 class Signature(Parameters):
@@ -32,14 +32,23 @@ class Signature(Parameters):
     shape: tuple[int, ...]
 
 
+class RefusedRoute(Parameters):
+    """A faster way to the graph, and why it was not taken."""
+
+    route: str
+    reason: str
+
+
 class Graph(Parameters):
-    """One provider's graph."""
+    """One provider's graph, and which way it was made."""
 
     digest: str
     bytes: int
     opset: int
     ir_version: int
     nodes: int
+    route: str
+    routes_refused: tuple[RefusedRoute, ...]
 
 
 class Conversion(Parameters):

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Final
 from onnx_converter import (
     calibration,
     decoders,
-    export,
     footprint,
     graph,
     ladder,
@@ -24,12 +23,13 @@ from onnx_converter import (
     load,
     precision,
     quantize,
+    routes,
     share,
 )
-from onnx_converter.conversion import FILE, Conversion, Graph, Signature, tools
+from onnx_converter.conversion import FILE, Conversion, Graph, RefusedRoute, Signature, tools
 from onnx_converter.digest import sha256_of, tree_digest
 from onnx_converter.fetch import check_folder, sync_tree
-from onnx_converter.heads import modules_of, parts_of
+from onnx_converter.heads import parts_of
 from onnx_converter.reasons import DIGEST_MISMATCH, SPEC_IMPOSSIBLE, StepFailedError
 from onnx_converter.spec import AS_EXPORTED, Algorithm, ConversionSpec, Provider, Scheme
 
@@ -184,8 +184,11 @@ def _fill(convert: Convert, texts: Sequence[str], folder: Path, progress: Progre
         )
     progress.tell("CheckpointLoaded", percent=30, architecture=checkpoint.architecture, task=str(checkpoint.task))
     exported = folder / "exported"
-    export_graphs(checkpoint, convert.checkpoint, exported, quantize.opset_of(spec))
-    progress.tell("GraphExported", percent=60)
+    made: dict[Provider, routes.Made] = {}
+    for provider in spec.providers:
+        goal = routes.Goal(provider, spec.scheme, quantize.opset_of(spec))
+        made[provider] = routes.make(checkpoint, convert.checkpoint, exported, goal)
+        progress.tell("GraphExported", percent=60, provider=str(provider), route=made[provider].route)
     # What follows asks for names and sizes alone, and rules of the exporter's optimizer keep the graphs that they saw.
     for weight in (*checkpoint.model.parameters(), *checkpoint.model.buffers()):
         weight.data = weight.data.new_empty(0)
@@ -194,7 +197,8 @@ def _fill(convert: Convert, texts: Sequence[str], folder: Path, progress: Progre
     sensitive: dict[str, float] = {}
     for number, provider in enumerate(spec.providers):
         target = folder / provider
-        sensitive |= write_graphs(checkpoint, spec, texts, exported, target, is_last=number == len(spec.providers) - 1)
+        is_last = all(made[later].folder != made[provider].folder for later in spec.providers[number + 1 :])
+        sensitive |= write_graphs(checkpoint, spec, texts, made[provider].folder, target, is_last=is_last)
         facts[provider] = graph.inspect_parts(target, parts_of(checkpoint))
         progress.tell(
             "GraphWritten",
@@ -215,19 +219,19 @@ def _fill(convert: Convert, texts: Sequence[str], folder: Path, progress: Progre
         max_sequence_length=checkpoint.max_sequence_length,
         inputs=tuple(Signature(**item.value()) for item in first.inputs),
         outputs=tuple(Signature(**item.value()) for item in first.outputs),
-        graphs={name: Graph(**found.brief()) for name, found in facts.items()},
+        graphs={
+            name: Graph(
+                **found.brief(),
+                route=made[name].route,
+                routes_refused=tuple(RefusedRoute(route=route, reason=reason) for route, reason in made[name].refused),
+            )
+            for name, found in facts.items()
+        },
         sensitive={layer: f"{error:.3g}" for layer, error in sensitive.items()},
         files={
             path.relative_to(folder).as_posix(): sha256_of(path) for path in sorted(folder.rglob("*")) if path.is_file()
         },
     )
-
-
-def export_graphs(checkpoint: Checkpoint, source: Path, folder: Path, opset: int) -> None:
-    """As they come from torch, in a new folder."""
-    folder.mkdir()
-    for part, module in zip(parts_of(checkpoint), modules_of(checkpoint, source), strict=True):
-        export.save(export.export(checkpoint, part, module, opset), folder / part.file)
 
 
 def write_graphs(

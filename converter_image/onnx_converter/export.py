@@ -111,12 +111,35 @@ def export(checkpoint: Checkpoint, part: Part, module: torch.nn.Module, opset: i
             EXPORT_FAILED, f"torch's exporter returned nothing for {checkpoint.architecture} at opset {opset}"
         )
     model = program.model
+    _divide(model)
     _name_layers(model)
     precision.keep_masks_finite(model)
     ClearMetadataAndDocStringPass()(model)
     model.metadata_props.clear()
     _name_axes(model, axes)
     return model
+
+
+def _divide(model: onnx_ir.Model) -> None:
+    """By a root, instead of multiplying by its reciprocal: onnxruntime knows a norm by that and makes it one node."""
+    for node in model.graph:
+        if node.op_type != "Mul":
+            continue
+        for other, factor in (node.inputs, node.inputs[::-1]):
+            reciprocal = _maker(factor, "Reciprocal")
+            if reciprocal is None or _maker(root := reciprocal.inputs[0], "Sqrt") is None:
+                continue
+            node.op_type = "Div"
+            node.replace_input_with(0, other)
+            node.replace_input_with(1, root)
+            if not reciprocal.outputs[0].uses():
+                model.graph.remove(reciprocal, safe=True)
+            break
+
+
+def _maker(value: onnx_ir.Value | None, kind: str) -> onnx_ir.Node | None:
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type == kind else None
 
 
 def _name_layers(model: onnx_ir.Model) -> None:
