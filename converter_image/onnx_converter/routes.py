@@ -70,6 +70,8 @@ def _fused_misses(checkpoint: Checkpoint, goal: Goal) -> str | None:
         return "is for language models that only write"
     if goal.provider is not Provider.CPU:
         return f"its operators were never run on {goal.provider}"
+    if checkpoint.model.dtype is not torch.float32:
+        return "its operators are told to answer in float32"
     return fused.misses(checkpoint.model)
 
 
