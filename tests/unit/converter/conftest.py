@@ -20,10 +20,11 @@ def line(tmp_path: Path) -> Line:
     return Line(tmp_path / "line")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
     """Small models are asked in no time: threads that wait for each other would take nearly all of it."""
     before = torch.get_num_threads()
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         for module in (contest, placement):
             patch.setattr(module, "threads", lambda: 1)

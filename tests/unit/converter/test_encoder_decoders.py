@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 GRAPHS = ("encoder.onnx", "decoder.onnx")
 #: Of these the weights are quantised, too.
 QUANTISED = {

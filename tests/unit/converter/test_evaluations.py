@@ -101,7 +101,7 @@ def writer(folder: Path, metric: Metric, seed: int = 0) -> Path:
 
 
 @pytest.fixture(scope="module")
-def originals(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Originals:
+def originals(tmp_path_factory: pytest.TempPathFactory) -> Originals:
     folder = tmp_path_factory.mktemp("originals")
     made = {
         Task.TEXT_GENERATION: tiny_decoder(folder / "decoder"),

@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 #: How many tokens both write.
 STEPS = 64
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ class Heard:
 
 
 @pytest.fixture(scope="module")
-def heard(tmp_path_factory: pytest.TempPathFactory, new_line: Callable[[str], Line], one_thread: None) -> Heard:
+def heard(tmp_path_factory: pytest.TempPathFactory, new_line: Callable[[str], Line]) -> Heard:
     folder = tiny_encoder_decoder(tmp_path_factory.mktemp("heard") / "model", "whisper")
     line = new_line("heard")
     digest = line.fetch(folder).details["digest"]
