@@ -72,6 +72,8 @@ class Convert:
     output: Path
     #: Where the volume with the texts is mounted, if any are declared.
     calibration_root: Path
+    #: Where schemes that begin with the same graphs leave them for each other.
+    shared: Path | None = None
 
 
 def run(convert: Convert, progress: Progress) -> dict[str, Any]:
@@ -82,16 +84,19 @@ def _run_each(convert: Convert, progress: Progress) -> dict[str, Any]:
     """Every scheme of the ladder in a folder of its own."""
     told: dict[str, Any] = {}
     refused: list[ladder.Row] = []
-    for spec in ladder.rungs(convert.spec):
-        progress.tell("SchemeBegun", percent=0, scheme=str(spec.scheme))
-        try:
-            found = _run(replace(convert, spec=spec, output=convert.output / spec.scheme), progress)
-        except StepFailedError as error:
-            if spec.scheme is Scheme.NONE or error.reason.is_transient:
-                raise
-            refused.append(ladder.Row(spec.scheme, error.reason.name, error.message))
-        else:
-            told = told or found
+    convert.output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=convert.output) as shared:
+        for spec in ladder.rungs(convert.spec):
+            progress.tell("SchemeBegun", percent=0, scheme=str(spec.scheme))
+            rung = replace(convert, spec=spec, output=convert.output / spec.scheme, shared=Path(shared))
+            try:
+                found = _run(rung, progress)
+            except StepFailedError as error:
+                if spec.scheme is Scheme.NONE or error.reason.is_transient:
+                    raise
+                refused.append(ladder.Row(spec.scheme, error.reason.name, error.message))
+            else:
+                told = told or found
     ladder.write(convert.output, refused)
     return told
 
@@ -183,7 +188,7 @@ def _fill(convert: Convert, texts: Sequence[str], folder: Path, progress: Progre
             f"{checkpoint.architecture}",
         )
     progress.tell("CheckpointLoaded", percent=30, architecture=checkpoint.architecture, task=str(checkpoint.task))
-    exported = folder / "exported"
+    exported = (convert.shared or folder) / f"exported-{checkpoint.model.dtype}"
     made: dict[Provider, routes.Made] = {}
     for provider in spec.providers:
         goal = routes.Goal(provider, spec.scheme, quantize.opset_of(spec))
@@ -197,7 +202,9 @@ def _fill(convert: Convert, texts: Sequence[str], folder: Path, progress: Progre
     sensitive: dict[str, float] = {}
     for number, provider in enumerate(spec.providers):
         target = folder / provider
-        is_last = all(made[later].folder != made[provider].folder for later in spec.providers[number + 1 :])
+        is_last = convert.shared is None and all(
+            made[later].folder != made[provider].folder for later in spec.providers[number + 1 :]
+        )
         sensitive |= write_graphs(checkpoint, spec, texts, made[provider].folder, target, is_last=is_last)
         facts[provider] = graph.inspect_parts(target, parts_of(checkpoint))
         progress.tell(
@@ -206,7 +213,8 @@ def _fill(convert: Convert, texts: Sequence[str], folder: Path, progress: Progre
             provider=str(provider),
             bytes=facts[provider].bytes,
         )
-    shutil.rmtree(exported, ignore_errors=True)
+    if convert.shared is None:
+        shutil.rmtree(exported, ignore_errors=True)
     _pack_tokenizer(checkpoint, convert.checkpoint, folder / "tokenizer")
     first = facts[spec.providers[0]]
     return Conversion(

@@ -120,3 +120,8 @@ def test_without_what_convert_left_of_its_choice_nothing_is_validated(
         left.write_bytes(told)
     assert again.summary.reason == "ArtifactCorrupt"
     assert "run the convert step again" in again.summary.message
+
+
+def test_what_schemes_share_is_gone_when_all_are_made(ended: tuple[Line, dict[str, Any], str, Ended]) -> None:
+    line, _, _, _ = ended
+    assert not [path.name for path in (line.work / "graph").iterdir() if path.name.startswith(".")]
