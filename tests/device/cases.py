@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import onnxruntime
 import torch
 
-from checkpoints import TINY_LENGTH, tiny, tiny_decoder, tiny_encoder_decoder
+from checkpoints import ANSWER_LENGTH, TINY_LENGTH, tiny, tiny_decoder, tiny_encoder_decoder
 from onnx_converter import parity, placement, quantize, validate
 from onnx_converter.contest import Candidate, Loaded, Original
 from onnx_converter.heads import parts_of
@@ -61,7 +61,10 @@ MODELS: Final[dict[str, Callable[[Path], Path]]] = {
     ),
     # Its positions come from the length alone, and with them a product that a device might leave to the CPU.
     "modernbert": lambda folder: tiny(folder, "modernbert"),
+    "whisper": lambda folder: tiny_encoder_decoder(folder, "whisper"),
 }
+#: Models that are tiny allow no more.
+LENGTHS: Final = {"modernbert": TINY_LENGTH, "whisper": ANSWER_LENGTH}
 SCHEMES: Final = (Scheme.NONE, Scheme.FLOAT16, Scheme.BFLOAT16, Scheme.INT4_WEIGHT_ONLY)
 
 
@@ -108,11 +111,13 @@ class Bench:
             for scheme in SCHEMES
             for model in MODELS
             if (self.provider, scheme) != (Provider.CPU, Scheme.BFLOAT16)
-            if model != "modernbert" or scheme in (Scheme.NONE, Scheme.FLOAT16)
+            if model not in LENGTHS or scheme in (Scheme.NONE, Scheme.FLOAT16)
         }
         others: dict[str, Callable[[], Row]] = {
             "nodes without kernels": self.left_behind,
             "a device that cannot be started": self.without_device,
+            "llama auto": partial(self.gate, "llama", Scheme.AUTO),
+            "llama by fused attention": self.fused,
             **{f"{model} rounded to ten bits": partial(self.rounded, model) for model in ("bert", "llama", "t5")},
         }
         first = len(MODELS)
@@ -140,8 +145,7 @@ class Bench:
         if not (self.root / "sources" / model).is_dir():
             MODELS[model](self.root / "sources" / model)
         digest = line.fetch(self.root / "sources" / model).details["digest"]
-        length = TINY_LENGTH if model == "modernbert" else _LENGTH
-        spec = {"scheme": scheme, "maxSequenceLength": length, "providers": [str(self.provider)]}
+        spec = {"scheme": scheme, "maxSequenceLength": LENGTHS.get(model, _LENGTH), "providers": [str(self.provider)]}
         ended = line.convert(digest, **spec)
         assert ended.summary.outcome == "Succeeded", f"{ended.summary.reason}: {ended.summary.message}"
         return line, digest, spec
@@ -162,6 +166,22 @@ class Bench:
         measured = judged.total
         numbers = measured and f"minCosine={measured.min_cosine:.7f} maxRelative={measured.max_relative:.3g}"
         return Row(name, is_good=measured is not None, told=f"{judged.reason.name} {numbers}")
+
+    def fused(self) -> Row:
+        """Graphs by the route that is taken on the CPU alone so far: would it be right on a device?"""
+        line = Line(self.root / "llama-fused")
+        digest = line.fetch(self.root / "sources" / "llama").details["digest"]
+        details = line.convert(digest, maxSequenceLength=_LENGTH).details
+        original = Original.load(line.checkpoint(digest), Task.AUTO, _LENGTH)
+        candidate = Candidate.load([line.work / "graph" / Provider.CPU / "model.onnx"], self.provider)
+        tolerance = parity.tolerance_of(Parity(), Scheme.NONE, original.checkpoint.task)
+        judged = validate.judge(original, candidate, tolerance, _silent())
+        route = details["graphs"][str(Provider.CPU)]["route"]
+        return Row(
+            "llama by fused attention",
+            is_good=route == "fused-attention",
+            told=f"{judged.reason.name}: {judged.message[:300]}",
+        )
 
     def left_behind(self) -> Row:
         """Layers in 8-bit integers have no kernels there, and run on the CPU without a word of onnxruntime."""
