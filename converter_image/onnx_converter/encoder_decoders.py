@@ -108,6 +108,8 @@ class Encoder(nn.Module):
         if (ids := read.get("input_ids")) is not None:
             # Looked up and added as nothing: a longer text is an error of the graph, as positions may be relative.
             read["input_ids"] = ids + self.within[torch.arange(ids.shape[1])]
+        if (sound := read.get(speech.FEATURES)) is not None:
+            read[speech.FEATURES] = sound.to(self.encoder.dtype)
         hidden = self.encoder(**read)[0]
         return tuple(
             precision.outward(projection(hidden).unflatten(-1, (_heads_of(attention), -1)).transpose(1, 2))
@@ -187,7 +189,11 @@ def hears(family: Family) -> bool:
 def caches_of(model: PreTrainedModel, heard: tuple[int, int] | None) -> tuple[Cache, Cache]:
     """Of what is written and of what is read, found by asking the model; `heard` are sizes of what it hears, if so."""
     one = torch.zeros((1, 1), dtype=torch.long)
-    asked = {speech.FEATURES: torch.zeros(1, *heard)} if heard else {"input_ids": one, "attention_mask": one + 1}
+    asked = (
+        {speech.FEATURES: torch.zeros(1, *heard, dtype=model.dtype)}
+        if heard
+        else {"input_ids": one, "attention_mask": one + 1}
+    )
     try:
         with torch.inference_mode():
             answer = model(**asked, decoder_input_ids=one, use_cache=True)
