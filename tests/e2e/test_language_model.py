@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 NAME = "writer"
 TRANSLATOR = "translator"
+HEARER = "hearer"
 TOKENS = 8
 #: What the small checkpoint begins every answer with.
 START = 1
@@ -172,32 +173,64 @@ def test_a_model_that_reads_and_writes_answers_through_the_gateway_what_torch_an
     with torch.inference_mode():
         original = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
         wanted = original.generate(**read, **options, num_beams=1, eos_token_id=None, pad_token_id=0)[0, 1:].tolist()
-    assert answered(cluster, model, {name: value.numpy() for name, value in read.items()}) == wanted
+    assert answered(cluster, model, {name: value.numpy() for name, value in read.items()}, START) == wanted
     models.delete("onnxmodel", TRANSLATOR)
 
 
-def answered(cluster: Site, model: Model, read: dict[str, Any]) -> list[int]:
-    """What a client of the gateway is answered, which reads the text once and then asks for token after token."""
+def test_a_model_that_hears_answers_what_torch_answers_and_auto_takes_what_loses_nothing(
+    cluster: Site, models: Kubectl, tmp_path: Path
+) -> None:
+    folder = tiny_encoder_decoder(tmp_path / HEARER, "whisper")
+    archives = {HEARER: claims.packed_folder(folder)}
+    claims.put(models, archives, claim=installation.CHECKPOINTS, image=cluster.images["operator"])
+    models.delete("onnxmodel", HEARER)
+    model = applied(models, declared(HEARER, quantization={"scheme": "auto", "auto": {"maxQualityLoss": "0"}}))
+
+    assert model.is_promoted, model.message("Ready")
+    sound = np.sin(np.linspace(0, 2000, 16_000) ** 1.1).astype(np.float32)
+    extractor = transformers.WhisperFeatureExtractor.from_pretrained(folder)
+    heard = extractor(sound, sampling_rate=16_000, return_tensors="pt")["input_features"]
+    original = transformers.WhisperForConditionalGeneration.from_pretrained(folder).eval()
+    start = original.config.decoder_start_token_id
+    written = torch.tensor([[start]])
+    with torch.inference_mode():
+        for _ in range(TOKENS):
+            logits = original(input_features=heard, decoder_input_ids=written).logits
+            written = torch.cat([written, logits[:, -1:].argmax(dim=-1)], dim=1)
+    assert answered(cluster, model, {"input_features": heard.numpy()}, start) == written[0, 1:].tolist()
+    assert model.status.stable is not None
+    revision = models.get("onnxmodelrevision", model.status.stable.revision)
+    assert revision is not None
+    (chosen,) = revision["status"]["quantization"]
+    assert chosen["scheme"] == "none"
+    lost = {one["scheme"]: float(one["loss"]) for one in chosen["schemes"] if "loss" in one}
+    assert {"int8-dynamic", "int8-weight-only"} <= lost.keys()
+    assert all(loss > 0 for scheme, loss in lost.items() if scheme != "none")
+    models.delete("onnxmodel", HEARER)
+
+
+def answered(cluster: Site, model: Model, read: dict[str, Any], start: int) -> list[int]:
+    """What a client of the gateway is answered, which is read or heard once and then asks for token after token."""
     endpoint, gateway = model.status.endpoint, gateway_of(cluster)
     assert endpoint is not None
     headers = {"Host": endpoint.host}
     with tritonclient.http.InferenceServerClient(f"{gateway.address}:{gateway.http_port}") as client:
 
         def ask(step: str, arrays: dict[str, Any]) -> dict[str, Any]:
-            name = f"{TRANSLATOR}-{step}"
+            name = f"{model.name}-{step}"
             answer = client.infer(name, [tensor(*one) for one in arrays.items()], headers=headers)
             outputs = client.get_model_metadata(name, headers=headers)["outputs"]
             return {one["name"]: answer.as_numpy(one["name"]) for one in outputs}
 
-        kept = ask("encoder", {name: read[name] for name in ("input_ids", "attention_mask")})
+        kept = ask("encoder", read)
+        mask = {name: value for name, value in read.items() if name == "attention_mask"}
         past = {
             name.replace("cross", "past"): np.zeros((*value.shape[:2], 0, value.shape[3]), np.float32)
             for name, value in kept.items()
         }
-        new, tokens = np.full((1, 1), START), []
+        new, tokens = np.full((1, 1), start), []
         for _ in range(TOKENS):
-            asked = {"decoder_input_ids": new, "attention_mask": read["attention_mask"], **past, **kept}
-            answer = ask("decoder", asked)
+            answer = ask("decoder", {"decoder_input_ids": new, **mask, **past, **kept})
             new = answer["logits"][:, -1:].argmax(axis=-1)
             past = {name: answer[name.replace("past_key_values", "present")] for name in past}
             tokens.append(int(new[0, 0]))
