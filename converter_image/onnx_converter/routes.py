@@ -69,7 +69,7 @@ def _fused_misses(checkpoint: Checkpoint, goal: Goal) -> str | None:
     if checkpoint.task is not Task.TEXT_GENERATION:
         return "is for language models that only write"
     if goal.provider is not Provider.CPU:
-        return f"its operators were never run on {goal.provider}"
+        return f"its operators were never timed on {goal.provider}"
     if checkpoint.model.dtype is not torch.float32:
         return "its operators are told to answer in float32"
     return fused.misses(checkpoint.model)
