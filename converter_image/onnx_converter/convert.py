@@ -7,6 +7,7 @@ fetched, and leaves nothing under a final name until all graphs are there.
 from __future__ import annotations
 
 import gc
+import itertools
 import shutil
 import tempfile
 from dataclasses import dataclass, replace
@@ -103,15 +104,15 @@ def _run_each(convert: Convert, progress: Progress) -> dict[str, Any]:
 
 def _run(convert: Convert, progress: Progress) -> dict[str, Any]:
     graph.refuse_opset(convert.spec.opset)
-    for provider in convert.spec.providers:
-        quantize.refuse_without_kernels(convert.spec.scheme, provider)
-        precision.refuse_without_kernels(convert.spec.scheme, provider)
+    for provider, scheme in itertools.product(convert.spec.providers, convert.spec.schemes):
+        quantize.refuse_without_kernels(scheme, provider)
+        precision.refuse_without_kernels(scheme, provider)
     texts = calibration.read(convert.spec.calibration, convert.calibration_root)
     verify_checkpoint(convert.checkpoint, convert.source_digest)
     progress.tell("CheckpointVerified", percent=10)
     done = _earlier(convert)
     if done is None:
-        footprint.refuse_too_little(convert.checkpoint, convert.spec.scheme, limits.memory_of())
+        footprint.refuse_too_little(convert.checkpoint, convert.spec.schemes, limits.memory_of())
         done = _convert(convert, texts, progress)
     else:
         progress.tell("EarlierResultReused", percent=100)
@@ -180,6 +181,12 @@ def _fill(convert: Convert, texts: Sequence[str], folder: Path, progress: Progre
             SPEC_IMPOSSIBLE,
             f"quantization.scheme {spec.scheme} is for encoders: use int8-weight-only or int4-weight-only for "
             f"{checkpoint.architecture}, a language model",
+        )
+    if spec.components is not None and not checkpoint.cross:
+        raise StepFailedError(
+            SPEC_IMPOSSIBLE,
+            f"quantization.components is for models of two graphs, and {checkpoint.architecture} is one: say its "
+            "scheme in quantization.scheme",
         )
     if spec.algorithm is Algorithm.GPTQ and checkpoint.cross:
         raise StepFailedError(
@@ -257,15 +264,18 @@ def write_graphs(
     """
     files = [part.file for part in parts_of(checkpoint)]
     sensitive: dict[str, float] = {}
-    if spec.scheme in AS_EXPORTED and is_last:
+    if spec.schemes <= AS_EXPORTED and is_last:
         exported.rename(target)
-    elif spec.scheme in AS_EXPORTED:
-        shutil.copytree(exported, target)
     else:
         target.mkdir()
         for file in files:
+            part = spec.of(Path(file).stem)
+            if part.scheme in AS_EXPORTED:
+                for path in exported.glob(f"{file}*"):
+                    shutil.copyfile(path, target / path.name)
+                continue
             requests = calibration.requests(checkpoint, texts)
-            sensitive |= quantize.quantise(spec, exported / file, target / file, requests)
+            sensitive |= quantize.quantise(part, exported / file, target / file, requests)
     if len(files) > 1:
         share.share(target, files)
     return sensitive

@@ -15,7 +15,7 @@ from onnx_converter.digest import open_regular
 from onnx_converter.reasons import MEMORY_TOO_SMALL, StepFailedError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 MEBIBYTE: Final = 1 << 20
@@ -87,9 +87,10 @@ def told(size: int) -> str:
     return f"{math.ceil(size / MEBIBYTE)}Mi"
 
 
-def refuse_too_little(folder: Path, scheme: str, limit: int | None) -> None:
+def refuse_too_little(folder: Path, schemes: Iterable[str], limit: int | None) -> None:
     """`limit` is the container's, in bytes; None where it has none."""
-    needed = peak(sizes_of(folder), scheme)
+    sizes = sizes_of(folder)
+    needed, scheme = max((peak(sizes, scheme), scheme) for scheme in schemes)
     if limit is not None and needed > limit:
         raise StepFailedError(
             MEMORY_TOO_SMALL,

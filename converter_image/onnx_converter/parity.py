@@ -114,9 +114,18 @@ _DEFAULTS: Final[dict[Scheme, tuple[Tolerance, Tolerance, Tolerance]]] = {
 }
 
 
+def loosest(schemes: Iterable[Scheme], task: Task) -> Scheme:
+    """Of graphs that answer together, the scheme that loses most."""
+    return min(schemes, key=lambda scheme: _default(scheme, task).min_cosine or 0.0)
+
+
+def _default(scheme: Scheme, task: Task) -> Tolerance:
+    return _DEFAULTS[scheme][2 if task in GENERATORS else task in CLASSIFIERS]
+
+
 def tolerance_of(parity: Parity, scheme: Scheme, task: Task) -> Tolerance:
     """The user's bounds, and those of the scheme where the user gave none."""
-    default = _DEFAULTS[scheme][2 if task in GENERATORS else task in CLASSIFIERS]
+    default = _default(scheme, task)
     return Tolerance(
         default.min_cosine if parity.min_cosine is None else parity.min_cosine,
         default.max_absolute if parity.max_absolute is None else parity.max_absolute,

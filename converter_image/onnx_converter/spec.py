@@ -201,6 +201,30 @@ class Auto(Parameters):
     prefer: Preference = Preference.SPEED
 
 
+#: What may differ from graph to graph: what is settled after the export, each file for itself.
+_BY_GRAPH: Final = frozenset({Scheme.NONE, Scheme.INT8_DYNAMIC, Scheme.INT8_WEIGHT_ONLY, Scheme.INT4_WEIGHT_ONLY})
+
+
+class Component(Parameters):
+    """One of the two graphs of a model."""
+
+    scheme: Scheme
+
+    @field_validator("scheme")
+    @classmethod
+    def _by_graph(cls, scheme: Scheme) -> Scheme:
+        if scheme not in _BY_GRAPH:
+            raise ValueError(f"{scheme} is for a model as a whole, not for one of its graphs")
+        return scheme
+
+
+class Components(Parameters):
+    """What holds for one graph, where it is something else than for the model."""
+
+    encoder: Component | None = None
+    decoder: Component | None = None
+
+
 #: What can be said besides the scheme, and what holds where nothing is said. Written into the artifact's lineage.
 _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     Scheme.NONE: {},
@@ -242,6 +266,7 @@ class ConversionSpec(Parameters):
     max_layer_error: Annotated[Number, Field(gt=0, le=1)] | None = None
     calibration: Dataset | None = None
     auto: Auto | None = None
+    components: Components | None = None
     max_sequence_length: Annotated[int, Field(ge=1, le=131_072)] | None = None
     providers: Annotated[tuple[Provider, ...], Field(min_length=1)] = (Provider.CPU,)
 
@@ -260,6 +285,8 @@ class ConversionSpec(Parameters):
             raise ValueError(f"{', '.join(unknown)} has no meaning with scheme {self.scheme}")
         if self.algorithm is Algorithm.RTN and self.calibration is not None:
             raise ValueError("calibration has no meaning with algorithm rtn")
+        if self.components is not None and self.scheme not in _BY_GRAPH:
+            raise ValueError(f"components have no meaning with scheme {self.scheme}")
         return self
 
     @field_validator("providers")
@@ -268,6 +295,19 @@ class ConversionSpec(Parameters):
         if len(set(providers)) != len(providers):
             raise ValueError("an execution provider is listed twice")
         return providers
+
+    def of(self, component: str) -> ConversionSpec:
+        """What holds for one of the graphs; what else is said of a scheme is said of the model's."""
+        chosen: Component | None = getattr(self.components, component, None)
+        if chosen is None or chosen.scheme is self.scheme:
+            return self
+        shared = self.model_dump(include={"task", "opset", "max_sequence_length", "providers"})
+        return ConversionSpec(**shared, scheme=chosen.scheme)
+
+    @property
+    def schemes(self) -> frozenset[Scheme]:
+        """Of all graphs."""
+        return frozenset({self.of("encoder").scheme, self.of("decoder").scheme})
 
 
 class Parity(Parameters):

@@ -147,7 +147,7 @@ def _run(validate: Validate, progress: Progress) -> dict[str, Any]:
     conversion = Conversion.read(validate.graph)
     _refuse_other_spec(conversion, validate)
     verify_checkpoint(validate.checkpoint, conversion.source_digest)
-    footprint.refuse_too_little(validate.checkpoint, validate.spec.scheme, limits.memory_of())
+    footprint.refuse_too_little(validate.checkpoint, validate.spec.schemes, limits.memory_of())
     began = time.perf_counter()
     original = Original.load(
         validate.checkpoint, conversion.task, validate.spec.max_sequence_length, validate.spec.scheme
@@ -159,7 +159,9 @@ def _run(validate: Validate, progress: Progress) -> dict[str, Any]:
     paths = tuple(folder / part.file for part in parts)
     candidate = Candidate.load(paths, validate.provider)
     progress.tell("CheckpointLoaded", percent=10, architecture=conversion.architecture, task=str(conversion.task))
-    tolerance = parity.tolerance_of(validate.parity, validate.spec.scheme, conversion.task)
+    tolerance = parity.tolerance_of(
+        validate.parity, parity.loosest(validate.spec.schemes, conversion.task), conversion.task
+    )
     judgement = judge(original, candidate, tolerance, progress)
     if judgement.reason is NOT_FINITE:
         judgement = replace(judgement, message=judgement.message + precision.way_out_of(validate.spec.scheme))

@@ -227,6 +227,31 @@ class AutoQuantization(ApiModel):
     with a maxLayerError of 0.04."""
 
 
+class GraphScheme(StrEnum):
+    """Schemes that one graph of a model may have."""
+
+    NONE = "none"
+    INT8_DYNAMIC = "int8-dynamic"
+    INT8_WEIGHT_ONLY = "int8-weight-only"
+    INT4_WEIGHT_ONLY = "int4-weight-only"
+
+
+class Component(ApiModel):
+    """One of the two graphs of a model."""
+
+    scheme: GraphScheme
+    """Its scheme, with that scheme's defaults."""
+
+
+class Components(ApiModel):
+    """The two graphs of a model that reads one text and writes another, or hears it."""
+
+    encoder: Component | None = None
+    """What reads or hears, once for each text."""
+    decoder: Component | None = None
+    """What writes, token by token."""
+
+
 class Quantization(ApiModel):
     """How much precision is given up for speed and size."""
 
@@ -254,6 +279,13 @@ class Quantization(ApiModel):
                 "calibration belongs to int8-static and to algorithm gptq, which measure on texts; leave it out, or "
                 "take one of these",
                 field_path=".calibration",
+            ),
+            cel(
+                "!has(self.components) || "
+                "self.scheme in ['none', 'int8-dynamic', 'int8-weight-only', 'int4-weight-only']",
+                "components differ in none, int8-dynamic, int8-weight-only and int4-weight-only; leave them out, or "
+                "take one of these as the scheme",
+                field_path=".components",
             ),
             cel(
                 "self.scheme == 'auto' || !has(self.auto)",
@@ -304,6 +336,15 @@ class Quantization(ApiModel):
     """For int8-static and gptq: what is measured on; texts of the converter's own when unset."""
     auto: AutoQuantization | None = None
     """For auto: how much may be lost, and what counts then; a loss of "0.01" and speed when unset."""
+    components: Components | None = None
+    """For models of two graphs: a graph that has another scheme than the model, as the two want different things: the
+    encoder reads once, the decoder reads all of its weights for every token."""
+
+    @property
+    def schemes(self) -> set[str]:
+        """Of all graphs."""
+        parts = [self.components.encoder, self.components.decoder] if self.components else []
+        return {str(self.scheme), *(str(one.scheme) for one in parts if one)}
 
 
 #: A route takes weights up to a million: 100 percent of up to two thousand parts fit in.

@@ -303,7 +303,7 @@ def _memory(view: View, revision: RevisionSeen) -> int | None:
     if source is None or not source.parameters or source.digest != revision.spec.source_digest:
         return None
     sizes = footprint.Sizes(source.parameters, source.vocabulary, source.attention)
-    return footprint.peak(sizes, revision.spec.quantization.scheme)
+    return max(footprint.peak(sizes, scheme) for scheme in revision.spec.quantization.schemes)
 
 
 def _memory_refused(view: View, revision: RevisionSeen, needed: int | None) -> str | None:

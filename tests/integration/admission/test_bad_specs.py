@@ -179,6 +179,16 @@ BAD_MODELS: Final = {
         "spec.quantization.calibration",
         "belongs to int8-static and to algorithm gptq",
     ),
+    "a scheme for one graph that is the whole model's": Bad(
+        {"spec.quantization": {"components": {"encoder": {"scheme": "float16"}}}},
+        "spec.quantization.components.encoder.scheme",
+        '"int8-weight-only", "int4-weight-only"',
+    ),
+    "graphs that differ in a scheme of the whole model": Bad(
+        {"spec.quantization": {"scheme": "int8-static", "components": {"decoder": {"scheme": "none"}}}},
+        "spec.quantization.components",
+        "leave them out, or take one of these as the scheme",
+    ),
     "activations of no width": Bad(
         {"spec.quantization": {"scheme": "int8-static", "activations": "int4"}},
         "spec.quantization.activations",

@@ -17,7 +17,7 @@ import torch
 import transformers
 from onnx import TensorProto, helper
 
-from checkpoints import ANSWER_LENGTH, ENCODER_DECODERS, change_json, tiny_encoder_decoder
+from checkpoints import ANSWER_LENGTH, ENCODER_DECODERS, change_json, tiny, tiny_encoder_decoder
 from onnx_converter import convert, parity, validate
 from onnx_converter.contest import Candidate, Original
 from onnx_converter.digest import sha256_of
@@ -76,6 +76,50 @@ def test_the_graphs_of_every_encoder_decoder_agree_with_torch_and_write_what_tra
         assert judged.reason.name == "Validated", judged.message
         assert judged.total is not None
         assert judged.total.min_cosine < 0.99999, "it was quantised"
+
+
+def test_each_graph_may_have_a_scheme_of_its_own(tmp_path: Path, line: Line) -> None:
+    digest = line.fetch(tiny_encoder_decoder(tmp_path / "model", "bart")).details["digest"]
+    said = {"scheme": "int8-weight-only", "maxSequenceLength": ANSWER_LENGTH}
+    spec: dict[str, Any] = {**said, "components": {"encoder": {"scheme": "int8-dynamic"}}}
+    assert line.convert(digest, **spec).code == 0
+    encoder, decoder = ({node.op_type for node in onnx.load(folder_of(line) / name).graph.node} for name in GRAPHS)
+    assert "MatMulInteger" in encoder
+    assert "MatMulNBits" not in encoder
+    assert "MatMulNBits" in decoder
+    assert "MatMulInteger" not in decoder
+    validated = line.validate(digest, **spec).details
+    # Of both the one that loses more.
+    assert validated["tolerance"]["minCosine"] == "0.8"
+
+
+def test_one_graph_may_stay_as_it_is(tmp_path: Path, line: Line) -> None:
+    digest = line.fetch(tiny_encoder_decoder(tmp_path / "model", "bart")).details["digest"]
+    spec: dict[str, Any] = {"scheme": "none", "components": {"decoder": {"scheme": "int8-weight-only"}}}
+    assert line.convert(digest, **spec).code == 0
+    encoder, decoder = ({node.op_type for node in onnx.load(folder_of(line) / name).graph.node} for name in GRAPHS)
+    assert "MatMulNBits" in decoder
+    assert "MatMulNBits" not in encoder
+    assert line.validate(digest, **spec).code == 0
+
+
+def test_a_model_of_one_graph_has_no_components(tmp_path: Path, line: Line) -> None:
+    digest = line.fetch(tiny(tmp_path / "model")).details["digest"]
+    ended = line.convert(digest, components={"encoder": {"scheme": "int8-dynamic"}})
+    assert ended.summary.reason == "SpecImpossible"
+    assert "quantization.components is for models of two graphs, and bert is one" in ended.summary.message
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"scheme": "float16", "components": {"encoder": {"scheme": "none"}}}, "no meaning with scheme float16"),
+        ({"components": {"encoder": {"scheme": "auto"}}}, "auto is for a model as a whole"),
+    ],
+)
+def test_what_is_settled_for_the_model_as_a_whole_is_none_of_a_graph(spec: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        ConversionSpec.model_validate(spec)
 
 
 TEXTS = ["the cat", "water and the train: 12"]
