@@ -16,6 +16,8 @@ from triton_server.serverprocess import IMAGE, Server, install_server
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from triton_server.writers import Published
+
 # The modules of the backend are found by file name there, and here.
 sys.path.append(str(IMAGE / "backends" / "onnxruntime"))
 
@@ -68,3 +70,10 @@ def server(server_root: Path) -> Iterator[Server]:
         # Whatever was asked of it, good or bad, no request is left behind: it would keep the server from ending.
         running.stop()
         assert running.process.returncode == 0, running.log[-2000:]
+
+
+@pytest.fixture(scope="module")
+def writer(server_root: Path, published: Published) -> Iterator[Server]:
+    """A server of the model that the module publishes."""
+    with Server(server_root, published.line.root, [published]) as running:
+        yield running.wait_ready()

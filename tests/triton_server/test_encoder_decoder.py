@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,14 +12,14 @@ import tritonclient.http
 
 from checkpoints import ANSWER_LENGTH, tiny_encoder_decoder
 from onnx_operator.prober.compare import Tolerance, difference
-from triton_server.serverprocess import Server
-from triton_server.writers import Published, ask, asked_by_both
-from unit.converter.steps import Line
+from triton_server.writers import ask, asked_by_both, publishing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-    from triton_server.writers import Arrays
+    from triton_server.serverprocess import Server
+    from triton_server.writers import Arrays, Published
 
 LAYERS, HEADS, WIDTH, START = 1, 4, 8, 1
 NAMES = [f"{layer}.{kind}" for layer in range(LAYERS) for kind in ("key", "value")]
@@ -30,18 +28,8 @@ STEPS = 8
 
 @pytest.fixture(scope="module")
 def published(server_root: Path) -> Iterator[Published]:
-    with tempfile.TemporaryDirectory(dir=server_root.parent) as name:
-        line = Line(Path(name))
-        digest = line.fetch(tiny_encoder_decoder(line.root / "model", "bart")).details["digest"]
-        line.convert(digest)
-        assert line.validate(digest).summary.reason == "Validated"
-        yield Published(line, line.publish().details["digest"])
-
-
-@pytest.fixture(scope="module")
-def writer(server_root: Path, published: Published) -> Iterator[Server]:
-    with Server(server_root, published.line.root, [published]) as running:
-        yield running.wait_ready()
+    with publishing(server_root, lambda folder: tiny_encoder_decoder(folder, "bart")) as made:
+        yield made
 
 
 def past(answer: Arrays | None = None, batch: int = 2) -> Arrays:

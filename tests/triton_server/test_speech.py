@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,30 +14,22 @@ from onnx_converter.contest import Original
 from onnx_converter.samples import Sample
 from onnx_converter.spec import Task
 from onnx_operator.prober.compare import Tolerance, difference
-from triton_server.serverprocess import Server
-from triton_server.writers import Published, ask, asked_by_both
-from unit.converter.steps import Line
+from triton_server.writers import ask, asked_by_both, publishing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
+
+    from triton_server.serverprocess import Server
+    from triton_server.writers import Published
 
 STEPS = 8
 
 
 @pytest.fixture(scope="module")
 def published(server_root: Path) -> Iterator[Published]:
-    with tempfile.TemporaryDirectory(dir=server_root.parent) as name:
-        line = Line(Path(name))
-        digest = line.fetch(tiny_encoder_decoder(line.root / "model", "whisper")).details["digest"]
-        line.convert(digest)
-        assert line.validate(digest).summary.reason == "Validated"
-        yield Published(line, line.publish().details["digest"])
-
-
-@pytest.fixture(scope="module")
-def writer(server_root: Path, published: Published) -> Iterator[Server]:
-    with Server(server_root, published.line.root, [published]) as running:
-        yield running.wait_ready()
+    with publishing(server_root, lambda folder: tiny_encoder_decoder(folder, "whisper")) as made:
+        yield made
 
 
 def test_a_sound_that_is_heard_once_is_answered_token_by_token_as_torch_answers_it(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,8 +20,7 @@ from onnx_operator.prober.golden import read_golden
 from unit.converter.steps import Line, run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -43,6 +45,17 @@ class Published:
             ("--artifact", self.line.artifact(self.digest), "--digest", self.digest, "--version", 1),
             ("--provider", "CPUExecutionProvider", "--model-name", NAME, "--repository", repository),
         )
+
+
+@contextmanager
+def publishing(server_root: Path, make: Callable[[Path], Path]) -> Iterator[Published]:
+    """A checkpoint through all steps, beside the server's own files for as long as it is served."""
+    with tempfile.TemporaryDirectory(dir=server_root.parent) as name:
+        line = Line(Path(name))
+        digest = line.fetch(make(line.root / "model")).details["digest"]
+        line.convert(digest)
+        assert line.validate(digest).summary.reason == "Validated"
+        yield Published(line, line.publish().details["digest"])
 
 
 def ask(server: Server, protocol: str, arrays: Arrays, model: str = NAME) -> Arrays:
