@@ -133,7 +133,9 @@ def latencies(name: str, cells: Sequence[tuple[str, Sequence[Spread]]]) -> str:
 def against(name: str, title: str, dots: Sequence[tuple[str, float, float]], bound: float, chosen: str) -> str:
     """A dot for each name at a positive value and a loss, and the bound above which no loss is taken."""
     foot = _TOP + _HEIGHT
-    heights = _Log.over([loss for _, _, loss in dots] + [bound], foot, -_HEIGHT)
+    # A thousandth of what may be lost is as good as nothing, and would leave no room for the rest.
+    drawn = {one: 0.0 if loss < bound / 1000 else loss for one, _, loss in dots}
+    heights = _Log.over([*drawn.values(), bound], foot, -_HEIGHT)
     widths = _Log.over([value for _, value, _ in dots], _LEFT, _WIDTH - _LEFT - _RIGHT)
     parts = []
     for y, words in heights.ticks():
@@ -145,11 +147,12 @@ def against(name: str, title: str, dots: Sequence[tuple[str, float, float]], bou
     y = heights.at(bound)
     parts.append(f'<line class="bound" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
     parts.append(_text(_WIDTH - _RIGHT + 8, y + 4, f"bound {bound:.3g}", "strong"))
-    for one, value, loss in dots:
-        x, y = widths.at(value), heights.at(loss)
+    for number, (one, value, loss) in enumerate(sorted(dots, key=lambda dot: dot[1])):
+        x, y = widths.at(value), heights.at(drawn[one])
         mood = "dot" if loss <= bound else "dot beyond"
         parts.append(f'<circle class="{mood}" cx="{x:.1f}" cy="{y:.1f}" r="5"/>')
-        parts.append(_text(x + 9, y - 6, one, "strong" if one == chosen else ""))
+        # Names of neighbours stand on either side of their dots.
+        parts.append(_text(x + 9, y + (16 if number % 2 else -6), one, "strong" if one == chosen else ""))
     said = "; ".join(f"{one}: {value:.3g} with a loss of {loss:.3g}" for one, value, loss in dots)
     return _svg(name, title, f"{said}.", foot + _FOOT, parts)
 

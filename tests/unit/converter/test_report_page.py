@@ -276,13 +276,14 @@ def test_what_auto_tried_is_drawn_by_size_and_by_speed_and_the_table_has_what_wa
     assert "int8-static SpecImpossible int8-static is for <encoders>" in words
     size, speed = (one for one in plots(text) if "Loss by" in str(one[0].text))
     for plot in (size, speed):
-        assert [dot.get("class") for dot in plot.iter(f"{SVG}circle")] == ["dot", "dot", "dot beyond"]
+        assert sorted(str(dot.get("class")) for dot in plot.iter(f"{SVG}circle")) == ["dot", "dot", "dot beyond"]
         (strong,) = (
             one.text for one in plot.iter(f"{SVG}text") if one.get("class") == "strong" and one.text != "bound 0.02"
         )
         assert strong == "int8-dynamic"
-    none, dynamic, _ = (float(dot.get("cx", 0)) for dot in speed.iter(f"{SVG}circle"))
-    assert none < dynamic
+    slow, _, fast = ([float(dot.get(side, 0)) for side in ("cx", "cy")] for dot in speed.iter(f"{SVG}circle"))
+    assert slow[0] < fast[0]
+    assert slow[1] > fast[1], "none, which loses nothing, stands at the foot"
 
 
 def test_operators_are_counted_by_where_they_ran_the_most_frequent_first() -> None:
