@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FILE: Final = "ladder.json"
-_TRIED: Final[dict[Provider, tuple[Scheme, ...]]] = {
+TRIED: Final[dict[Provider, tuple[Scheme, ...]]] = {
     Provider.CPU: (
         Scheme.NONE,
         Scheme.INT8_DYNAMIC,
@@ -84,13 +84,13 @@ def read(folder: Path) -> list[Row]:
 
 def rungs(spec: ConversionSpec) -> Iterator[ConversionSpec]:
     """The specs of all schemes to try, float32 first, each for the providers that it is tried on."""
-    schemes = dict.fromkeys(scheme for provider in spec.providers for scheme in _TRIED[provider])
+    schemes = dict.fromkeys(scheme for provider in spec.providers for scheme in TRIED[provider])
     return (rung(spec, scheme) for scheme in schemes)
 
 
 def rung(spec: ConversionSpec, scheme: str) -> ConversionSpec:
     shared = spec.model_dump(include={"task", "opset", "max_sequence_length"})
-    providers = tuple(provider for provider in spec.providers if scheme in _TRIED[provider])
+    providers = tuple(provider for provider in spec.providers if scheme in TRIED[provider])
     return ConversionSpec(**shared, **_SAID.get(scheme, {}), scheme=Scheme(scheme), providers=providers)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from checkpoints import tiny_decoder
-from onnx_converter import ladder
+from onnx_converter import ladder, summary
 from onnx_converter.ladder import Row
 from onnx_converter.reasons import BY_NAME
 from onnx_converter.spec import Auto, ConversionSpec, Preference, Provider, Scheme
@@ -125,3 +125,37 @@ def test_without_what_convert_left_of_its_choice_nothing_is_validated(
 def test_what_schemes_share_is_gone_when_all_are_made(ended: tuple[Line, dict[str, Any], str, Ended]) -> None:
     line, _, _, _ = ended
     assert not [path.name for path in (line.work / "graph").iterdir() if path.name.startswith(".")]
+
+
+def test_the_most_that_there_is_to_tell_has_room_in_a_termination_message() -> None:
+    """Six evaluations, four shapes of request and every scheme, each number as long as it can be."""
+    number, size = "-1.2346e-05", 123_456_789_012
+    latency = dict.fromkeys(("p50Milliseconds", "p90Milliseconds", "p99Milliseconds", "tokensPerSecond"), "0.00123")
+    cell = {"batch": 8, "sequenceLength": 128, "pastLength": 128, "runs": 200, "speedup": "0.00123"}
+    cells = [cell | {"original": latency, "graph": latency}] * 4
+    side = {"sizeBytes": size, "loadMilliseconds": "123456", "peakMemoryBytes": size}
+    measures = dict.fromkeys(("original", "graph", "loss", "lossLow", "lossHigh"), number)
+    provider = str(Provider.CUDA)
+    rows = [Row(scheme, "Validated", "", 1.234e-5, 0.00123, size) for scheme in ladder.TRIED[Provider.CUDA]]
+    bounds = ("minCosine", "maxAbsolute", "maxRelative", "minLabelAgreement")
+    details = {
+        "provider": provider,
+        "parity": dict.fromkeys((*bounds, "qualityLoss"), number),
+        "tolerance": dict.fromkeys(bounds, "0.99999"),
+        "samples": 100,
+        "evaluations": [{"name": "x" * 32, **measures, "samples": 10_000}] * 6,
+        "placement": {CPU: 1000, provider: 12_345},
+        "reportDigest": f"sha256:{'a' * 64}",
+        "benchmark": {
+            "provider": provider,
+            "threads": 16,
+            "originalDevice": "cuda",
+            "cells": cells,
+            "original": side,
+            "graph": side,
+        },
+        "scheme": "int8-weight-only",
+        "schemes": [row.brief() for row in rows],
+    }
+    text = summary.dump(summary.Summary("validate", "Succeeded", "Validated", "auto takes it", 0, details))
+    assert summary.parse(text).details == details
