@@ -98,6 +98,17 @@ class _Labelled(_Line):
     label: str | int
 
 
+class _Tagged(_Line):
+    words: Annotated[tuple[_Said, ...], Field(min_length=1)]
+    labels: tuple[_Said, ...]
+
+    @model_validator(mode="after")
+    def _one_each(self) -> Self:
+        if len(self.labels) != len(self.words):
+            raise ValueError(f"there are {len(self.words)} words and {len(self.labels)} labels")
+        return self
+
+
 class _Spoken(_Line):
     audio: _Said
     text: _Said
@@ -443,6 +454,68 @@ def _labels_by_chance(examples: Examples) -> float:
     return quality.VALUES[examples.evaluation.metric](np.array([[commonest] * len(true), true], np.float64).T)
 
 
+# ---- classifiers of tokens
+
+
+def _names_of(examples: Examples) -> dict[int, str]:
+    return {int(number): str(name) for number, name in examples.checkpoint.model.config.id2label.items()}
+
+
+def _tagged(examples: Examples, ask: Ask, number: int, line: _Tagged) -> list[str]:
+    """A label for each word, that of its first token, as everybody trains them."""
+    places, tensors = _placed(examples, number, line)
+    answer = _first(ask(Sample(_name(examples, number), is_text=True, tensors=tensors)))[0]
+    names = _names_of(examples)
+    return [names[int(answer[place].argmax())] for place in places]
+
+
+def _placed(examples: Examples, number: int, line: _Tagged) -> tuple[list[int], dict[str, NDArray[Any]]]:
+    """Where in a request the words begin; by the places of letters, since not every tokenizer takes single words."""
+    checkpoint = examples.checkpoint
+    starts = np.cumsum([0, *(len(word) + 1 for word in line.words)])[:-1]
+    encoded: Any = checkpoint.tokenizer(" ".join(line.words), return_offsets_mapping=True, return_attention_mask=True)
+    if len(encoded["input_ids"]) > checkpoint.max_sequence_length:
+        raise examples.wrong(number, f"words: they are more tokens than the {checkpoint.max_sequence_length} of a text")
+    spans = encoded["offset_mapping"]
+    places = []
+    for word, start in zip(line.words, starts, strict=True):
+        place = next((place for place, (begin, end) in enumerate(spans) if begin <= start < end), None)
+        if place is None:
+            raise examples.wrong(number, f"words: {word[:40]!r} has no token")
+        places.append(place)
+    return places, {name: np.array([encoded[name]], np.int64) for name in checkpoint.inputs if name in encoded}
+
+
+def _entity_rows(examples: Examples, ask: Ask) -> Rows:
+    return np.array([_agreeing(_tagged(examples, ask, *one), one[1].labels) for one in examples.lines], np.float64)
+
+
+def _agreeing(answered: Sequence[str], true: Sequence[str]) -> tuple[int, int, int]:
+    found, wanted = quality.entities(answered), quality.entities(true)
+    return len(found & wanted), len(found), len(wanted)
+
+
+def _tag_rows(examples: Examples, ask: Ask) -> Rows:
+    return np.array([_equal(_tagged(examples, ask, *one), one[1].labels) for one in examples.lines], np.float64)
+
+
+def _equal(answered: Sequence[str], true: Sequence[str]) -> tuple[int, int]:
+    return sum(one == other for one, other in zip(answered, true, strict=True)), len(true)
+
+
+def _tags_by_chance(examples: Examples) -> float:
+    """Always the most frequent one, once every line is known to be of this model."""
+    names = set(_names_of(examples).values())
+    for number, line in examples.lines:
+        _placed(examples, number, line)
+        if unknown := sorted(set(line.labels) - names):
+            raise examples.wrong(number, f"labels: {unknown[0]!r} is none of {', '.join(sorted(names)[:20])}")
+    ((commonest, _),) = Counter(label for _, line in examples.lines for label in line.labels).most_common(1)
+    counted = _agreeing if examples.evaluation.metric is Metric.ENTITY_F1 else _equal
+    rows = [counted([commonest] * len(line.labels), line.labels) for _, line in examples.lines]
+    return quality.VALUES[examples.evaluation.metric](np.array(rows, np.float64))
+
+
 # ---- texts that are written
 
 
@@ -536,6 +609,8 @@ KINDS: Final[dict[Metric, Kind]] = {
     Metric.RETRIEVAL_NDCG10: Kind(TypeAdapter(_Query | _Document), _retrieval_rows, _retrieval_by_chance),
     Metric.ACCURACY: _LABELS,
     Metric.F1_MACRO: _LABELS,
+    Metric.ENTITY_F1: Kind(TypeAdapter(_Tagged), _entity_rows, _tags_by_chance),
+    Metric.TOKEN_ACCURACY: Kind(TypeAdapter(_Tagged), _tag_rows, _tags_by_chance),
     Metric.WORD_ERROR_RATE: Kind(TypeAdapter(_Spoken), _speech_rows, _speech_by_chance, _MOST_BYTES_OF_SOUND),
     Metric.BLEU: _ANSWERS,
     Metric.CHRF: _ANSWERS,

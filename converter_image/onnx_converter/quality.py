@@ -18,7 +18,7 @@ from onnx_converter import wording
 from onnx_converter.spec import Metric
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 Rows = NDArray[np.float64]
 
@@ -123,6 +123,17 @@ def _f1_macro(rows: Rows) -> float:
     return float((2 * hits[occurrences > 0] / occurrences[occurrences > 0]).mean())
 
 
+def _f1_of_counts(rows: Rows) -> float:
+    """Of rows of how many agree, were answered and are true: over all of them together."""
+    agreeing, answered, true = rows.sum(axis=0)
+    return float(2 * agreeing / (answered + true)) if answered + true else 0.0
+
+
+def _share(rows: Rows) -> float:
+    """Of rows of how many are right and how many there are."""
+    return float(rows[:, 0].sum() / rows[:, 1].sum())
+
+
 VALUES: Final[dict[Metric, Callable[[Rows], float]]] = {
     Metric.WORD_PERPLEXITY: _perplexity,
     Metric.BYTE_PERPLEXITY: _perplexity,
@@ -133,6 +144,8 @@ VALUES: Final[dict[Metric, Callable[[Rows], float]]] = {
     Metric.RETRIEVAL_NDCG10: _mean,
     Metric.ACCURACY: _accuracy,
     Metric.F1_MACRO: _f1_macro,
+    Metric.ENTITY_F1: _f1_of_counts,
+    Metric.TOKEN_ACCURACY: _share,
     Metric.WORD_ERROR_RATE: _error_rate,
     Metric.BLEU: lambda rows: wording.bleu(rows.sum(axis=0)),
     Metric.CHRF: lambda rows: wording.chrf(rows.sum(axis=0)),
@@ -157,6 +170,27 @@ def ndcg_by_chance(relevant: int, documents: int) -> float:
 
 def _discounts(length: int) -> NDArray[np.float64]:
     return np.asarray(1 / np.log2(np.arange(2, length + 2)))
+
+
+def entities(labels: Sequence[str]) -> set[tuple[str, int, int]]:
+    """Kind, first word and the one after the last, as CoNLL's own script reads B-, I- and O.
+
+    What continues nothing of its kind begins it, and a label without a prefix continues.
+    """
+    found, begun = set(), 0
+    kinds = [("", "") if label == "O" else _parted(label) for label in [*labels, "O"]]
+    for place in range(1, len(kinds)):
+        before, now = kinds[place - 1], kinds[place]
+        if now[0] == "B" or now[1] != before[1]:
+            if before[1]:
+                found.add((before[1], begun, place))
+            begun = place
+    return found
+
+
+def _parted(label: str) -> tuple[str, str]:
+    prefix, _, kind = label.partition("-")
+    return (prefix, kind) if kind and prefix in ("B", "I") else ("I", label)
 
 
 def log_likelihood(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> float:

@@ -331,6 +331,8 @@ class Metric(StrEnum):
     RETRIEVAL_NDCG10 = "retrievalNdcg10"
     ACCURACY = "accuracy"
     F1_MACRO = "f1Macro"
+    ENTITY_F1 = "entityF1"
+    TOKEN_ACCURACY = "tokenAccuracy"  # noqa: S105  no secret
     WORD_ERROR_RATE = "wordErrorRate"
     BLEU = "bleu"
     CHRF = "chrf"
@@ -346,6 +348,8 @@ TASK_OF: Final[dict[Metric, Task]] = {
     Metric.RETRIEVAL_NDCG10: Task.SENTENCE_EMBEDDING,
     Metric.ACCURACY: Task.TEXT_CLASSIFICATION,
     Metric.F1_MACRO: Task.TEXT_CLASSIFICATION,
+    Metric.ENTITY_F1: Task.TOKEN_CLASSIFICATION,
+    Metric.TOKEN_ACCURACY: Task.TOKEN_CLASSIFICATION,
     Metric.WORD_ERROR_RATE: Task.AUTOMATIC_SPEECH_RECOGNITION,
     Metric.BLEU: Task.TEXT2TEXT_GENERATION,
     Metric.CHRF: Task.TEXT2TEXT_GENERATION,

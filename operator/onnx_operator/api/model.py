@@ -402,6 +402,8 @@ class Metric(StrEnum):
     RETRIEVAL_NDCG10 = "retrievalNdcg10"
     ACCURACY = "accuracy"
     F1_MACRO = "f1Macro"
+    ENTITY_F1 = "entityF1"
+    TOKEN_ACCURACY = "tokenAccuracy"  # noqa: S105  (a metric's name, not a password)
     WORD_ERROR_RATE = "wordErrorRate"
     BLEU = "bleu"
     CHRF = "chrf"
@@ -418,6 +420,7 @@ METRICS: dict[Task, tuple[Metric, ...]] = {
     ),
     Task.SENTENCE_EMBEDDING: (Metric.STS_SPEARMAN, Metric.RETRIEVAL_NDCG10),
     Task.TEXT_CLASSIFICATION: (Metric.ACCURACY, Metric.F1_MACRO),
+    Task.TOKEN_CLASSIFICATION: (Metric.ENTITY_F1, Metric.TOKEN_ACCURACY),
     Task.TEXT2TEXT_GENERATION: (Metric.BLEU, Metric.CHRF),
     Task.AUTOMATIC_SPEECH_RECOGNITION: (Metric.WORD_ERROR_RATE,),
 }
@@ -431,12 +434,12 @@ class Evaluation(ApiModel):
     metric: Metric
     """What is measured. Of language models wordPerplexity, bytePerplexity, bitsPerByte, multipleChoice and
     multipleChoiceNormalized, as lm-evaluation-harness defines them; of sentence embeddings stsSpearman and
-    retrievalNdcg10; of text classifiers accuracy and f1Macro; of models that read one text and write another bleu and
-    chrf (sacrebleu's, from 0 to 1); of speech wordErrorRate."""
+    retrievalNdcg10; of text classifiers accuracy and f1Macro; of token classifiers entityF1 and tokenAccuracy; of
+    models that read one text and write another bleu and chrf (sacrebleu's, from 0 to 1); of speech wordErrorRate."""
     dataset: Dataset
     """JSON lines in UTF-8, 20 to 10000 examples and at most 8 MiB: {text}; {context, choices, answer}; {sentence1,
-    sentence2, score}; {id, text} and {query, relevant}; {text, label}; {source, reference}; {audio, text, language},
-    at most 32 MiB."""
+    sentence2, score}; {id, text} and {query, relevant}; {text, label}; {words, labels}; {source, reference}; {audio,
+    text, language}, at most 32 MiB."""
     max_loss: Share
     """The most that may be lost, such as "0.01": of a perplexity and of bits the increase as a share of the original's,
     of a word error rate the increase, of all others what is missing to the original's."""

@@ -66,6 +66,10 @@ SPOKEN = [
     for number in range(20)
 ]
 LABELS = [{"text": f"the cat {number}", "label": f"LABEL_{number % 3}"} for number in range(20)]
+TAGGED = [
+    {"words": ["the", "cat", f"{number}", "sat"], "labels": ["LABEL_0", "LABEL_1", "LABEL_1", "LABEL_0"]}
+    for number in range(20)
+]
 GOOD: dict[Metric, Sequence[Mapping[str, Any]]] = {
     Metric.WORD_PERPLEXITY: TEXTS,
     Metric.BYTE_PERPLEXITY: TEXTS,
@@ -76,6 +80,8 @@ GOOD: dict[Metric, Sequence[Mapping[str, Any]]] = {
     Metric.RETRIEVAL_NDCG10: [*DOCUMENTS, *QUERIES],
     Metric.ACCURACY: LABELS,
     Metric.F1_MACRO: LABELS,
+    Metric.ENTITY_F1: TAGGED,
+    Metric.TOKEN_ACCURACY: TAGGED,
     Metric.WORD_ERROR_RATE: SPOKEN,
     Metric.BLEU: ANSWERS,
     Metric.CHRF: ANSWERS,
@@ -107,6 +113,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Originals:
         Task.TEXT_GENERATION: tiny_decoder(folder / "decoder"),
         Task.SENTENCE_EMBEDDING: tiny_sentence(folder / "sentence"),
         Task.TEXT_CLASSIFICATION: tiny(folder / "classifier", head="sequence"),
+        Task.TOKEN_CLASSIFICATION: tiny(folder / "tagger", head="token"),
         Task.TEXT2TEXT_GENERATION: writer(folder / "answering", Metric.CHRF),
         Task.AUTOMATIC_SPEECH_RECOGNITION: writer(folder / "hearing", Metric.WORD_ERROR_RATE),
     }
@@ -181,6 +188,26 @@ FAULTS: dict[str, tuple[Metric, Callable[[list[Any]], Any], str]] = {
         Metric.F1_MACRO,
         lambda lines: lines[9].update(label="LABEL_9"),
         "line 10: label: 'LABEL_9'",
+    ),
+    "more labels than words": (
+        Metric.ENTITY_F1,
+        lambda lines: lines[3].update(labels=["LABEL_0"]),
+        "line 4: the line: Value error, there are 4 words and 1 labels",
+    ),
+    "a word without a token": (
+        Metric.ENTITY_F1,
+        lambda lines: lines[3].update(words=["the", "\u200b", "cat", "sat"]),
+        r"line 4: words: '\u200b' has no token",
+    ),
+    "words without end": (
+        Metric.TOKEN_ACCURACY,
+        lambda lines: lines[3].update(words=["cat"] * 99, labels=["LABEL_0"] * 99),
+        "line 4: words: they are more tokens than the 40 of a text",
+    ),
+    "labels of another model": (
+        Metric.TOKEN_ACCURACY,
+        lambda lines: lines[3].update(labels=["B-PER", "O", "O", "O"]),
+        "line 4: labels: 'B-PER' is none of LABEL_0",
     ),
     "a document that is not there": (
         Metric.RETRIEVAL_NDCG10,

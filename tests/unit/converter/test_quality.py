@@ -46,6 +46,32 @@ def test_macro_f1_and_accuracy_are_those_of_scikit_learn() -> None:
     assert quality.VALUES[Metric.ACCURACY](rows) == metrics.accuracy_score(true, answered)
 
 
+ENTITIES: dict[str, tuple[str, set[tuple[str, int, int]]]] = {
+    "none": ("O O O", set()),
+    "one word": ("O B-PER O", {("PER", 1, 2)}),
+    "several words": ("B-ORG I-ORG I-ORG O", {("ORG", 0, 3)}),
+    "two side by side": ("B-PER B-PER I-PER", {("PER", 0, 1), ("PER", 1, 3)}),
+    "another kind begins by itself": ("B-PER I-ORG I-ORG", {("PER", 0, 1), ("ORG", 1, 3)}),
+    "begun without a beginning": ("O I-LOC I-LOC O I-LOC", {("LOC", 1, 3), ("LOC", 4, 5)}),
+    "at the end": ("O O B-MISC I-MISC", {("MISC", 2, 4)}),
+    "without prefixes": ("noun noun verb O noun", {("noun", 0, 2), ("verb", 2, 3), ("noun", 4, 5)}),
+    "a kind with a dash": ("B-per-son I-per-son", {("per-son", 0, 2)}),
+}
+
+
+@pytest.mark.parametrize("case", ENTITIES, ids=lambda case: case.replace(" ", "-"))
+def test_entities_are_those_of_conll(case: str) -> None:
+    labels, found = ENTITIES[case]
+    assert quality.entities(labels.split()) == found
+
+
+def test_f1_of_entities_is_over_all_of_them_and_nothing_to_find_is_nothing() -> None:
+    rows = np.array([[2, 3, 2], [0, 1, 4], [1, 1, 1]], np.float64)
+    assert quality.VALUES[Metric.ENTITY_F1](rows) == pytest.approx(2 * 3 / (5 + 7))
+    assert quality.VALUES[Metric.ENTITY_F1](np.zeros((4, 3))) == 0.0
+    assert quality.VALUES[Metric.TOKEN_ACCURACY](np.array([[3, 4], [2, 6]], np.float64)) == 0.5
+
+
 @pytest.mark.parametrize("documents", [3, 10, 60])
 def test_ndcg_is_that_of_scikit_learn_and_by_chance_the_mean_over_all_orders(documents: int) -> None:
     relevant = np.arange(documents) < min(12, documents - 1)
