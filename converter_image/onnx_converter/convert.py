@@ -275,7 +275,7 @@ def write_graphs(
                     shutil.copyfile(path, target / path.name)
                 continue
             requests = calibration.requests(checkpoint, texts)
-            sensitive |= quantize.quantise(part, exported / file, target / file, requests)
+            sensitive |= quantize.quantise(part, exported / file, target / file, requests, is_last=is_last)
     if len(files) > 1:
         share.share(target, files)
     return sensitive

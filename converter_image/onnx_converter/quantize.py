@@ -46,18 +46,24 @@ def opset_of(spec: ConversionSpec) -> int:
 
 
 def quantise(
-    spec: ConversionSpec, source: Path, target: Path, requests: Iterable[dict[str, NDArray[Any]]] = ()
+    spec: ConversionSpec,
+    source: Path,
+    target: Path,
+    requests: Iterable[dict[str, NDArray[Any]]] = (),
+    *,
+    is_last: bool = False,
 ) -> dict[str, float]:
     """The graph of a scheme that the export does not settle; int8-static measures its activations on the requests.
 
-    Tells the layers that were left as they are since they moved too far, and how far.
+    The last time, what the source holds may be given back before the target is written. Tells the layers that were left
+    as they are since they moved too far, and how far.
     """
     if spec.scheme is Scheme.INT8_STATIC:
         return int8_static(spec, source, target, requests)
     if spec.scheme is Scheme.INT8_DYNAMIC:
         int8_dynamic(source, target)
     else:
-        weight_only(spec, source, target, requests)
+        weight_only(spec, source, target, requests, is_last=is_last)
     return {}
 
 
@@ -165,7 +171,12 @@ def layers_of(graph: onnx.GraphProto, exclude: Iterable[str]) -> list[str]:
 
 
 def weight_only(
-    spec: ConversionSpec, source: Path, target: Path, requests: Iterable[dict[str, NDArray[Any]]] = ()
+    spec: ConversionSpec,
+    source: Path,
+    target: Path,
+    requests: Iterable[dict[str, NDArray[Any]]] = (),
+    *,
+    is_last: bool = False,
 ) -> None:
     """Weights as whole numbers in blocks, each with a scale; the multiplication itself takes floats."""
     from onnxruntime.quantization.matmul_nbits_quantizer import (  # noqa: PLC0415  its import sets up logging for all
@@ -206,10 +217,12 @@ def weight_only(
         return made
 
     try:
-        _replace_layers(model.graph, source.parent, head if spec.keep_output_head else None, quantised)
+        spent = _replace_layers(model.graph, source.parent, head if spec.keep_output_head else None, quantised)
     except Exception as error:
         raise _given_up(error) from error
     _refuse_unquantised(model, "MatMulNBits")
+    if is_last:
+        wire.give_back(spent, source.parent)
     if all(item.domain != "com.microsoft" for item in model.opset_import):
         model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     if is_large:
@@ -233,8 +246,11 @@ def _replace_layers(
     folder: Path,
     spared: str | None,
     quantised: Callable[[onnx.NodeProto, NDArray[Any]], onnx.GraphProto],
-) -> None:
-    """Every layer but one, one after the other, so that one weight at a time is read from the folder."""
+) -> list[onnx.TensorProto]:
+    """Every layer but one, one after the other, so that one weight at a time is read from the folder.
+
+    Gives the weights that nothing reads any more.
+    """
     constants = {tensor.name: tensor for tensor in graph.initializer}
     # A weight that words in and out share lies there once, and is turned on the way to the layer.
     turned = {
@@ -259,6 +275,7 @@ def _replace_layers(
     del graph.node[:], graph.initializer[:]
     graph.node.extend(node for node in nodes if node.output[0] not in turned or node.output[0] in read)
     graph.initializer.extend([*kept, *made.values()])
+    return [tensor for name, tensor in constants.items() if name not in read]
 
 
 def _layer_of(

@@ -6,7 +6,9 @@ refers to it as ONNX refers to weights in another file. Refuses a file that is n
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+import os
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import numpy as np
@@ -18,7 +20,7 @@ from onnx.external_data_helper import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -31,6 +33,8 @@ _RAW: Final = TensorProto.RAW_DATA_FIELD_NUMBER
 #: Smaller ones, numbers of shapes above all, are read and written with the graph.
 LARGE: Final = 4096
 _BYTES: Final = 2
+#: FALLOC_FL_PUNCH_HOLE with FALLOC_FL_KEEP_SIZE.
+_PUNCH: Final = 3
 #: Bytes of a field by its wire type; the others tell theirs.
 _FIXED: Final = {1: 8, 5: 4}
 
@@ -120,6 +124,23 @@ def mapped(tensor: TensorProto, folder: Path) -> NDArray[Any]:
     info, dtype = ExternalDataInfo(tensor), helper.tensor_dtype_to_np_dtype(tensor.data_type)
     there: NDArray[Any] = np.memmap(folder / info.location, dtype, "r", info.offset or 0, tuple(tensor.dims))
     return there
+
+
+def give_back(tensors: Iterable[TensorProto], folder: Path) -> None:
+    """What weights in files of the folder take on disk; the files stay as long as they were, and read as zeros there.
+
+    Where the file system cannot, they stay as they are: space is all that is at stake.
+    """
+    fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+    fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    for tensor in tensors:
+        if uses_external_data(tensor):
+            info = ExternalDataInfo(tensor)
+            descriptor = os.open(folder / info.location, os.O_RDWR)
+            try:
+                fallocate(descriptor, _PUNCH, info.offset or 0, info.length)
+            finally:
+                os.close(descriptor)
 
 
 def _fields(data: Buffer, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:

@@ -15,7 +15,7 @@ from onnx_converter.reasons import StepFailedError
 from onnx_converter.spec import ConversionSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -28,12 +28,12 @@ MATRICES = {
 }
 
 
-def write(path: Path, layers: Sequence[onnx.NodeProto]) -> Path:
+def write(path: Path, layers: Sequence[onnx.NodeProto], matrices: Mapping[str, tuple[int, ...]] = MATRICES) -> Path:
     """A language model of a table of words, the layers, and the same table turned before the logits."""
     random = np.random.default_rng(0)
     tensors = [
         numpy_helper.from_array(random.standard_normal(shape, dtype=np.float32) / 4, name)
-        for name, shape in MATRICES.items()
+        for name, shape in matrices.items()
     ]
     nodes = [
         helper.make_node("Gather", ["table", "input_ids"], ["words"], name="words"),
@@ -116,3 +116,27 @@ def test_the_same_graph_gives_the_same_bytes(tmp_path: Path) -> None:
         )
         found.append((tmp_path / f"{number}.onnx").read_bytes())
     assert found[0] == found[1]
+
+
+def test_the_last_time_weights_that_nothing_reads_any_more_are_given_back_before_the_graph_is_written(
+    tmp_path: Path,
+) -> None:
+    spec = ConversionSpec.model_validate({"scheme": "int4-weight-only"})
+    wide = MATRICES | {"up": (WIDTH, 8192), "down": (8192, WIDTH)}
+    layers = [
+        helper.make_node("MatMul", ["words", "up"], ["between"], name="up"),
+        helper.make_node("MatMul", ["between", "down"], ["last"], name="down"),
+    ]
+    found = {}
+    for is_last in (False, True):
+        folder = tmp_path / str(is_last)
+        folder.mkdir()
+        source = write(folder / "source.onnx", layers, wide)
+        before = source.stat()
+        quantize.quantise(spec, source, folder / "target.onnx", is_last=is_last)
+        assert source.stat().st_size == before.st_size
+        # The layers are nearly all of the file; the table of words is still read.
+        found[is_last] = (folder / "target.onnx").read_bytes(), source.stat().st_blocks / before.st_blocks
+    assert found[False][0] == found[True][0]
+    assert found[False][1] == 1
+    assert found[True][1] < 0.2
