@@ -26,9 +26,10 @@ def pretend(onnxruntime: Any) -> None:
     real: Any = onnxruntime.InferenceSession
 
     class Session(real):  # type: ignore[misc]  # known at run time alone
-        def __init__(self, path: Path, options: Any, providers: list[str]) -> None:
+        def __init__(self, path: Path, options: Any, providers: list[Any]) -> None:
             super().__init__(path, options, providers=[CPU])
-            self._pretended = providers
+            # Some are told how to compute, too.
+            self._pretended = [one if isinstance(one, str) else one[0] for one in providers]
 
         def get_providers(self) -> list[str]:
             return self._pretended
