@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import helper, numpy_helper
 
-from onnx_converter import wire
+from onnx_converter import inner, wire
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    import onnxruntime
     from numpy.typing import NDArray
 
 _HIGHEST: Final = 15
@@ -47,19 +47,13 @@ class Inputs:
 
     @classmethod
     def of(cls, source: Path, requests: Sequence[dict[str, NDArray[Any]]]) -> Self:
-        model, bare = wire.outline(source), source.with_name(f"inputs-{source.name}")
-        known = {tensor.name for tensor in model.graph.initializer}
+        graph = wire.outline(source).graph
+        known = {tensor.name for tensor in graph.initializer}
         # A weight that words in and out share is turned on the way to its layer.
-        known |= {node.output[0] for node in model.graph.node if node.op_type == "Transpose" and node.input[0] in known}
-        layers = (node for node in model.graph.node if node.op_type in ("MatMul", "Gemm") and node.input[1] in known)
+        known |= {node.output[0] for node in graph.node if node.op_type == "Transpose" and node.input[0] in known}
+        layers = (node for node in graph.node if node.op_type in ("MatMul", "Gemm") and node.input[1] in known)
         names = list(dict.fromkeys(node.input[0] for node in layers))
-        del model.graph.output[:]
-        model.graph.output.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
-        onnx.save(model, bare)
-        try:
-            return cls(onnxruntime.InferenceSession(bare, providers=["CPUExecutionProvider"]), requests, names)
-        finally:
-            bare.unlink()
+        return cls(inner.session_of(source, names), requests, names)
 
     def moment(self, name: str, width: int) -> Matrix:
         """(width, width): the sum of the outer products of all rows that went in."""

@@ -121,13 +121,12 @@ def int8_static(
         found = sensitivity.errors(source, chosen, asked, spec.activations or Activations.UINT8)
         sensitive = {layer: error for layer, error in found.items() if error > spec.max_layer_error}
         chosen = [layer for layer in chosen if layer not in sensitive]
-    if not chosen:
-        # Without names the quantizer would take every product there is.
-        raise StepFailedError(
-            SPEC_IMPOSSIBLE,
-            f"quantization.maxLayerError {spec.max_layer_error:g} leaves no layer to quantise, the best of them moves "
-            f"by {min(sensitive.values()):.3g}: allow more, or use scheme none",
-        )
+        if not chosen:
+            raise StepFailedError(
+                SPEC_IMPOSSIBLE,
+                f"quantization.maxLayerError {spec.max_layer_error:g} leaves no layer to quantise, the best of them "
+                f"moves by {min(sensitive.values()):.3g}: allow more, or use scheme none",
+            )
     try:
         quantize_static(
             source,

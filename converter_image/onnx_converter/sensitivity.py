@@ -9,11 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import onnx
-import onnxruntime
-from onnx import helper
 
-from onnx_converter import wire
+from onnx_converter import inner, wire
 from onnx_converter.spec import Activations
 
 if TYPE_CHECKING:
@@ -31,17 +28,11 @@ def errors(
     source: Path, layers: Sequence[str], requests: Sequence[dict[str, NDArray[Any]]], activations: Activations
 ) -> dict[str, float]:
     """For each layer the length of what its answer moves by, as a share of the length of the answer, over all texts."""
-    model, bare = wire.outline(source), source.with_name(f"inputs-{source.name}")
-    nodes = {node.name: node for node in model.graph.node if node.name in layers}
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    graph = wire.outline(source).graph
+    nodes = {node.name: node for node in graph.node if node.name in layers}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
     given = sorted({node.input[0] for node in nodes.values()})
-    del model.graph.output[:]
-    model.graph.output.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in given)
-    onnx.save(model, bare)
-    try:
-        session = onnxruntime.InferenceSession(bare, providers=["CPUExecutionProvider"])
-    finally:
-        bare.unlink()
+    session = inner.session_of(source, given)
     ranges = dict.fromkeys(given, (0.0, 0.0))
     for request in requests:
         for name, values in zip(given, session.run(given, request), strict=True):

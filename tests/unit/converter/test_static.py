@@ -136,7 +136,7 @@ def test_a_layer_that_rounding_moves_too_far_stays_in_floats_and_is_named(tmp_pa
     strict = spec.model_copy(update={"max_layer_error": 1e-6})
     with pytest.raises(StepFailedError, match=r"maxLayerError 1e-06 leaves no layer .* allow more"):
         quantize.quantise(strict, source, tmp_path / "none.onnx", requests())
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith("inputs-")]
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("inner-")]
 
 
 @pytest.mark.parametrize("layer", LAYERS)
