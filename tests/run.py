@@ -7,6 +7,7 @@ ran no test counts as failed.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,8 @@ import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import architectures
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,6 +87,10 @@ def step(name: str, *command: str) -> bool:
 
 def main(wanted: list[str]) -> int:
     reports = Path(os.environ.get("TEST_REPORTS") or tempfile.mkdtemp(prefix="onnx-operator-reports-"))
+    matrix = reports / "architectures"
+    shutil.rmtree(matrix, ignore_errors=True)
+    matrix.mkdir(parents=True)
+    os.environ[architectures.FOLDER] = str(matrix)
     broken = [name for name in ("venv", "lint") if not step(name, "make", "--no-print-directory", name)]
     total = Counts()
     lines = []
@@ -97,6 +104,9 @@ def main(wanted: list[str]) -> int:
         if not ok or not tier.passed:
             broken.append(name)
         total += tier
+    rows = architectures.rows(matrix)
+    (reports / "architectures.md").write_text(architectures.table(rows))
+    lines.append(f"{len(rows)} architectures and tasks by every scheme: {reports / 'architectures.md'}")
     print("\n" + "\n".join(lines))
     if broken:
         print(f"not green: {', '.join(broken)}")

@@ -15,6 +15,7 @@ import transformers
 from checkpoints import SHAPES, TINY_LENGTH, change_json, tiny, tiny_clip, tiny_sentence
 from onnx_converter import calibration, load, quantize, texts
 from onnx_converter.spec import AS_EXPORTED, ConversionSpec, Scheme, Task
+from unit.converter import matrix
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,6 +58,7 @@ def test_the_graph_of_every_architecture_and_task_agrees_with_torch(
     assert float(validated["parity"]["minCosine"]) > 0.99999
     assert (validated["parity"]["minLabelAgreement"] is None) == (head in ("encoder", "embedder"))
     assert set(validated["placement"]) == {CPU}
+    matrix.fill(architecture, line, digest, converted, validated)
 
 
 def test_the_encoder_for_texts_of_a_whole_clip_gives_the_vectors_that_are_compared_with_images(

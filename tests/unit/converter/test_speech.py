@@ -22,6 +22,7 @@ from onnx_converter.contest import Candidate, Original
 from onnx_converter.progress import Progress
 from onnx_converter.spec import ConversionSpec, Parity, Provider, Scheme, Task
 from onnx_operator.prober.golden import GoldenError, read_golden
+from unit.converter import matrix
 from unit.converter.test_decoders import forget, instead
 from unit.converter.test_encoder_decoders import (
     GRAPHS,
@@ -84,6 +85,12 @@ def test_the_graphs_agree_with_torch_over_every_sound_and_length(heard: Heard) -
     for past in (0, 1, 2, 17, ANSWER_LENGTH - 1):
         assert [name for name in asked if f"past {past}," in name]
     assert_no_weight_lies_twice(heard.bench.good)
+
+
+def test_every_scheme_of_it_is_judged(heard: Heard) -> None:
+    told, bench = heard.told, heard.bench
+    bench.restore()
+    matrix.fill("whisper", bench.line, bench.digest, told, told["validated"], maxSequenceLength=ANSWER_LENGTH)
 
 
 def test_the_artifact_brings_what_hears_and_what_writes(heard: Heard) -> None:

@@ -1,0 +1,80 @@
+"""Every scheme of one architecture by the gate, with the tolerances that users get: a row of the reference."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
+
+import architectures
+from onnx_converter import convert, parity, report, texts, validate
+from onnx_converter.contest import Candidate, Original
+from onnx_converter.heads import parts_of
+from onnx_converter.progress import Progress
+from onnx_converter.spec import AS_EXPORTED, ConversionSpec, Parity, Provider, Scheme, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from unit.converter.steps import Line
+
+#: What such a graph may end with: everything else is a fault of the converter's.
+JUDGED = {"Validated", "ParityFailed"}
+
+
+def fill(
+    architecture: str, line: Line, digest: str, converted: Mapping[str, Any], told: Mapping[str, Any], **spec: Any
+) -> dict[str, dict[str, Any]]:
+    """Quantises what was converted with scheme none, judges each, and keeps the row; what the validation told is its
+    first cell."""
+    graphs = line.work / "graph" / Provider.CPU
+    original = Remembering.of(Original.load(line.checkpoint(digest), Task.AUTO, spec.get("maxSequenceLength")))
+    cells = {"none": {"reason": "Validated", **told["parity"]}}
+    for name in architectures.SCHEMES:
+        scheme = Scheme(name)
+        if scheme not in AS_EXPORTED and not (scheme is Scheme.INT8_STATIC and original.checkpoint.cache):
+            cells[scheme] = judged(original, scheme, graphs, line.root / scheme)
+    route = converted["graphs"][Provider.CPU]["route"]
+    architectures.note(
+        {"architecture": architecture, "task": converted["task"], "route": route, "cells": cells},
+    )
+    assert {cell["reason"] for cell in cells.values()} <= JUDGED
+    assert all(float(cell["minCosine"]) < 0.99999 for scheme, cell in cells.items() if scheme != "none"), "quantised"
+    return cells
+
+
+def judged(original: Original, scheme: Scheme, exported: Path, target: Path) -> dict[str, Any]:
+    """One cell."""
+    convert.write_graphs(original.checkpoint, ConversionSpec(scheme=scheme), texts.ALL, exported, target)
+    candidate = Candidate.load([target / part.file for part in parts_of(original.checkpoint)], Provider.CPU)
+    tolerance = parity.tolerance_of(Parity(), scheme, original.checkpoint.task)
+    judgement = validate.judge(original, candidate, tolerance, Progress("validate", io.StringIO()))
+    measured = judgement.total
+    assert measured is not None, judgement.message
+    return {
+        "reason": judgement.reason.name,
+        "maxAbsolute": report.number(measured.max_absolute),
+        "minCosine": report.cosine(measured.min_cosine),
+        "minLabelAgreement": measured.label_agreement,
+    }
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Remembering(Original):
+    """The original, asked once what it is asked for each scheme."""
+
+    known: dict[object, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, original: Original) -> Remembering:
+        return cls(original.checkpoint, original.wrapper)
+
+    @override
+    def answer(self, sample: Any) -> Any:
+        key = tuple((name, values.shape, values.tobytes()) for name, values in sample.tensors.items())
+        if key not in self.known:
+            self.known[key] = Original.answer(self, sample)
+        return self.known[key]
