@@ -8,9 +8,15 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import onnx
 from onnx import helper
-from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
+from onnx.external_data_helper import (
+    ExternalDataInfo,
+    load_external_data_for_model,
+    set_external_data,
+    uses_external_data,
+)
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from typing_extensions import override
 
@@ -19,7 +25,7 @@ from onnx_converter.reasons import EXPORT_FAILED, SPEC_IMPOSSIBLE, StepFailedErr
 from onnx_converter.spec import Activations, Algorithm, Provider, Scheme
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Container, Iterable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -70,15 +76,17 @@ def quantise(
 def int8_dynamic(source: Path, target: Path) -> None:
     # By its path: of a model in memory the quantizer makes two copies more. The weights stay in the source.
     model, bare = wire.outline(source), source.with_name(f"bare-{source.name}")
+    beside, is_large = bare.with_suffix(".data"), _is_large(model, source)
     # The quantizer transposes weights and leaves the shapes written beside them as they were.
     del model.graph.value_info[:]
-    onnx.save(model, bare)
     try:
+        _turn(model.graph, beside)
+        onnx.save(model, bare)
         quantize_dynamic(
             bare,
             target,
             # A quarter of what was too large for one file may be, too.
-            use_external_data_format=_is_large(model, source),
+            use_external_data_format=is_large,
             op_types_to_quantize=_OPERATORS,
             weight_type=QuantType.QInt8,
             per_channel=True,
@@ -91,8 +99,36 @@ def int8_dynamic(source: Path, target: Path) -> None:
     except Exception as error:
         raise _given_up(error) from error
     finally:
-        bare.unlink()
+        for path in (bare, beside):
+            path.unlink(missing_ok=True)
     _refuse_unquantised(wire.outline(target), "MatMulInteger", "DynamicQuantizeMatMul", "QLinearMatMul")
+
+
+def _turn(graph: onnx.GraphProto, beside: Path) -> None:
+    """A weight that words in and out share becomes one for each, as the quantizer leaves out what is not constant: it
+    would be multiplied in floats, and turned anew for every token.
+    """
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in [node for node in graph.node if turned_by(node, constants)]:
+        matrix = wire.mapped(constants[node.input[0]], beside.parent)
+        tensor = graph.initializer.add(name=node.output[0], dims=matrix.shape[::-1])
+        tensor.data_type = constants[node.input[0]].data_type
+        with beside.open("ab") as stream:
+            # Only what has bytes can be told where they are.
+            tensor.raw_data = b""
+            set_external_data(tensor, beside.name, offset=stream.tell(), length=matrix.nbytes)
+            tensor.ClearField("raw_data")
+            np.ascontiguousarray(matrix.T).tofile(stream)
+        graph.node.remove(node)
+
+
+def turned_by(node: onnx.NodeProto, constants: Container[str]) -> bool:
+    """Whether all that a node does is to turn a weight."""
+    return (
+        node.op_type == "Transpose"
+        and node.input[0] in constants
+        and [list(item.ints) for item in node.attribute] == [[1, 0]]
+    )
 
 
 class _Requests(CalibrationDataReader):  # type: ignore[misc]
@@ -252,11 +288,7 @@ def _replace_layers(
     """
     constants = {tensor.name: tensor for tensor in graph.initializer}
     # A weight that words in and out share lies there once, and is turned on the way to the layer.
-    turned = {
-        node.output[0]: node.input[0]
-        for node in graph.node
-        if node.input and node.input[0] in constants and [list(item.ints) for item in node.attribute] == [[1, 0]]
-    }
+    turned = {node.output[0]: node.input[0] for node in graph.node if turned_by(node, constants)}
     nodes: list[onnx.NodeProto] = []
     made: dict[str, onnx.TensorProto] = {}
     for node in graph.node:
