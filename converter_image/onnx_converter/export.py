@@ -15,24 +15,24 @@ import onnx_ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-from onnx_converter import decoders, encoder_decoders, precision, wire
+from onnx_converter import decoders, encoder_decoders, idioms, precision, wire
+from onnx_converter.layers import SCOPES
 from onnx_converter.reasons import EXPORT_FAILED, StepFailedError, gist
 from onnx_converter.speech import FEATURES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from onnx_converter.graph import Part
     from onnx_converter.load import Checkpoint
+    from onnx_converter.spec import Provider
 
 BATCH: Final = "batch"
 SEQUENCE: Final = "sequence"
 WRITTEN_SEQUENCE: Final = "decoder_sequence"
 PAST_SEQUENCE: Final = "past_sequence"
 TOTAL_SEQUENCE: Final = "total_sequence"
-#: Where the exporter notes the path of modules that a node comes from.
-_SCOPES: Final = "pkg.torch.onnx.name_scopes"
 #: Protobuf ends at 2 GiB; beside the weights there is room for the graph itself.
 _INLINE_LIMIT: Final = 1_900_000_000
 
@@ -82,8 +82,16 @@ def axes_of(checkpoint: Checkpoint, name: str) -> dict[int, str]:
     return {0: BATCH, 1: SEQUENCE}
 
 
-def export(checkpoint: Checkpoint, part: Part, module: torch.nn.Module, opset: int) -> onnx_ir.Model:
-    """The graph in memory, its weights still those of the module."""
+def export(
+    checkpoint: Checkpoint,
+    part: Part,
+    module: torch.nn.Module,
+    opset: int,
+    provider: Provider,
+    *,
+    grow: Callable[[onnx_ir.Model], None] | None = None,
+) -> onnx_ir.Model:
+    """The graph for a provider in memory, its weights still those of the module; `grow` makes what was traced whole."""
     axes = {spec.name: axes_of(checkpoint, spec.name) for spec in part.inputs}
     sample = sample_of(checkpoint)
     try:
@@ -111,35 +119,16 @@ def export(checkpoint: Checkpoint, part: Part, module: torch.nn.Module, opset: i
             EXPORT_FAILED, f"torch's exporter returned nothing for {checkpoint.architecture} at opset {opset}"
         )
     model = program.model
-    _divide(model)
+    if grow is not None:
+        grow(model)
+        axes = {str(item.name): axes_of(checkpoint, str(item.name)) for item in model.graph.inputs}
+    idioms.settle(model, provider)
     _name_layers(model)
     precision.keep_masks_finite(model)
     ClearMetadataAndDocStringPass()(model)
     model.metadata_props.clear()
     _name_axes(model, axes)
     return model
-
-
-def _divide(model: onnx_ir.Model) -> None:
-    """By a root, instead of multiplying by its reciprocal: onnxruntime knows a norm by that and makes it one node."""
-    for node in model.graph:
-        if node.op_type != "Mul":
-            continue
-        for other, factor in (node.inputs, node.inputs[::-1]):
-            reciprocal = _maker(factor, "Reciprocal")
-            if reciprocal is None or _maker(root := reciprocal.inputs[0], "Sqrt") is None:
-                continue
-            node.op_type = "Div"
-            node.replace_input_with(0, other)
-            node.replace_input_with(1, root)
-            if not reciprocal.outputs[0].uses():
-                model.graph.remove(reciprocal, safe=True)
-            break
-
-
-def _maker(value: onnx_ir.Value | None, kind: str) -> onnx_ir.Node | None:
-    node = value.producer() if value is not None else None
-    return node if node is not None and node.op_type == kind else None
 
 
 def _name_layers(model: onnx_ir.Model) -> None:
@@ -149,7 +138,7 @@ def _name_layers(model: onnx_ir.Model) -> None:
         weights = node.inputs[1] if len(node.inputs) > 1 else None
         if node.op_type not in ("MatMul", "Gemm") or weights is None or not weights.is_initializer():
             continue
-        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+        scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
         name = scopes[-2].removeprefix("model.") if len(scopes) > 1 else ""
         if name and name not in taken:
             taken.add(name)

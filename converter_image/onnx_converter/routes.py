@@ -11,15 +11,16 @@ import copy
 import shutil
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from onnx_converter import decoders, export, fused, parity, samples
+from onnx_converter import decoders, export, fused, layers, parity, samples
 from onnx_converter.contest import Candidate, Original
 from onnx_converter.heads import modules_of, parts_of
 from onnx_converter.reasons import StepFailedError, gist
-from onnx_converter.spec import Parity, Provider, Scheme, Task
+from onnx_converter.spec import AS_EXPORTED, Parity, Provider, Scheme, Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _SMALL: Final = 4_000_000
 _WORDS: Final = 512
 _LENGTH: Final = 256
+#: Layers of each kind, and one more, so that what grows has to.
 _LAYERS: Final = 2
 #: Longest reason, since a termination message holds them all.
 _TOLD: Final = 200
@@ -82,29 +84,37 @@ ROUTES: Final = (
 
 
 def make(checkpoint: Checkpoint, source: Path, folder: Path, goal: Goal) -> Made:
-    """The graphs as they come from torch, in a folder below the given one that the route is named after."""
+    """The graphs as they come from torch, in a folder of their own below the given one."""
     refused: list[tuple[str, str]] = []
     for route in ROUTES:
-        target = folder / route.name
+        # As idioms.settle tells providers apart.
+        target = folder / ("cpu" if goal.provider is Provider.CPU else "others") / route.name
         reason = route.misses(checkpoint, goal)
         # Another provider's graphs may have come by it.
         if reason is None and not target.exists():
-            if route is ROUTES[-1]:
-                _export(route, checkpoint, source, target, goal)
-            else:
-                reason = _proved(route, checkpoint, source, target, goal)
+            reason = _made(route, checkpoint, source, target, goal)
         if reason is None:
             return Made(route.name, tuple(refused), target)
         refused.append((route.name, reason[:_TOLD]))
     raise AssertionError("the last route misses nothing")
 
 
-def _proved(route: Route, checkpoint: Checkpoint, source: Path, folder: Path, goal: Goal) -> str | None:
-    """Makes the graphs, or says why not."""
+def _made(route: Route, checkpoint: Checkpoint, source: Path, folder: Path, goal: Goal) -> str | None:
+    """Makes the graphs, or says why not: from a few layers where that is shown to be right, else from all of them."""
+    reason = _proved(route, checkpoint, source, folder, goal, grows=True) if layers.is_deep(checkpoint) else "not deep"
+    if reason is not None and route is ROUTES[-1]:
+        _export(route, checkpoint, source, folder, goal)
+        return None
+    return reason and _proved(route, checkpoint, source, folder, goal)
+
+
+def _proved(
+    route: Route, checkpoint: Checkpoint, source: Path, folder: Path, goal: Goal, *, grows: bool = False
+) -> str | None:
     try:
-        reason = tried(route, checkpoint, source, folder, goal)
+        reason = tried(route, checkpoint, source, folder, goal, grows=grows)
         if reason is None and not folder.exists():
-            _export(route, checkpoint, source, folder, goal)
+            _export(route, checkpoint, source, folder, goal, grows=grows)
     except (OSError, MemoryError):
         # Of the machine and not of the route: which one is taken must not depend on where.
         raise
@@ -115,19 +125,26 @@ def _proved(route: Route, checkpoint: Checkpoint, source: Path, folder: Path, go
     return reason
 
 
-def _export(route: Route, checkpoint: Checkpoint, source: Path, folder: Path, goal: Goal) -> None:
+def _export(
+    route: Route, checkpoint: Checkpoint, source: Path, folder: Path, goal: Goal, *, grows: bool = False
+) -> None:
     folder.mkdir(parents=True)
-    with route.traced(checkpoint.model):
-        for part, module in zip(parts_of(checkpoint), modules_of(checkpoint, source), strict=True):
-            export.save(export.export(checkpoint, part, module, goal.opset), folder / part.file)
+    whole: AbstractContextManager[layers.Shallow | None] = nullcontext()
+    with route.traced(checkpoint.model), layers.shallow(checkpoint) if grows else whole as few:
+        traced = checkpoint if few is None else few.checkpoint
+        grow = None if few is None else partial(layers.grow, few=few, cache=checkpoint.cache)
+        for part, module in zip(parts_of(traced), modules_of(traced, source), strict=True):
+            export.save(export.export(traced, part, module, goal.opset, goal.provider, grow=grow), folder / part.file)
 
 
-def tried(route: Route, checkpoint: Checkpoint, source: Path, folder: Path, goal: Goal) -> str | None:
+def tried(
+    route: Route, checkpoint: Checkpoint, source: Path, folder: Path, goal: Goal, *, grows: bool = False
+) -> str | None:
     """Why the route is not to be taken; of a small model the graphs that were tried stay, as they are those wanted."""
     trial = shrunk(checkpoint)
     place = folder if trial is checkpoint else folder.with_name(f"{folder.name}-tried")
     try:
-        _export(route, trial, source, place, goal)
+        _export(route, trial, source, place, goal, grows=grows)
         original = Original(trial, decoders.wrap(trial.model, trial.max_sequence_length))
         candidate = Candidate.load([place / part.file for part in parts_of(trial)], Provider.CPU)
         measured = parity.total(
@@ -137,7 +154,8 @@ def tried(route: Route, checkpoint: Checkpoint, source: Path, folder: Path, goal
     finally:
         if place is not folder:
             shutil.rmtree(place, ignore_errors=True)
-    return next(iter(parity.violations(measured, parity.tolerance_of(Parity(), Scheme.NONE, trial.task))), None)
+    scheme = goal.scheme if goal.scheme in AS_EXPORTED else Scheme.NONE
+    return next(iter(parity.violations(measured, parity.tolerance_of(Parity(), scheme, trial.task))), None)
 
 
 def shrunk(checkpoint: Checkpoint) -> Checkpoint:
@@ -147,12 +165,12 @@ def shrunk(checkpoint: Checkpoint) -> Checkpoint:
         return checkpoint
     kinds = list(dict.fromkeys(getattr(config, "layer_types", None) or ()))
     less: dict[str, Any] = {
-        "num_hidden_layers": min(config.num_hidden_layers, max(_LAYERS, len(kinds))),
+        "num_hidden_layers": min(config.num_hidden_layers, _LAYERS * max(1, len(kinds)) + 1),
         "vocab_size": min(config.vocab_size, _WORDS),
         **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),
     }
     if kinds:
-        less["layer_types"] = (kinds * _LAYERS)[: less["num_hidden_layers"]]
+        less["layer_types"] = (kinds * (_LAYERS + 1))[: less["num_hidden_layers"]]
     if hasattr(config, "intermediate_size"):
         less["intermediate_size"] = min(config.intermediate_size, _LENGTH)
     for name, value in less.items():

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from checkpoints import ANSWER_LENGTH, WEIGHTS, tiny_decoder, tiny_encoder_decoder, tiny_sentence
 from onnx_converter import export, load, precision
 from onnx_converter.heads import modules_of, parts_of
-from onnx_converter.spec import Scheme, Task
+from onnx_converter.spec import Provider, Scheme, Task
 from unit.converter.test_gate import CPU
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def test_keys_and_values_of_bfloat16_are_float32_at_the_border_and_bfloat16_insi
 def exported(folder: Path, dtype: torch.dtype) -> onnx_ir.Model:
     checkpoint = load.load(folder, Task.AUTO, None, dtype)
     (part,), (module,) = parts_of(checkpoint), modules_of(checkpoint, folder)
-    return export.export(checkpoint, part, module, 18)
+    return export.export(checkpoint, part, module, 18, Provider.CPU)
 
 
 def test_bfloat16_on_the_cpu_is_refused_before_anything_is_loaded(tmp_path: Path, line: Line) -> None:

@@ -80,8 +80,8 @@ def test_providers_that_differ_in_what_covers_them_have_graphs_by_different_rout
 ) -> None:
     source = tiny_decoder(tmp_path / "model")
     checkpoint, made = load.load(source, Task.AUTO, None), []
-    monkeypatch.setattr(routes, "tried", lambda *_: None)
-    monkeypatch.setattr(routes, "_export", lambda *given: given[3].mkdir(parents=True))
+    monkeypatch.setattr(routes, "tried", lambda *_, **__: None)
+    monkeypatch.setattr(routes, "_export", lambda *given, **_: given[3].mkdir(parents=True))
     for provider in (Provider.CPU, Provider.CUDA, Provider.CPU):
         goal = Goal(provider, Scheme.NONE, 18)
         made.append(routes.make(checkpoint, source, tmp_path / "exported", goal))
@@ -97,8 +97,8 @@ def test_a_large_model_is_tried_as_a_small_one_with_a_layer_of_each_kind_and_a_w
     large = load.load(folder, Task.AUTO, None)
     monkeypatch.setattr(routes, "_SMALL", 0)
     small = routes.shrunk(large)
-    assert small.model.config.layer_types == ["sliding_attention", "full_attention"]
-    assert len(small.cache) == 4
+    assert small.model.config.layer_types == ["sliding_attention", "full_attention", "sliding_attention"]
+    assert len(small.cache) == 6
     assert len(large.cache) == 6
     assert small.max_sequence_length > small.model.config.sliding_window
     windowless = Route("windowless", FUSED.misses, without_windows)

@@ -1,0 +1,107 @@
+"""A graph that was grown from a few layers is the one that comes of all of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+from checkpoints import tiny_decoder
+from onnx_converter import layers, load, routes
+from onnx_converter.routes import Goal
+from onnx_converter.spec import Provider, Scheme, Task
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from onnx_converter.load import Checkpoint
+
+FUSED, TRACE = routes.ROUTES
+GOAL = Goal(Provider.CPU, Scheme.NONE, 18)
+#: One of them is only like itself, and is not the last.
+KINDS = ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
+
+
+def checkpoint_of(folder: Path, name: str = "llama", depth: int = 5, **sizes: Any) -> Checkpoint:
+    sizes |= {"n_layer" if name == "gpt2" else "num_hidden_layers": depth}
+    return load.load(tiny_decoder(folder, name, **sizes), Task.AUTO, None)
+
+
+def answers(folder: Path) -> dict[str, Any]:
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=[Provider.CPU])
+    random = np.random.default_rng(0)
+    given: dict[str, Any] = {
+        "input_ids": np.array([[5, 6, 7], [8, 9, 10]]),
+        "attention_mask": np.ones((2, 7), np.int64),
+    }
+    given["attention_mask"][1, :2] = 0
+    for item in session.get_inputs()[2:]:
+        given[item.name] = random.standard_normal((2, item.shape[1], 4, item.shape[3]), dtype=np.float32)
+    return dict(zip((item.name for item in session.get_outputs()), session.run(None, given), strict=True))
+
+
+@pytest.mark.parametrize("route", [FUSED, TRACE], ids=lambda route: route.name)
+def test_it_answers_as_the_one_that_was_traced_whole_to_the_last_bit(route: routes.Route, tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(tmp_path / "model")
+    for grows in (True, False):
+        routes._export(route, checkpoint, tmp_path / "model", tmp_path / str(grows), GOAL, grows=grows)
+    grown, whole = (onnx.load(tmp_path / str(grows) / "model.onnx").graph for grows in (True, False))
+    # What each layer makes of the same lengths is made once, so of some others there are fewer.
+    for kind in ("MatMul", "MultiHeadAttention", "Softmax", "RotaryEmbedding", "ReduceMean"):
+        assert len({node.name for node in grown.node if node.op_type == kind}) == sum(
+            node.op_type == kind for node in whole.node
+        )
+    layers_of = [{node.name for node in graph.node if "_proj" in node.name} for graph in (grown, whole)]
+    assert layers_of[0] == layers_of[1]
+    assert "model.layers.4.self_attn.q_proj" in layers_of[0]
+    assert [item.name for item in grown.input] == [item.name for item in whole.input]
+    wanted, found = answers(tmp_path / "False"), answers(tmp_path / "True")
+    assert list(found) == list(wanted)
+    assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
+    assert checkpoint.model.config.num_hidden_layers == len(checkpoint.model.model.layers) == 5, (
+        "the model is as before"
+    )
+
+
+@pytest.mark.parametrize("kind", ["by their configuration", "by themselves"])
+def test_layers_of_several_kinds_are_each_what_they_are(kind: str, tmp_path: Path) -> None:
+    if kind == "by themselves":
+        checkpoint = checkpoint_of(tmp_path / "model")
+        checkpoint.model.model.layers[3].self_attn.scaling = 0.05
+    else:
+        checkpoint = checkpoint_of(tmp_path / "model", "gemma3_text", layer_types=KINDS)
+    plan = layers._plan(checkpoint)
+    assert plan is not None
+    assert plan[2:] == ([0, 3], [0, 0, 0, 1, 0])
+    # Small enough to be the trial itself.
+    assert routes.tried(FUSED, checkpoint, tmp_path / "model", tmp_path / "graph", GOAL, grows=True) is None
+
+
+def test_layers_that_compute_with_their_number_are_traced_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = LlamaDecoderLayer.forward
+
+    def counting(layer: Any, *given: Any, **named: Any) -> Any:
+        return original(layer, *given, **named) * (1 + layer.self_attn.layer_idx)
+
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", counting)
+    checkpoint = checkpoint_of(tmp_path / "model", depth=3)
+    with pytest.raises(layers.UnlikeError, match="two layers of one kind came out differently"):
+        routes._export(FUSED, checkpoint, tmp_path / "model", tmp_path / "grown", GOAL, grows=True)
+    assert routes.make(checkpoint, tmp_path / "model", tmp_path / "made", GOAL).route == FUSED.name
+
+
+def test_layers_that_were_told_their_number_are_all_of_a_kind_of_their_own(tmp_path: Path) -> None:
+    assert layers.is_deep(checkpoint_of(tmp_path / "alike", "gpt2"))
+    assert not layers.is_deep(checkpoint_of(tmp_path / "scaled", "gpt2", scale_attn_by_inverse_layer_idx=True))
+
+
+def test_a_model_that_is_no_deeper_than_two_layers_of_each_kind_is_traced_as_it_is(tmp_path: Path) -> None:
+    assert not layers.is_deep(load.load(tiny_decoder(tmp_path / "model"), Task.AUTO, None))
+    with layers.shallow(load.load(tmp_path / "model", Task.AUTO, None)) as few:
+        assert few is None
