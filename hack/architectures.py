@@ -26,9 +26,11 @@ the CPU; `make test` leaves the same table beside its reports, and `make archite
 weights may quantise better or worse: your own checkpoint is measured before it is served, and its revision says what
 came out.
 
-Any other encoder or language model for texts that transformers has built in is tried in the same way. Nothing is known
-of it but what the gate measures on your checkpoint, and its revision says so; what transformers has not built in is
-refused, as code of a checkpoint is never run. Of `clip` the encoder for texts is converted, the one for images is not.
+Any other encoder or language model for texts, and any other classifier of images, that transformers has built in is
+tried in the same way. Nothing is known of it but what the gate measures on your checkpoint, and its revision says so;
+what transformers has not built in is refused, as code of a checkpoint is never run. A whole `clip` is two models, one
+for each task: `image-feature-extraction` takes the encoder for images, `sentence-embedding` and `auto` the one for
+texts. Of a whole `siglip` the encoder for images is converted.
 
 Route: how the graph was made. `trace` takes whatever torch can export; `fused-attention` makes attention and rotation
 one operator each, where the model lets them be replaced. Under each scheme: the largest difference, the smallest cosine

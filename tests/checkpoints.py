@@ -181,25 +181,90 @@ def tiny(
         settings["id2label"] = {number: f"LABEL_{number}" for number in range(labels)}
         settings["label2id"] = {f"LABEL_{number}": number for number in range(labels)}
     torch.manual_seed(seed)
-    model = getattr(shape, head)(shape.config(**{**settings, **sizes}))
-    # The usual start is so small that every vector looks alike and a broken graph like a good one.
-    for name, parameter in model.named_parameters():
-        if parameter.dim() > 1 or name.endswith("classifier.weight"):
-            torch.nn.init.normal_(parameter, std=spread)
+    model = _spread(getattr(shape, head)(shape.config(**{**settings, **sizes})), spread)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
+def _spread(model: Any, spread: float) -> Any:
+    """The usual start is so small that every vector looks alike and a broken graph like a good one."""
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1 or name.endswith("classifier.weight"):
+            torch.nn.init.normal_(parameter, std=spread)
+    return model
+
+
 def tiny_clip(folder: Path) -> Path:
-    """Both towers in one checkpoint, padded with the end of a text as everybody's are."""
+    """Both towers in one checkpoint, padded with the end of a text and with the image processor of everybody's."""
     tiny(folder, "clip_text_model", "embedder")
     text = json.loads((folder / "config.json").read_text())
-    sizes = _BERT_SIZES | {"image_size": 8, "patch_size": 4}
-    config = transformers.CLIPConfig(text_config=text, vision_config=sizes, projection_dim=24)
+    config = transformers.CLIPConfig(text_config=text, vision_config=_VISION_SIZES, projection_dim=24)
     torch.manual_seed(0)
-    transformers.CLIPModel(config).save_pretrained(folder)
+    _spread(transformers.CLIPModel(config), 0.3).save_pretrained(folder)
     change_json(folder / "tokenizer_config.json", pad_token="[SEP]")  # noqa: S106  no password
+    write_json(folder / "preprocessor_config.json", _CLIP_PROCESSOR)
+    return folder
+
+
+#: Of the small models that see, in pixels.
+IMAGE_SIZE: Final = 16
+_VISION_SIZES: Final = _BERT_SIZES | {"image_size": IMAGE_SIZE, "patch_size": 4}
+_CLIP_PROCESSOR: Final = {
+    "feature_extractor_type": "CLIPFeatureExtractor",
+    "do_resize": True,
+    "size": IMAGE_SIZE,
+    "do_center_crop": True,
+    "crop_size": IMAGE_SIZE,
+    "do_normalize": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+_SQUARE_PROCESSOR: Final = {
+    "image_processor_type": "ViTImageProcessor",
+    "do_resize": True,
+    "size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.5] * 3,
+    "image_std": [0.5] * 3,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class VisionShape:
+    """The classes of one architecture that sees, and the numbers of its image processor."""
+
+    encoder: type[Any] | None
+    classifier: type[Any] | None
+    processor: Mapping[str, object]
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return tuple(name for name in ("encoder", "classifier") if getattr(self, name) is not None)
+
+
+VISION: Final[dict[str, VisionShape]] = {
+    "clip_vision_model": VisionShape(transformers.CLIPVisionModelWithProjection, None, _CLIP_PROCESSOR),
+    "siglip_vision_model": VisionShape(transformers.SiglipVisionModel, None, _SQUARE_PROCESSOR),
+    "vit": VisionShape(transformers.ViTModel, transformers.ViTForImageClassification, _SQUARE_PROCESSOR),
+}
+#: What is in no table of the converter, and built into transformers.
+UNKNOWN_VISION: Final = {
+    "deit": VisionShape(transformers.DeiTModel, transformers.DeiTForImageClassification, _SQUARE_PROCESSOR)
+}
+
+
+def tiny_vision(folder: Path, architecture: str = "clip_vision_model", head: str = "encoder") -> Path:
+    """A small model that sees; `head` is encoder or classifier (3 labels)."""
+    shape = VISION.get(architecture) or UNKNOWN_VISION[architecture]
+    labels = {"id2label": {number: f"LABEL_{number}" for number in range(3)}} if head == "classifier" else {}
+    torch.manual_seed(0)
+    kind = getattr(shape, head)
+    model = _spread(kind(kind.config_class(**_VISION_SIZES, **labels)), 0.3)
+    model.save_pretrained(folder)
+    write_json(folder / "preprocessor_config.json", shape.processor)
     return folder
 
 
@@ -760,6 +825,15 @@ def _drop_layer(folder: Path) -> None:
     _with_tensors(folder / WEIGHTS, change)
 
 
+def _seeing(spoil: Callable[[Path], None]) -> Callable[[Path], None]:
+    """The same of a model that takes images."""
+    return lambda folder: spoil(tiny_vision(folder))
+
+
+def _set_processor(**changes: object) -> Callable[[Path], None]:
+    return _seeing(lambda folder: change_json(folder / "preprocessor_config.json", **changes))
+
+
 def _deep_json(folder: Path) -> None:
     (folder / "config.json").write_text("[" * 100_000)
 
@@ -797,6 +871,41 @@ BAD: Final[tuple[Bad, ...]] = (
         "ConfigInvalid",
         "config.json",
         _set_config(num_attention_heads=5),
+    ),
+    Bad(
+        "the image processor is missing",
+        "convert",
+        "CheckpointIncomplete",
+        "preprocessor_config.json is missing",
+        _seeing(_remove("preprocessor_config.json")),
+    ),
+    Bad(
+        "the image processor makes images of another size",
+        "convert",
+        "ConfigInvalid",
+        "preprocessor_config.json: crop_size is 224, the model of config.json takes 16 x 16",
+        _set_processor(crop_size=224, size=224),
+    ),
+    Bad(
+        "the image processor keeps the sizes of images",
+        "convert",
+        "ConfigInvalid",
+        "preprocessor_config.json: do_resize and do_center_crop are false",
+        _set_processor(do_resize=False, do_center_crop=False),
+    ),
+    Bad(
+        "the image processor divides by nothing",
+        "convert",
+        "ConfigInvalid",
+        "preprocessor_config.json: image_std 0 is no number",
+        _set_processor(image_std=[0.2, 0, 0.2]),
+    ),
+    Bad(
+        "an image has no end",
+        "convert",
+        "WeightsMismatch",
+        "numbers",
+        _seeing(_set_config(image_size=4000)),
     ),
     Bad("the weights are truncated", "fetch", "WeightsCorrupt", "truncated", _truncate),
     Bad("the weights end before the header", "fetch", "WeightsCorrupt", "truncated", _cut_before_header),
@@ -876,17 +985,17 @@ BAD: Final[tuple[Bad, ...]] = (
         _set_config(model_type="mine"),
     ),
     Bad(
-        "the architecture takes images",
+        "the architecture takes sounds",
         "convert",
         "ArchitectureUnsupported",
-        "pixel_values",
-        _set_config(model_type="vit"),
+        "input_values",
+        _set_config(model_type="wav2vec2"),
     ),
     Bad(
-        "the architecture is the other tower of CLIP",
+        "the architecture is a tower for images, and these weights are for texts",
         "convert",
-        "ArchitectureUnsupported",
-        "pixel_values",
+        "WeightsMismatch",
+        "vision_model.",
         _set_config(model_type="clip_vision_model", architectures=["CLIPVisionModelWithProjection"]),
     ),
     Bad(

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 SCHEMA: Final = "onnx-operator.io/benchmark/v1alpha1"
 _BATCH: Final = 8
+#: Batches of images; each counts as one token, whatever its size.
+_IMAGES: Final = (1, 2, 4, 8)
 _SHORT: Final = 16
 _LONG: Final = 128
 _MOST_RUNS: Final = 200
@@ -91,6 +93,8 @@ class Timed:
 
 def cells_of(checkpoint: Checkpoint, most_batch: int) -> list[Cell]:
     """What is asked, the cheapest first; nothing longer or wider than what is served."""
+    if checkpoint.sight:
+        return [Cell(batch, 1) for batch in _IMAGES if batch <= max(most_batch, 1)]
     longest = checkpoint.max_sequence_length
     short, long = min(_SHORT, longest), min(_LONG, longest)
     if checkpoint.cache:

@@ -41,7 +41,10 @@ def read(calibration: Dataset | None, root: Path) -> Sequence[str]:
 
 
 def requests(checkpoint: Checkpoint, read_texts: Sequence[str]) -> Iterator[dict[str, NDArray[Any]]]:
-    """One text each: all activations of many at once would be too many."""
+    """One text, or generated image, each: all activations of many at once would be too many."""
+    if checkpoint.sight:
+        yield from (sample.tensors for sample in samples.images_one_by_one(checkpoint.sight))
+        return
     longest = min(checkpoint.max_sequence_length, _LONGEST)
     for text in read_texts:
         yield samples.encode(checkpoint, (text,), longest, "right")

@@ -61,6 +61,7 @@ class Conversion(Parameters):
     #: Whether there is a tested route for it; one that was only tried has the gate alone to speak for it.
     known_architecture: bool
     task: Task
+    #: 0 where no text is read.
     max_sequence_length: int
     inputs: tuple[Signature, ...]
     outputs: tuple[Signature, ...]

@@ -194,6 +194,12 @@ def _fill(convert: Convert, texts: Sequence[str], folder: Path, progress: Progre
             f"quantization.algorithm {spec.algorithm} is for models of one graph: use rtn for "
             f"{checkpoint.architecture}",
         )
+    if spec.calibration is not None and checkpoint.sight:
+        raise StepFailedError(
+            SPEC_IMPOSSIBLE,
+            f"quantization.calibration holds texts, and {checkpoint.architecture} takes images for task "
+            f"{checkpoint.task}: leave it out, and use the images that are generated",
+        )
     progress.tell("CheckpointLoaded", percent=30, architecture=checkpoint.architecture, task=str(checkpoint.task))
     exported = (convert.shared or folder) / f"exported-{checkpoint.model.dtype}"
     made: dict[Provider, routes.Made] = {}
@@ -287,6 +293,6 @@ def _pack_tokenizer(checkpoint: Checkpoint, source: Path, target: Path) -> None:
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
-    backend = getattr(checkpoint.tokenizer, "backend_tokenizer", None)
+    backend = getattr(checkpoint.words, "backend_tokenizer", None)
     if not (target / "tokenizer.json").is_file() and backend is not None:
         backend.save(str(target / "tokenizer.json"))

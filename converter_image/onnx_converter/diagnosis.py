@@ -63,6 +63,6 @@ def _past(sample: Sample) -> int:
 
 
 def _length(sample: Sample) -> int:
-    """Tokens of the text that is written, or of the only one."""
-    name = "decoder_input_ids" if "decoder_input_ids" in sample.tensors else "input_ids"
-    return _past(sample) + int(sample.tensors[name].shape[1])
+    """Tokens of the text that is written, or of the only one; an image has none."""
+    names = (name for name in ("decoder_input_ids", "input_ids") if name in sample.tensors)
+    return _past(sample) + next((int(sample.tensors[name].shape[1]) for name in names), 0)

@@ -128,7 +128,7 @@ def architecture_of(kind: object) -> Architecture:
     """From the table, or as transformers has it built in."""
     if isinstance(kind, str) and (known := ARCHITECTURES.get(kind)) is not None:
         return known
-    config, encoder = _built_in(kind, modeling_auto.MODEL_MAPPING)
+    config, encoder = built_in(kind, modeling_auto.MODEL_MAPPING)
     return Architecture(
         config,
         encoder,
@@ -140,13 +140,15 @@ def architecture_of(kind: object) -> Architecture:
 
 def generator_of(kind: object) -> Family:
     """A language model that is in no table, as transformers has it built in."""
-    config, model = _built_in(kind, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING)
+    config, model = built_in(kind, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING)
     if missing := {"position_ids", "past_key_values"} - inspect.signature(model.forward).parameters.keys():
         raise _unsupported(kind, f"takes no {min(missing)}")
     return Family(config, model)
 
 
-def _built_in(kind: object, mapping: Any) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:
+def built_in(
+    kind: object, mapping: Any, taken: str = "input_ids"
+) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:
     """The classes of a model type, by transformers' own tables alone; nothing is loaded and nothing downloaded."""
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING_NAMES:
         raise _unsupported(
@@ -161,11 +163,12 @@ def _built_in(kind: object, mapping: Any) -> tuple[type[PreTrainedConfig], type[
         raise _unsupported(kind, f"needs what is not installed: {gist(error)}") from error
     if model is None:
         raise _unsupported(kind, "has no class for this in transformers")
-    if takes != "input_ids":
-        raise _unsupported(kind, f"takes {takes} and no text")
+    if takes != taken:
+        raise _unsupported(kind, f"takes {takes}, and {taken} would be given")
     if config.sub_configs:
         raise _unsupported(kind, "is made of several models, of which none is known to be meant")
-    if missing := {"input_ids", "attention_mask"} - inspect.signature(model.forward).parameters.keys():
+    needed = {taken, "attention_mask"} if taken == "input_ids" else {taken}
+    if missing := needed - inspect.signature(model.forward).parameters.keys():
         raise _unsupported(kind, f"takes no {min(missing)}")
     return config, model
 
@@ -179,19 +182,19 @@ def _class_in(mapping: Any, config: type[PreTrainedConfig]) -> type[PreTrainedMo
 def _unsupported(kind: object, why: str) -> StepFailedError:
     return StepFailedError(
         ARCHITECTURE_UNSUPPORTED,
-        f"{policy.CONFIG}: model_type {kind!r} {why}; there are tested routes for {', '.join(ARCHITECTURES)} and for "
-        "decoders",
+        f"{policy.CONFIG}: model_type {kind!r} {why}; there are tested routes for {', '.join(ARCHITECTURES)}, for "
+        "decoders, and for what takes images",
     )
 
 
-def settings_of(value: dict[str, Any]) -> dict[str, Any]:
-    """What the configuration class reads: the whole config.json, or of two towers the part of the one for texts."""
-    if value.get("model_type") != "clip":
+def settings_of(value: dict[str, Any], tower: str = "text_config") -> dict[str, Any]:
+    """What the configuration class reads: the whole config.json, or of two towers the part of one."""
+    if value.get("model_type") not in ("clip", "siglip"):
         return value
     # transformers lets the second of these win, which old checkpoints have.
-    parts = [value.get(name) or {} for name in ("text_config", "text_config_dict")]
+    parts = [value.get(name) or {} for name in (tower, f"{tower}_dict")]
     if not all(isinstance(part, dict) for part in parts):
-        raise StepFailedError(CONFIG_INVALID, f"{policy.CONFIG}: text_config is no object: repair the file")
+        raise StepFailedError(CONFIG_INVALID, f"{policy.CONFIG}: {tower} is no object: repair the file")
     return parts[0] | parts[1] | {"projection_dim": value.get("projection_dim", 512)}
 
 

@@ -16,6 +16,7 @@ import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from onnx_converter import decoders, encoder_decoders, idioms, precision, wire
+from onnx_converter.images import PIXELS
 from onnx_converter.layers import SCOPES
 from onnx_converter.reasons import EXPORT_FAILED, StepFailedError, gist
 from onnx_converter.speech import FEATURES
@@ -39,6 +40,8 @@ _INLINE_LIMIT: Final = 1_900_000_000
 
 def sample_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """Two texts of different length: with a mask of ones alone the exporter may drop the mask from the graph."""
+    if checkpoint.sight:
+        return {PIXELS: torch.ones(2, *checkpoint.sight.shape)}
     # A size that is 1, or equal to another one, may be taken for that number or for that axis.
     past = 3 if checkpoint.cache else 0
     heard = checkpoint.speech
@@ -71,7 +74,7 @@ def axes_of(checkpoint: Checkpoint, name: str) -> dict[int, str]:
     """The dynamic axes of an input, and what they are called."""
     if name.startswith(decoders.PAST):
         return {0: BATCH, 2: PAST_SEQUENCE}
-    if name == FEATURES:
+    if name in (FEATURES, PIXELS):
         return {0: BATCH}
     if name.startswith(encoder_decoders.CROSS):
         return {0: BATCH} if checkpoint.speech else {0: BATCH, 2: SEQUENCE}

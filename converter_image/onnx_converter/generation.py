@@ -13,6 +13,7 @@ import numpy as np
 
 from onnx_converter import decoders, encoder_decoders, parity, samples
 from onnx_converter.encoder_decoders import FREE
+from onnx_converter.images import PIXELS
 from onnx_converter.reasons import INPUT_IGNORED, StepFailedError
 from onnx_converter.samples import Sample
 from onnx_converter.speech import FEATURES
@@ -77,7 +78,7 @@ def _changes(base: Sample) -> Iterator[tuple[str, Sample]]:
         return Sample("one input changed", is_text=False, tensors=base.tensors | tensors)
 
     is_read = any(name.startswith(encoder_decoders.CROSS) for name in base.tensors)
-    for name in ("input_ids", FEATURES, "token_type_ids", "decoder_input_ids"):
+    for name in ("input_ids", FEATURES, PIXELS, "token_type_ids", "decoder_input_ids"):
         # Nobody reads a text that was read.
         if name in base.tensors and not (is_read and name in ("input_ids", FEATURES)):
             yield name, other(**{name: base.tensors[name][..., ::-1]})

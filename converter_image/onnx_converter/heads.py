@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from onnx_converter import decoders, encoder_decoders, policy
 from onnx_converter.graph import MODEL, Part, TensorSpec
+from onnx_converter.images import PIXELS, Seeing
 from onnx_converter.precision import DATATYPES
 from onnx_converter.reasons import (
     ARCHITECTURE_UNSUPPORTED,
@@ -41,13 +42,15 @@ OUTPUTS: Final[dict[Task, str]] = {
     Task.TEXT_GENERATION: decoders.LOGITS,
     Task.TEXT2TEXT_GENERATION: decoders.LOGITS,
     Task.AUTOMATIC_SPEECH_RECOGNITION: decoders.LOGITS,
+    Task.IMAGE_FEATURE_EXTRACTION: "image_embeds",
+    Task.IMAGE_CLASSIFICATION: "logits",
 }
 #: Of a model that itself makes one vector of a text, as everybody calls it.
 TEXT_EMBEDS: Final = "text_embeds"
 #: Tasks whose answer has one vector for each token, meaningless where the token is padding.
 PER_TOKEN: Final = frozenset({Task.FEATURE_EXTRACTION, Task.TOKEN_CLASSIFICATION})
 GENERATORS: Final = frozenset({Task.TEXT_GENERATION, Task.TEXT2TEXT_GENERATION, Task.AUTOMATIC_SPEECH_RECOGNITION})
-CLASSIFIERS: Final = frozenset({Task.TEXT_CLASSIFICATION, Task.TOKEN_CLASSIFICATION})
+CLASSIFIERS: Final = frozenset({Task.TEXT_CLASSIFICATION, Task.TOKEN_CLASSIFICATION, Task.IMAGE_CLASSIFICATION})
 
 #: In the order in which sentence-transformers concatenates them.
 _LEGACY_MODES: Final = {
@@ -157,13 +160,13 @@ def parts_of(checkpoint: Checkpoint) -> tuple[Part, ...]:
         ]
 
     past, present = (cached(prefix, checkpoint.cache) for prefix in (decoders.PAST, decoders.PRESENT))
-    heard = checkpoint.speech
+    heard, seen = checkpoint.speech, checkpoint.sight
+    # What is not read as tokens is of one shape.
+    shapes = ({FEATURES: heard.shape} if heard else {}) | ({PIXELS: seen.shape} if seen else {})
     cross = cached(encoder_decoders.CROSS, checkpoint.cross, heard.positions if heard else -1)
     names = checkpoint.inputs[: len(checkpoint.inputs) - len(past)]
     tokens = [
-        TensorSpec(name, "FP32", (-1, *heard.shape))
-        if heard and name == FEATURES
-        else TensorSpec(name, "INT64", (-1, -1))
+        TensorSpec(name, "FP32", (-1, *shapes[name])) if name in shapes else TensorSpec(name, "INT64", (-1, -1))
         for name in names
     ]
     answers = [TensorSpec(outputs_of(checkpoint)[0], "FP32", (-1, -1) if present else (-1,)), *present]
@@ -203,9 +206,14 @@ def wrap(checkpoint: Checkpoint, folder: Path) -> nn.Module:
     if checkpoint.cross:
         layers = len(checkpoint.cache) // 2
         return encoder_decoders.settled(encoder_decoders.Whole(checkpoint.model, _read_by(checkpoint), layers))
+    if checkpoint.sight:
+        return _still(Seeing(checkpoint.model, checkpoint.sight.read))
     pools = checkpoint.task is Task.SENTENCE_EMBEDDING and not checkpoint.embeds
     after = nn.ModuleList(sentence_modules(folder, checkpoint) if pools else [])
-    wrapper = Wrapper(checkpoint.model, checkpoint.inputs, after, checkpoint.max_sequence_length)
+    return _still(Wrapper(checkpoint.model, checkpoint.inputs, after, checkpoint.max_sequence_length))
+
+
+def _still(wrapper: nn.Module) -> nn.Module:
     wrapper.eval()
     wrapper.requires_grad_(requires_grad=False)
     return wrapper

@@ -21,7 +21,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from onnx_converter import decoders, encoder_decoders, encoders, policy
+from onnx_converter import decoders, encoder_decoders, encoders, images, policy
 from onnx_converter.reasons import (
     ARCHITECTURE_UNSUPPORTED,
     CHECKPOINT_INCOMPLETE,
@@ -51,6 +51,10 @@ _HARMLESS_LEFTOVERS: Final = re.compile(
     r"|(predictions|sop_classifier|lm_predictions|mask_predictions|head|decoder)\..*"
     r"|(vision_model|visual_projection|text_projection)\..*|logit_scale"
 )
+#: The same of a model that sees: heads, and of two towers what is not the one for images.
+_HARMLESS_BESIDE_IMAGES: Final = re.compile(
+    r"(pooler|classifier|text_model|text_projection)\..*|logit_(scale|bias)|(.*\.)?(position_ids|mask_token)"
+)
 #: Keys of config.json that are never handed to a configuration class.
 _NEVER_SET: Final = frozenset({"dtype", "torch_dtype", "architectures", "model_type", "transformers_version"})
 #: The fewest tokens that are still a text.
@@ -74,12 +78,13 @@ class Checkpoint:
     """A checkpoint in memory: the bare transformers model of the task, with eager attention."""
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    #: The tokenizer of a model that reads or writes texts.
+    words: PreTrainedTokenizerBase | None
     architecture: str
     task: Task
     #: The names of the graph's inputs, in order.
     inputs: tuple[str, ...]
-    #: The longest text in tokens.
+    #: The longest text in tokens; 0 where there are none.
     max_sequence_length: int
     #: Of a decoder; an encoder keeps nothing.
     cache: decoders.Cache = ()
@@ -89,12 +94,19 @@ class Checkpoint:
     writing: encoder_decoders.Writing = encoder_decoders.FREE
     #: How it hears, where it reads sounds.
     speech: Speech | None = None
+    #: How it sees, where it is given images.
+    sight: images.Sight | None = None
     #: Whether the model itself answers with one vector for a text.
     embeds: bool = False
     #: Whether its architecture is one of our tables, or was only tried.
     is_known: bool = True
     #: In what its graphs take and answer keys and values.
     kept: Kept = "float32"
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        assert self.words is not None  # noqa: S101  only models of texts are asked
+        return self.words
 
 
 def load(folder: Path, task: Task, max_sequence_length: int | None, dtype: torch.dtype = torch.float32) -> Checkpoint:
@@ -114,6 +126,8 @@ def load(folder: Path, task: Task, max_sequence_length: int | None, dtype: torch
     if isinstance(kind, str) and (family := encoder_decoders.FAMILIES.get(kind)) is not None:
         return _load_encoder_decoder(folder, value, family, task, max_sequence_length, dtype=dtype)
     name = _class_of(value)
+    if images.is_meant(kind, name, task):
+        return _load_image_model(folder, value, task, max_sequence_length, dtype=dtype)
     is_known = isinstance(kind, str) and kind in encoders.ARCHITECTURES
     if not is_known and (task is Task.TEXT_GENERATION or name.endswith(_GENERATORS)):
         family = encoders.generator_of(kind)
@@ -126,7 +140,7 @@ def load(folder: Path, task: Task, max_sequence_length: int | None, dtype: torch
     )
     config.use_cache = False
     if not architecture.is_known:
-        _refuse_unusual(config, kind)
+        _refuse_unusual(config, kind, "vocab_size")
     embeds = embeds and resolved is Task.SENTENCE_EMBEDDING and not (folder / policy.MODULES).is_file()
     model = _model_of(folder, *_encoder_of(architecture, resolved, embeds=embeds), config, dtype)
     tokenizer = _tokenizer_of(folder, config, pads=True, with_any=architecture.pads_with_any)
@@ -168,7 +182,7 @@ def _load_decoder(
     decoders.refuse_variants(value)
     config = _config_of(family.config, value, undeclared)
     if not is_known:
-        _refuse_unusual(config, value["model_type"], "max_position_embeddings")
+        _refuse_unusual(config, value["model_type"], "vocab_size", "max_position_embeddings")
     capacity = decoders.capacity_of(config, max_sequence_length, SHORTEST)
     model = _model_of(folder, family.model, {}, config, dtype)
     decoders.settle_rotation(model)
@@ -228,6 +242,27 @@ def _load_encoder_decoder(
     )
 
 
+def _load_image_model(
+    folder: Path, value: dict[str, Any], task: Task, max_sequence_length: int | None, *, dtype: torch.dtype
+) -> Checkpoint:
+    kind = value.get("model_type")
+    family = images.family_of(kind)
+    resolved, model_class, read = images.class_of(family, kind, _class_of(value), task)
+    if max_sequence_length is not None:
+        raise StepFailedError(
+            SPEC_IMPOSSIBLE, f"maxSequenceLength is the length of a text, and task {resolved} has none: use no such"
+        )
+    config = _config_of(
+        family.config, encoders.settings_of(value, images.TOWER), frozenset() if family.is_known else None
+    )
+    if not family.is_known:
+        _refuse_unusual(config, kind)
+    options = _without_pooler(model_class) if model_class is family.encoder else {}
+    model = _model_of(folder, model_class, options, config, dtype, harmless=_HARMLESS_BESIDE_IMAGES)
+    sight = images.sight_of(folder, config, read)
+    return Checkpoint(model, None, str(kind), resolved, (images.PIXELS,), 0, sight=sight, is_known=family.is_known)
+
+
 def _architecture_of(value: dict[str, Any]) -> encoders.Architecture:
     architecture = encoders.architecture_of(value.get("model_type"))
     positions = value.get("position_embedding_type", "absolute")
@@ -251,7 +286,7 @@ def _refuse_unusual(config: PreTrainedConfig, kind: object, *names: str) -> None
             f"{policy.CONFIG}: model_type {kind!r} has an encoder and a decoder: of such models "
             f"{', '.join(encoder_decoders.FAMILIES)} are supported",
         )
-    for name in ("vocab_size", "hidden_size", "num_hidden_layers", *names):
+    for name in ("hidden_size", "num_hidden_layers", *names):
         if not isinstance(getattr(config, name, None), int):
             raise StepFailedError(
                 ARCHITECTURE_UNSUPPORTED, f"{policy.CONFIG}: model_type {kind!r} has no {name}, so it cannot be tried"
@@ -324,13 +359,22 @@ def _encoder_of(
             kind = architecture.embedder if embeds else architecture.encoder
     if kind is None:
         raise StepFailedError(SPEC_IMPOSSIBLE, f"task {task} has no class in this architecture: use feature-extraction")
-    # An untrained pooler would be made up where the checkpoint has none, and no task here reads it.
-    bare = kind is architecture.encoder and "add_pooling_layer" in inspect.signature(kind).parameters
-    return kind, {"add_pooling_layer": False} if bare else {}
+    return kind, _without_pooler(kind) if kind is architecture.encoder else {}
+
+
+def _without_pooler(kind: type[PreTrainedModel]) -> dict[str, Any]:
+    """An untrained one would be made up where the checkpoint has none, and no task here reads it."""
+    return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind).parameters else {}
 
 
 def _model_of(
-    folder: Path, kind: type[PreTrainedModel], options: dict[str, Any], config: PreTrainedConfig, dtype: torch.dtype
+    folder: Path,
+    kind: type[PreTrainedModel],
+    options: dict[str, Any],
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    *,
+    harmless: re.Pattern[str] = _HARMLESS_LEFTOVERS,
 ) -> PreTrainedModel:
     tensors: dict[str, torch.Tensor] = {}
     for shard in policy.shards_of(folder, frozenset(policy.list_folder(folder))):
@@ -363,7 +407,7 @@ def _model_of(
             ignore_mismatched_sizes=True,
             **options,
         )
-    _refuse_misfits(found, kind.__name__)
+    _refuse_misfits(found, kind.__name__, harmless)
     model.eval()
     model.requires_grad_(requires_grad=False)
     return model
@@ -379,7 +423,7 @@ def _errors_of_config(kind: type[PreTrainedModel]) -> Iterator[None]:
         ) from error
 
 
-def _refuse_misfits(found: dict[str, Any], kind: str) -> None:
+def _refuse_misfits(found: dict[str, Any], kind: str, harmless: re.Pattern[str]) -> None:
     if missing := sorted(found["missing_keys"]):
         raise StepFailedError(
             WEIGHTS_MISMATCH,
@@ -390,7 +434,7 @@ def _refuse_misfits(found: dict[str, Any], kind: str) -> None:
             WEIGHTS_MISMATCH,
             f"the weights hold {mismatched[0]} in another shape than {policy.CONFIG} says: they are of two models",
         )
-    if left := sorted(key for key in found["unexpected_keys"] if not _HARMLESS_LEFTOVERS.fullmatch(key)):
+    if left := sorted(key for key in found["unexpected_keys"] if not harmless.fullmatch(key)):
         raise StepFailedError(
             WEIGHTS_MISMATCH,
             f"the weights hold {left[0]} ({len(left)} tensors) for which {kind} has no place: model_type does not fit",

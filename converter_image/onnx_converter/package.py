@@ -161,10 +161,12 @@ def _warmup(conversion: Conversion, serving: Serving) -> list[str]:
     blocks = []
     for batch, wanted in zip(batches, _WARMUP_LENGTHS, strict=True):
         length = min(wanted, conversion.max_sequence_length)
-        # Ids of zero under an empty mask: always in range, and as much work as any other.
-        value = f"value: {{ data_type: TYPE_INT64 dims: [{length}] zero_data: true }}"
-        inputs = "\n".join(f"    inputs {{ key: {json.dumps(item.name)} {value} }}" for item in conversion.inputs)
-        blocks.append(f'  {{\n    name: "batch {batch}, length {length}"\n    batch_size: {batch}\n{inputs}\n  }}')
+        # Ids of zero under an empty mask: always in range, and as much work as any other. So is an image of zeros.
+        inputs = "\n".join(
+            _zeros(item, [length if size < 0 else size for size in item.shape[1:]]) for item in conversion.inputs
+        )
+        name = f"batch {batch}, length {length}" if length else f"batch {batch}"
+        blocks.append(f'  {{\n    name: "{name}"\n    batch_size: {batch}\n{inputs}\n  }}')
     return _warmups(blocks)
 
 
@@ -188,9 +190,12 @@ def _request(inputs: Iterable[Signature], lengths: Mapping[str, int]) -> str:
     lines = []
     for item in inputs:
         length = lengths[item.name.partition(".")[0]]
-        dims = [1, *(length if size < 0 else size for size in item.shape[1:])]
-        value = f"value: {{ data_type: TYPE_{item.datatype} dims: {dims} zero_data: true }}"
-        lines.append(f"    inputs {{ key: {json.dumps(item.name)} {value} }}")
+        lines.append(_zeros(item, [1, *(length if size < 0 else size for size in item.shape[1:])]))
     past, new = lengths.get(PAST, 0), next(iter(lengths.values()))
     joined = "\n".join(lines)
     return f'  {{\n    name: "past {past}, length {new}"\n    batch_size: 1\n{joined}\n  }}'
+
+
+def _zeros(item: Signature, dims: Iterable[int]) -> str:
+    value = f"value: {{ data_type: TYPE_{item.datatype} dims: {list(dims)} zero_data: true }}"
+    return f"    inputs {{ key: {json.dumps(item.name)} {value} }}"

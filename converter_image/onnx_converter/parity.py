@@ -145,7 +145,10 @@ def compare(
 
 
 def measure(task: Task, sample: Sample, truth: NDArray[np.float32], answer: NDArray[np.float32]) -> Measurement:
-    judged = sample.mask if task in PER_TOKEN else np.asarray(sample.mask.any(axis=1))
+    if "attention_mask" not in sample.tensors:
+        judged = np.ones(len(truth), dtype=bool)
+    else:
+        judged = sample.mask if task in PER_TOKEN else np.asarray(sample.mask.any(axis=1))
     return _measure(sample, judged, truth, answer, is_labels=task in CLASSIFIERS)
 
 

@@ -37,6 +37,8 @@ FILES_LIMIT: Final = 1000
 TEXT_LIMIT: Final = 128 << 20
 CONFIG: Final = "config.json"
 MODULES: Final = "modules.json"
+PREPROCESSOR: Final = "preprocessor_config.json"
+PROCESSOR: Final = "processor_config.json"
 WEIGHTS: Final = "model.safetensors"
 WEIGHTS_INDEX: Final = "model.safetensors.index.json"
 
@@ -209,6 +211,16 @@ def read_object(folder: Path, path: str) -> dict[str, Any]:
             CONFIG_INVALID, f"{path} holds a JSON {type(value).__name__}, not an object: repair the file"
         )
     return value
+
+
+def read_preprocessor(folder: Path, part: str, called: str) -> tuple[str, dict[str, Any]]:
+    """What is said of an extractor, and where: in a file of its own, or in newer ones as a part of all processors'."""
+    if (folder / PREPROCESSOR).is_file():
+        return PREPROCESSOR, read_object(folder, PREPROCESSOR)
+    value = read_object(folder, PROCESSOR).get(part) if (folder / PROCESSOR).is_file() else None
+    if not isinstance(value, dict):
+        raise StepFailedError(CHECKPOINT_INCOMPLETE, f"{PREPROCESSOR} is missing: save the {called} beside the model")
+    return PROCESSOR, value
 
 
 def refuse_hostile_keys(value: object, path: str) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_converter import decoders, encoder_decoders, texts
+from onnx_converter import decoders, encoder_decoders, images, texts
 from onnx_converter.speech import FEATURES, generated
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
+    from onnx_converter.images import Sight
     from onnx_converter.load import Checkpoint
 
 Ids = NDArray[np.int64]
@@ -61,6 +62,8 @@ class Sample:
 
 
 def all_samples(checkpoint: Checkpoint) -> list[Sample]:
+    if checkpoint.sight:
+        return [*images_one_by_one(checkpoint.sight), *batches_of_images(checkpoint.sight)]
     if checkpoint.cross:
         return [*answers(checkpoint), *(answers_to_sounds if checkpoint.speech else answers_to_text)(checkpoint)]
     if checkpoint.cache:
@@ -242,6 +245,28 @@ def answers_to_sounds(checkpoint: Checkpoint) -> Iterator[Sample]:
         yield Sample(name, is_text=True, tensors=hear(checkpoint, [sound]))
 
 
+def images_one_by_one(sight: Sight) -> Iterator[Sample]:
+    """Every generated image; those that could be pictures are answered as pictures are."""
+    for is_picture, made in ((False, images.extremes(sight.shape)), (True, images.pictures(sight.shape))):
+        for name, image in made.items():
+            yield Sample(name, is_text=is_picture, tensors={images.PIXELS: sight.pixels(image[np.newaxis])})
+
+
+def batches_of_images(sight: Sight) -> Iterator[Sample]:
+    """Pictures beside what nobody takes, and numbers that no image becomes, in every batch size."""
+    made = [*images.pictures(sight.shape).values(), *images.extremes(sight.shape).values()]
+    for batch in _BATCHES:
+        if batch > 1:
+            together = np.stack(made[batch % 3 :: len(made) // batch][:batch])
+            yield Sample(f"images, batch {batch}", is_text=True, tensors={images.PIXELS: sight.pixels(together)})
+        yield _random_image(sight, batch)
+
+
+def _random_image(sight: Sight, batch: int) -> Sample:
+    pixels = np.random.default_rng(_SEED + batch).standard_normal((batch, *sight.shape), dtype=np.float32)
+    return Sample(f"random pixels, batch {batch}", is_text=False, tensors={images.PIXELS: 2 * pixels})
+
+
 def hear(checkpoint: Checkpoint, sounds: Sequence[NDArray[np.float32]]) -> dict[str, NDArray[Any]]:
     """Sounds to be answered."""
     assert checkpoint.speech is not None  # noqa: S101  only those that hear are asked
@@ -258,8 +283,10 @@ def plain(checkpoint: Checkpoint, batch: int, past: int, length: int) -> Sample:
     """A request of this shape without padding, and without a past where there is none to give.
 
     Of a model that reads one text and writes another: to read so many tokens and begin to write, or to write so many
-    more where as many as are past were read and written. A sound is of one length.
+    more where as many as are past were read and written. A sound is of one length, an image of one size.
     """
+    if checkpoint.sight:
+        return _random_image(checkpoint.sight, batch)
     if checkpoint.cross:
         read, new = (past, length) if past or checkpoint.speech else (length, 1)
         return answer_of(checkpoint, batch=batch, read=read, past=past, length=new, is_read=past > 0)
@@ -291,7 +318,9 @@ def prompts(checkpoint: Checkpoint) -> Sample:
 
 
 def golden_requests(checkpoint: Checkpoint) -> list[Sample]:
-    """One text each, of mixed length, or one sound."""
+    """One text each, of mixed length, or one sound or picture."""
+    if checkpoint.sight:
+        return [sample for sample in images_one_by_one(checkpoint.sight) if sample.is_text]
     if checkpoint.speech:
         made = generated(checkpoint.speech.most_samples)
         # In steps that a file has room for.

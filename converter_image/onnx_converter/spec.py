@@ -45,6 +45,8 @@ class Task(StrEnum):
     TEXT_GENERATION = "text-generation"
     TEXT2TEXT_GENERATION = "text2text-generation"
     AUTOMATIC_SPEECH_RECOGNITION = "automatic-speech-recognition"
+    IMAGE_FEATURE_EXTRACTION = "image-feature-extraction"
+    IMAGE_CLASSIFICATION = "image-classification"
 
 
 class Scheme(StrEnum):

@@ -13,7 +13,7 @@ import numpy as np
 from transformers import WhisperFeatureExtractor
 
 from onnx_converter import policy
-from onnx_converter.reasons import ARCHITECTURE_UNSUPPORTED, CHECKPOINT_INCOMPLETE, CONFIG_INVALID, StepFailedError
+from onnx_converter.reasons import ARCHITECTURE_UNSUPPORTED, CONFIG_INVALID, StepFailedError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     Sound = NDArray[np.float32]
 
 FEATURES: Final = "input_features"
-EXTRACTOR: Final = "preprocessor_config.json"
-PROCESSOR: Final = "processor_config.json"
 #: Samples a second; every checkpoint of this kind is of this rate.
 RATE: Final = 16_000
 #: Generated sounds are no longer: what is read is filled up with silence.
@@ -60,7 +58,7 @@ class Speech:
 
 
 def speech_of(folder: Path, config: PreTrainedConfig, languages: Mapping[str, int]) -> Speech:
-    file, value = _extractor_of(folder)
+    file, value = policy.read_preprocessor(folder, "feature_extractor", "feature extractor")
     if (kind := value.get("feature_extractor_type")) not in (None, WhisperFeatureExtractor.__name__):
         raise StepFailedError(
             ARCHITECTURE_UNSUPPORTED,
@@ -85,18 +83,6 @@ def speech_of(folder: Path, config: PreTrainedConfig, languages: Mapping[str, in
             f"{2 * config.max_source_positions}: they are of two models",
         )
     return Speech(extractor, (config.num_mel_bins, extractor.nb_max_frames), config.max_source_positions, languages)
-
-
-def _extractor_of(folder: Path) -> tuple[str, dict[str, Any]]:
-    """What is said of the extractor, and where: in a file of its own, or in newer ones in that of both processors."""
-    if (folder / EXTRACTOR).is_file():
-        return EXTRACTOR, policy.read_object(folder, EXTRACTOR)
-    value = policy.read_object(folder, PROCESSOR).get("feature_extractor") if (folder / PROCESSOR).is_file() else None
-    if not isinstance(value, dict):
-        raise StepFailedError(
-            CHECKPOINT_INCOMPLETE, f"{EXTRACTOR} is missing: save the feature extractor beside the model"
-        )
-    return PROCESSOR, value
 
 
 def generated(longest: int) -> dict[str, Sound]:

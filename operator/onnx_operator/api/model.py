@@ -43,6 +43,8 @@ class Task(StrEnum):
     TEXT_GENERATION = "text-generation"
     TEXT2TEXT_GENERATION = "text2text-generation"
     AUTOMATIC_SPEECH_RECOGNITION = "automatic-speech-recognition"
+    IMAGE_FEATURE_EXTRACTION = "image-feature-extraction"
+    IMAGE_CLASSIFICATION = "image-classification"
 
 
 class Scheme(StrEnum):
@@ -594,6 +596,18 @@ class OnnxModelSpec(ApiModel):
                 "int8-static is for encoders; take int8-weight-only or int4-weight-only for a language model",
                 field_path=".quantization.scheme",
             ),
+            cel(
+                "!(self.task in ['image-feature-extraction', 'image-classification']) || !has(self.maxSequenceLength)",
+                "maxSequenceLength is the length of a text; leave it out for a model that takes images",
+                field_path=".maxSequenceLength",
+            ),
+            cel(
+                "!(self.task in ['image-feature-extraction', 'image-classification']) || "
+                "!has(self.quantization.calibration)",
+                "calibration holds texts; leave it out for a model that takes images, which is measured on generated "
+                "ones",
+                field_path=".quantization.calibration",
+            ),
             *(_fits(task) for task in Task if task is not Task.AUTO),
         )
     }
@@ -603,7 +617,8 @@ class OnnxModelSpec(ApiModel):
     source: Source
     """The checkpoint."""
     task: Task = Task.AUTO
-    """What the model answers; auto reads it from the checkpoint's own files."""
+    """What the model answers; auto reads it from the checkpoint's own files. Of CLIP, which is two models in one
+    checkpoint, auto takes the one for texts, and image-feature-extraction the one for images."""
     opset: Annotated[int, Field(ge=18, le=23)] = 18
     """ONNX operator set of the graph; must be known to the serving image."""
     quantization: Quantization = Quantization()
@@ -611,7 +626,7 @@ class OnnxModelSpec(ApiModel):
     max_sequence_length: Annotated[int, Field(ge=1, le=131_072)] | None = None
     """Longest input in tokens that is served; longer ones are answered with an error. Unset means all that the
     checkpoint allows, and for a language model no more than 2048, past included. A sound is of one length, and what is
-    written of it is meant."""
+    written of it is meant; images have none."""
     execution_providers: Annotated[
         list[ExecutionProviderRequest],
         Field(

@@ -214,16 +214,17 @@ class LatencyStatus(ApiModel):
     p99_milliseconds: Measured
     """99th percentile; with fewer than 100 runs the slowest."""
     tokens_per_second: Measured
-    """New tokens of one request over the median."""
+    """New tokens, or images, of one request over the median."""
 
 
 class BenchmarkCell(ApiModel):
     """One shape of request."""
 
     batch: Annotated[int, Field(ge=1)]
-    """How many texts."""
+    """How many texts or images."""
     sequence_length: Annotated[int, Field(ge=1)]
-    """New tokens of each. After a past it is 1: a language model that writes; without one it reads."""
+    """New tokens of each. After a past it is 1: a language model that writes; without one it reads. An
+    image counts as one."""
     past_length: Annotated[int, Field(ge=1)] | None = None
     """Tokens before them whose keys and values are known."""
     runs: Annotated[int, Field(ge=1)]

@@ -227,6 +227,19 @@ BAD_MODELS: Final = {
         "spec.validation.evaluations",
         "feature-extraction has no metric yet",
     ),
+    "a length of images": Bad(
+        {"spec.task": "image-feature-extraction", "spec.maxSequenceLength": 64},
+        "spec.maxSequenceLength",
+        "leave it out for a model that takes images",
+    ),
+    "texts to measure a model of images on": Bad(
+        {
+            "spec.task": "image-classification",
+            "spec.quantization": {"scheme": "int8-static", "calibration": EVALUATION["dataset"]},
+        },
+        "spec.quantization.calibration",
+        "calibration holds texts; leave it out",
+    ),
     "an evaluation without a bound": Bad(
         {"spec.validation": {"evaluations": [{**EVALUATION, "maxLoss": None}]}},
         "spec.validation.evaluations[0].maxLoss",

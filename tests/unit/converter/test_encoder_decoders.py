@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from unit.converter.test_decoders import forget, ignore_the_mask, instead
 from unit.converter.test_gate import CPU
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 GRAPHS = ("encoder.onnx", "decoder.onnx")
@@ -180,6 +180,7 @@ class Bench:
     line: Line
     digest: str
     good: Path
+    spec: Mapping[str, Any] = field(default_factory=lambda: {"maxSequenceLength": ANSWER_LENGTH})
 
     def restore(self) -> Path:
         """The good graphs, to be changed."""
@@ -198,7 +199,7 @@ class Bench:
         (root / "conversion.json").write_text(json.dumps(conversion))
 
     def validate(self) -> Ended:
-        return self.line.validate(self.digest, maxSequenceLength=ANSWER_LENGTH)
+        return self.line.validate(self.digest, **self.spec)
 
     def put_changed(self, graph: str, change: Callable[[onnx.ModelProto], None]) -> None:
         path = self.restore() / graph
