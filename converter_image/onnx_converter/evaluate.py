@@ -27,7 +27,7 @@ from onnx_converter import decoders, generation, held, quality, samples, speech,
 from onnx_converter.encoder_decoders import WRITTEN
 from onnx_converter.reasons import DATASET_INVALID, QUALITY_LOST, SPEC_IMPOSSIBLE, Reason, StepFailedError
 from onnx_converter.samples import Sample
-from onnx_converter.spec import TASK_OF, Metric
+from onnx_converter.spec import TASKS_OF, Metric, Task
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -144,11 +144,11 @@ class Examples:
     @classmethod
     def read(cls, evaluation: Evaluation, root: Path, checkpoint: Checkpoint) -> Self:
         kind, field = KINDS[evaluation.metric], f"validation.evaluations[{evaluation.name}]"
-        if (task := TASK_OF[evaluation.metric]) is not checkpoint.task:
+        if checkpoint.task not in (tasks := TASKS_OF[evaluation.metric]):
             raise StepFailedError(
                 SPEC_IMPOSSIBLE,
-                f"{field}: {evaluation.metric} is for {task}, and this checkpoint is one for {checkpoint.task}: "
-                "take another metric",
+                f"{field}: {evaluation.metric} is for {' and '.join(tasks)}, and this checkpoint is one for "
+                f"{checkpoint.task}: take another metric",
             )
         found = []
         for number, text in held.lines(evaluation.dataset, root, field, kind.most_bytes):
@@ -171,6 +171,11 @@ class Examples:
 
     def __len__(self) -> int:
         return sum(not isinstance(line, _Document) for _, line in self.lines)
+
+    @property
+    def pooling(self) -> str:
+        """How one vector is made of those of tokens, where the model does not; a text asked alone has no padding."""
+        return "mean" if self.checkpoint.task is Task.FEATURE_EXTRACTION else ""
 
     def wrong(self, number: int, words: str) -> StepFailedError:
         return StepFailedError(
@@ -202,6 +207,8 @@ class Evaluated:
     evaluation: Evaluation
     samples: int
     compared: quality.Comparison
+    #: How vectors of texts were made of those of tokens, where that is none of the model's.
+    pooling: str = ""
 
     @property
     def is_lost(self) -> bool:
@@ -239,7 +246,8 @@ def judge(asked: Sequence[Examples], sides: tuple[Ask, Ask], progress: Progress)
         for examples in asked:
             kind, metric = KINDS[examples.evaluation.metric], examples.evaluation.metric
             rows = [kind.rows(examples, ask) for ask in sides]
-            done.append(Evaluated(examples.evaluation, len(examples), quality.compare(metric, *rows)))
+            compared = quality.compare(metric, *rows)
+            done.append(Evaluated(examples.evaluation, len(examples), compared, examples.pooling))
             _refuse_chance(examples, done[-1].compared.original)
             progress.tell("Evaluated", percent=97, evaluation=examples.evaluation.name)
     except StepFailedError as error:
@@ -372,8 +380,13 @@ def _choices_by_chance(examples: Examples) -> float:
 
 
 def _embed(examples: Examples, ask: Ask, number: int, text: str) -> NDArray[np.float64]:
-    """The direction of a text, cut to what the model reads as everywhere where embeddings are measured."""
+    """The direction of a text, cut to what the model reads as everywhere where embeddings are measured.
+
+    Of a bare encoder the mean of its tokens' vectors: sentence-transformers' own choice where a checkpoint says none.
+    """
     vector = _ask_text(examples, ask, number, text).astype(np.float64)
+    if examples.pooling:
+        vector = vector.mean(axis=0)
     length = float(np.linalg.norm(vector))
     return vector / length if length else vector
 

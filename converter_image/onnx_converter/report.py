@@ -60,6 +60,8 @@ class Evaluation:
     is_relative: bool
     #: Whether all of the loss's interval keeps the bound; where not, the data is too little to show it.
     is_shown: bool
+    #: How vectors of texts were made of those of tokens, where that is none of the model's; said only there.
+    pooling: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,10 @@ class Report:
         listed = ("rows", "evaluations")
         plain = {_camel(key): inner for key, inner in asdict(self).items() if key not in listed}
         return {"schema": SCHEMA, **plain} | {
-            key: [{_camel(name): inner for name, inner in asdict(one).items()} for one in getattr(self, key)]
+            key: [
+                {_camel(name): inner for name, inner in asdict(one).items() if inner or name != "pooling"}
+                for one in getattr(self, key)
+            ]
             for key in listed
         }
 

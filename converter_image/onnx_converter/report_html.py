@@ -248,7 +248,7 @@ def _quality(number: int, provider: str, evaluations: Sequence[Mapping[str, Any]
     rows = [
         (
             one["name"],
-            one["metric"],
+            f"{one['metric']}, {one['pooling']} of tokens" if one.get("pooling") else one["metric"],
             one["samples"],
             one["original"]["value"],
             one["graph"]["value"],

@@ -291,6 +291,7 @@ def _evaluation_of(one: Evaluated) -> report.Evaluation:
         max_loss=f"{said.max_loss:g}",
         is_relative=said.metric in quality.RELATIVE,
         is_shown=one.is_shown,
+        pooling=one.pooling,
     )
 
 

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from typing_extensions import override
 
-from onnx_converter.spec import TASK_OF, ConversionSpec, Evaluations, Metric
+from onnx_converter.spec import TASKS_OF, ConversionSpec, Evaluations, Metric
 from onnx_operator.api.model import METRICS, Autoscaling, OnnxModelSpec, OnnxModelStatus
 from onnx_operator.api.model_class import OnnxModelClassSpec
 from onnx_operator.api.revision import ArtifactStatus, OnnxModelRevisionStatus
@@ -354,9 +354,9 @@ def test_the_validate_job_alone_reads_the_data_of_evaluations_each_in_a_folder_o
 
 
 def test_both_sides_know_the_same_metrics_of_the_same_tasks() -> None:
-    declared = {str(metric): str(task) for task, metrics in METRICS.items() for metric in metrics}
-    assert declared == {str(metric): str(task) for metric, task in TASK_OF.items()}
-    assert {*declared} == {*map(str, Metric)}
+    declared = {(str(metric), str(task)) for task, metrics in METRICS.items() for metric in metrics}
+    assert declared == {(str(metric), str(task)) for metric, tasks in TASKS_OF.items() for task in tasks}
+    assert {metric for metric, _ in declared} == {*map(str, Metric)}
 
 
 def is_job(manifest: dict[str, Any]) -> bool:

@@ -421,6 +421,7 @@ METRICS: dict[Task, tuple[Metric, ...]] = {
         Metric.MULTIPLE_CHOICE_NORMALIZED,
     ),
     Task.SENTENCE_EMBEDDING: (Metric.STS_SPEARMAN, Metric.RETRIEVAL_NDCG10),
+    Task.FEATURE_EXTRACTION: (Metric.STS_SPEARMAN, Metric.RETRIEVAL_NDCG10),
     Task.TEXT_CLASSIFICATION: (Metric.ACCURACY, Metric.F1_MACRO),
     Task.TOKEN_CLASSIFICATION: (Metric.ENTITY_F1, Metric.TOKEN_ACCURACY),
     Task.TEXT2TEXT_GENERATION: (Metric.BLEU, Metric.CHRF),
@@ -436,8 +437,9 @@ class Evaluation(ApiModel):
     metric: Metric
     """What is measured. Of language models wordPerplexity, bytePerplexity, bitsPerByte, multipleChoice and
     multipleChoiceNormalized, as lm-evaluation-harness defines them; of sentence embeddings stsSpearman and
-    retrievalNdcg10; of text classifiers accuracy and f1Macro; of token classifiers entityF1 and tokenAccuracy; of
-    models that read one text and write another bleu and chrf (sacrebleu's, from 0 to 1); of speech wordErrorRate."""
+    retrievalNdcg10, and of bare encoders the same, on the mean of the tokens' vectors; of text classifiers accuracy and
+    f1Macro; of token classifiers entityF1 and tokenAccuracy; of models that read one text and write another bleu and
+    chrf (sacrebleu's, from 0 to 1); of speech wordErrorRate."""
     dataset: Dataset
     """JSON lines in UTF-8, 20 to 10000 examples and at most 8 MiB: {text}; {context, choices, answer}; {sentence1,
     sentence2, score}; {id, text} and {query, relevant}; {text, label}; {words, labels}; {source, reference}; {audio,

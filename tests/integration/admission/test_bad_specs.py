@@ -223,9 +223,9 @@ BAD_MODELS: Final = {
         "text-generation is measured by wordPerplexity, bytePerplexity",
     ),
     "an evaluation of a task that has no metric": Bad(
-        {"spec.task": "feature-extraction", "spec.validation": {"evaluations": [EVALUATION]}},
+        {"spec.task": "image-classification", "spec.validation": {"evaluations": [EVALUATION]}},
         "spec.validation.evaluations",
-        "feature-extraction has no metric yet",
+        "image-classification has no metric yet",
     ),
     "a length of images": Bad(
         {"spec.task": "image-feature-extraction", "spec.maxSequenceLength": 64},

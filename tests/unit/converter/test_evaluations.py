@@ -29,7 +29,7 @@ from onnx_converter.contest import Original
 from onnx_converter.evaluate import Examples
 from onnx_converter.progress import Progress
 from onnx_converter.reasons import StepFailedError
-from onnx_converter.spec import TASK_OF, Evaluation, Metric, Task
+from onnx_converter.spec import TASKS_OF, Evaluation, Metric, Task
 from onnx_converter.speech import RATE, generated
 from unit.converter.steps import Ended, run
 
@@ -96,7 +96,7 @@ class Originals:
     by_task: Mapping[Task, Original]
 
     def of(self, metric: Metric) -> Original:
-        return self.by_task[TASK_OF[metric]]
+        return self.by_task[TASKS_OF[metric][0]]
 
 
 def writer(folder: Path, metric: Metric, seed: int = 0) -> Path:
@@ -268,6 +268,25 @@ def test_data_that_cannot_be_read_is_refused_by_its_line(case: str, originals: O
     assert raised.value.reason.name == "DatasetInvalid"
     assert raised.value.message.startswith("validation.evaluations[own]: ")
     assert words in raised.value.message
+
+
+def test_a_bare_encoder_is_measured_as_sentence_transformers_would_read_it(tmp_path: Path, line: Line) -> None:
+    from sentence_transformers import SentenceTransformer  # noqa: PLC0415  an independent second opinion
+
+    folder = tiny(tmp_path / "model")
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    first, second = (
+        theirs.encode([pair[side] for pair in PAIRS], normalize_embeddings=True) for side in ("sentence1", "sentence2")
+    )
+    # What it finds alike is the truth here, so that whoever pools in another way has another order.
+    scored = [{**pair, "score": float(one @ other)} for pair, one, other in zip(PAIRS, first, second, strict=True)]
+    asked = [put(line.root / "datasets" / "sts", Metric.STS_SPEARMAN, scored, "0.2")]
+    ended = judged(line, folder, asked, scheme="int8-dynamic")
+    assert ended.summary.reason == "Validated", ended.summary.message
+    assert float(ended.details["evaluations"][0]["original"]) > 0.999
+    report = json.loads((line.work / f"validation-{CPU}" / "report.json").read_text())
+    assert report["evaluations"][0]["pooling"] == "mean"
+    assert "stsSpearman, mean of tokens" in (line.work / f"validation-{CPU}" / "report.html").read_text()
 
 
 def test_other_data_than_was_declared_is_refused(originals: Originals, tmp_path: Path) -> None:
