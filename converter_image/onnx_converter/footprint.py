@@ -37,11 +37,15 @@ _TIMES: Final = {
 }
 #: Numbers for each word of the vocabulary while answers of 256 tokens are compared, beyond what a session took.
 _ANSWERED: Final = 512
-#: Times the attention to one sound: four of them are heard at once, by the original and by the graph.
-_HEARD: Final = 48
-#: The positions of a sound, and how wide each head is that heeds them.
-_POSITIONS: Final = ".encoder.embed_positions.weight"
-_CONVOLUTION: Final = ".encoder.conv1.weight"
+#: Times the attention to one sound or image: four sounds or eight images are attended to at once, by the original and
+#: by the graph.
+_ATTENDED: Final = 48
+#: What a sound or an image goes through first, what its positions are called beside that, and how wide each head is.
+_POSITIONS: Final = {
+    ".encoder.conv1.weight": ".encoder.embed_positions.weight",
+    ".embeddings.patch_embedding.weight": ".embeddings.position_embedding.weight",
+    ".embeddings.patch_embeddings.projection.weight": ".embeddings.position_embeddings",
+}
 _HEAD: Final = 64
 _FP32: Final = 4
 
@@ -54,7 +58,7 @@ class Sizes:
     parameters: int
     #: Rows of the tallest matrix.
     vocabulary: int
-    #: Of a model that hears: how much each position of a sound heeds each other, by every head of one layer.
+    #: Of a model that hears or sees: how much each position heeds each other, by every head of one layer.
     attention: int = 0
 
 
@@ -67,18 +71,23 @@ def sizes_of(folder: Path) -> Sizes:
     return Sizes(
         sum(map(math.prod, shapes.values())),
         max((shape[0] for shape in shapes.values() if len(shape) == 2), default=0),  # noqa: PLR2004  a matrix
-        _attention(shapes) if any(name.endswith(_CONVOLUTION) for name in shapes) else 0,
+        _attention(shapes),
     )
 
 
 def _attention(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    found = (shape for name, shape in shapes.items() if name.endswith(_POSITIONS) and len(shape) == 2)  # noqa: PLR2004
-    return max((positions**2 * math.ceil(width / _HEAD) for positions, width in found), default=0)
+    found = (
+        shapes.get(name.removesuffix(first) + positions, ())
+        for name in shapes
+        for first, positions in _POSITIONS.items()
+        if name.endswith(first)
+    )
+    return max((math.prod(shape[:-1]) ** 2 * math.ceil(shape[-1] / _HEAD) for shape in found if shape), default=0)
 
 
 def peak(sizes: Sizes, scheme: str) -> int:
     """Bytes; of convert and validate whichever takes more."""
-    numbers = _TIMES[scheme] * sizes.parameters + _ANSWERED * sizes.vocabulary + _HEARD * sizes.attention
+    numbers = _TIMES[scheme] * sizes.parameters + _ANSWERED * sizes.vocabulary + _ATTENDED * sizes.attention
     return _LIBRARIES + round(_FP32 * numbers)
 
 

@@ -674,7 +674,7 @@ class SourceStatus(ApiModel):
     vocabulary: Count = 0
     """Rows of the tallest matrix, which has one for each word."""
     attention: Count = 0
-    """Of a model that hears: numbers by which each position of a sound heeds each other."""
+    """Of a model that hears or sees: numbers by which each position of a sound or image heeds each other."""
     reason: Annotated[str, Field(max_length=128)] = ""
     """The documented reason it ended with."""
     message: Text = ""

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from checkpoints import tiny, tiny_encoder_decoder
+from checkpoints import tiny, tiny_clip, tiny_encoder_decoder, tiny_vision
 from onnx_converter import footprint, limits
 from onnx_converter.footprint import MEBIBYTE, Sizes
 from onnx_converter.reasons import MEMORY_TOO_SMALL, PERMANENT_CODES
 from onnx_converter.spec import Scheme
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from unit.converter.steps import Line
@@ -32,12 +33,14 @@ def test_more_numbers_and_more_words_take_more(scheme: Scheme) -> None:
     assert words > nothing
 
 
-#: Of Llamas and a Whisper with random weights: what headers tell, and bytes with the imports, of the larger step.
+#: Of Llamas, a Whisper and ViTs with random weights: what headers tell, and bytes with the imports, of the larger step.
 MEASURED = {
     "32 M, none": (Sizes(31_761_792, 32_000), "none", 968_000_000),
     "135 M, none": (Sizes(134_515_008, 49_152), "none", 2_255_000_000),
     "135 M, int4": (Sizes(134_515_008, 49_152), "int4-weight-only", 1_760_000_000),
     "18 M that hear half a minute, none": (Sizes(17_946_240, 1_536, 6 * 1500**2), "none", 3_163_000_000),
+    "86 M that see 197 patches, none": (Sizes(86_389_248, 3_072, 12 * 197**2), "none", 1_528_000_000),
+    "11 M that see 1025 patches, none": (Sizes(11_415_552, 1_536, 6 * 1025**2), "none", 1_727_000_000),
 }
 
 
@@ -47,9 +50,20 @@ def test_what_is_planned_is_no_less_than_was_measured_and_at_most_a_third_more(c
     assert measured <= footprint.peak(sizes, scheme) <= 4 * measured // 3
 
 
-def test_the_headers_of_a_model_that_hears_tell_how_far(tmp_path: Path, line: Line) -> None:
-    digest = line.fetch(tiny_encoder_decoder(tmp_path / "model", "whisper")).details["digest"]
-    assert footprint.sizes_of(line.checkpoint(digest)).attention == 50**2, "one head of 64, or less"
+ATTENDING: dict[str, tuple[Callable[[Path], Path], int]] = {
+    "a whisper": (lambda folder: tiny_encoder_decoder(folder, "whisper"), 50),
+    "clip's tower": (tiny_vision, 17),
+    "a whole clip": (tiny_clip, 17),
+    "siglip's tower": (lambda folder: tiny_vision(folder, "siglip_vision_model"), 16),
+    "a vit that classifies": (lambda folder: tiny_vision(folder, "vit", "classifier"), 17),
+    "a clip for texts": (lambda folder: tiny(folder, "clip_text_model"), 0),
+}
+
+
+@pytest.mark.parametrize("case", ATTENDING, ids=lambda case: case.replace(" ", "-"))
+def test_the_headers_of_a_model_that_hears_or_sees_tell_how_far(case: str, tmp_path: Path) -> None:
+    make, positions = ATTENDING[case]
+    assert footprint.sizes_of(make(tmp_path / "model")).attention == positions**2, "one head of 64, or less"
 
 
 @pytest.mark.parametrize("step", ["convert", "validate"])
