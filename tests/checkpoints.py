@@ -764,6 +764,13 @@ def _add_file(name: str, content: str) -> Callable[[Path], None]:
     return spoil
 
 
+def _adapter(folder: Path) -> None:
+    """As they are saved: with nothing of their base but its name."""
+    (folder / WEIGHTS).rename(folder / "adapter_model.safetensors")
+    (folder / "config.json").unlink()
+    write_json(folder / "adapter_config.json", {"peft_type": "LORA", "base_model_name_or_path": "someone/base"})
+
+
 def _link(folder: Path) -> None:
     target = folder.parent / "elsewhere.safetensors"
     (folder / WEIGHTS).rename(target)
@@ -853,17 +860,17 @@ BAD: Final[tuple[Bad, ...]] = (
         "model-00001.safetensors",
         _index_of("model-00001.safetensors"),
     ),
-    Bad("the tokenizer is missing", "convert", "CheckpointIncomplete", "tokenizer.json", _remove("tokenizer.json")),
-    Bad("the tokenizer is for sentencepiece", "convert", "CheckpointIncomplete", "tokenizer.model alone", _only_model),
+    Bad("the tokenizer is missing", "convert", "TokenizerMissing", "tokenizer.json", _remove("tokenizer.json")),
+    Bad("the tokenizer is for sentencepiece", "convert", "TokenizerMissing", "tokenizer.model alone", _only_model),
     Bad(
         "config.json is cut off",
         "fetch",
-        "ConfigInvalid",
+        "JsonCorrupt",
         "config.json",
         _add_file("config.json", '{"model_type": "be'),
     ),
-    Bad("config.json is nested without end", "fetch", "ConfigInvalid", "config.json", _deep_json),
-    Bad("config.json has 128 MB", "fetch", "ConfigInvalid", "config.json", _huge_config),
+    Bad("config.json is nested without end", "fetch", "JsonCorrupt", "config.json", _deep_json),
+    Bad("config.json has 128 MB", "fetch", "JsonCorrupt", "config.json", _huge_config),
     Bad("a size in config.json is a word", "convert", "ConfigInvalid", "hidden_size", _set_config(hidden_size="many")),
     Bad(
         "the heads do not divide the width",
@@ -875,28 +882,28 @@ BAD: Final[tuple[Bad, ...]] = (
     Bad(
         "the image processor is missing",
         "convert",
-        "CheckpointIncomplete",
+        "TokenizerMissing",
         "preprocessor_config.json is missing",
         _seeing(_remove("preprocessor_config.json")),
     ),
     Bad(
         "the image processor makes images of another size",
         "convert",
-        "ConfigInvalid",
+        "PreprocessorMismatch",
         "preprocessor_config.json: crop_size is 224, the model of config.json takes 16 x 16",
         _set_processor(crop_size=224, size=224),
     ),
     Bad(
         "the image processor keeps the sizes of images",
         "convert",
-        "ConfigInvalid",
+        "PreprocessorMismatch",
         "preprocessor_config.json: do_resize and do_center_crop are false",
         _set_processor(do_resize=False, do_center_crop=False),
     ),
     Bad(
         "the image processor divides by nothing",
         "convert",
-        "ConfigInvalid",
+        "PreprocessorMismatch",
         "preprocessor_config.json: image_std 0 is no number",
         _set_processor(image_std=[0.2, 0, 0.2]),
     ),
@@ -907,14 +914,14 @@ BAD: Final[tuple[Bad, ...]] = (
         "numbers",
         _seeing(_set_config(image_size=4000)),
     ),
-    Bad("the weights are truncated", "fetch", "WeightsCorrupt", "truncated", _truncate),
-    Bad("the weights end before the header", "fetch", "WeightsCorrupt", "truncated", _cut_before_header),
+    Bad("the weights are truncated", "fetch", "WeightsTruncated", "truncated", _truncate),
+    Bad("the weights end before the header", "fetch", "WeightsTruncated", "truncated", _cut_before_header),
     Bad("the header announces a terabyte", "fetch", "WeightsCorrupt", "header of", _huge_header),
     Bad("the header lies about a dtype", "fetch", "WeightsCorrupt", "lies", _lie_about_dtype),
     Bad("the header lies about a shape", "fetch", "WeightsCorrupt", "lies", _lie_about_shape),
     Bad("two tensors overlap", "fetch", "WeightsCorrupt", "overlapping", _overlap),
     Bad("bytes follow the last tensor", "fetch", "WeightsCorrupt", "after its last tensor", _append),
-    Bad("a pickle is named safetensors", "fetch", "WeightsCorrupt", WEIGHTS, _pickle_named_safetensors),
+    Bad("a pickle is named safetensors", "fetch", "PickleRefused", WEIGHTS, _pickle_named_safetensors),
     Bad("a weight is NaN", "fetch", "WeightsNotFinite", WEIGHTS, _spoil_a_weight(float("nan"))),
     Bad("a weight is infinite", "fetch", "WeightsNotFinite", WEIGHTS, _spoil_a_weight(float("-inf"))),
     Bad("a tensor has another name", "convert", "WeightsMismatch", "layer.1.output.dense.weight", _rename_tensor),
@@ -927,10 +934,14 @@ BAD: Final[tuple[Bad, ...]] = (
         _set_config(vocab_size=10**9),
     ),
     Bad(
-        "config.json describes another width", "convert", "WeightsMismatch", "shape", _set_config(intermediate_size=128)
+        "config.json describes another width",
+        "convert",
+        "WeightsMismatch",
+        "the shape [64], config.json says [128]",
+        _set_config(intermediate_size=128),
     ),
     Bad("weights come as pickle only", "fetch", "PickleRefused", "pytorch_model.bin", _only_pickle),
-    Bad("a pickle hides in a text file", "fetch", "PickleRefused", "special.txt", _disguised_pickle),
+    Bad("a pickle hides in a text file", "fetch", "FileDisguised", "special.txt", _disguised_pickle),
     Bad("the index names a pickle", "fetch", "PickleRefused", "shard.bin", _index_of("shard.bin")),
     Bad(
         "config.json maps classes to code",
@@ -1015,7 +1026,7 @@ BAD: Final[tuple[Bad, ...]] = (
     Bad(
         "the architecture is no word",
         "convert",
-        "ArchitectureUnsupported",
+        "ConfigInvalid",
         "model_type",
         _set_config(model_type=["bert"]),
     ),
@@ -1030,17 +1041,11 @@ BAD: Final[tuple[Bad, ...]] = (
     Bad(
         "it is quantised already",
         "convert",
-        "ArchitectureUnsupported",
+        "AlreadyQuantized",
         "quantization_config",
         _set_config(quantization_config={"quant_method": "bitsandbytes"}),
     ),
-    Bad(
-        "it is an adapter",
-        "fetch",
-        "ArchitectureUnsupported",
-        "adapter_config.json",
-        _add_file("adapter_config.json", "{}"),
-    ),
+    Bad("it is an adapter", "fetch", "AdapterNotMerged", "adapter_config.json", _adapter),
     Bad(
         "a module is unknown",
         "convert",
@@ -1053,7 +1058,7 @@ BAD: Final[tuple[Bad, ...]] = (
     Bad("a file is a pipe", "fetch", "LinkRefused", "vocab.txt", _pipe),
     Bad("a shard lies outside", "fetch", "SourceEscapes", "shard.safetensors", _index_of("../shard.safetensors")),
     Bad("the tokenizer is of a larger model", "convert", "TokenizerMismatch", "rows", _foreign_tokenizer),
-    Bad("the tokenizer cannot be loaded", "convert", "TokenizerMismatch", "tokenizer", _broken_tokenizer),
+    Bad("the tokenizer cannot be loaded", "convert", "TokenizerInvalid", "tokenizer", _broken_tokenizer),
     Bad("padding is another token", "convert", "TokenizerMismatch", "pad_token_id", _set_config(pad_token_id=3)),
 )
 

@@ -150,7 +150,9 @@ def built_in(
     kind: object, mapping: Any, taken: str = "input_ids"
 ) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:
     """The classes of a model type, by transformers' own tables alone; nothing is loaded and nothing downloaded."""
-    if not isinstance(kind, str) or kind not in CONFIG_MAPPING_NAMES:
+    if not isinstance(kind, str):
+        raise StepFailedError(CONFIG_INVALID, f"{policy.CONFIG}: model_type {kind!r} is no word: repair the file")
+    if kind not in CONFIG_MAPPING_NAMES:
         raise _unsupported(
             kind,
             f"is not built into transformers {transformers.__version__}, and code of the checkpoint's own is never run",

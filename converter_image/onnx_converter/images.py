@@ -20,7 +20,13 @@ from typing_extensions import override
 
 from onnx_converter import policy
 from onnx_converter.encoders import built_in
-from onnx_converter.reasons import ARCHITECTURE_UNSUPPORTED, CONFIG_INVALID, SPEC_IMPOSSIBLE, StepFailedError
+from onnx_converter.reasons import (
+    ARCHITECTURE_UNSUPPORTED,
+    CONFIG_INVALID,
+    PREPROCESSOR_MISMATCH,
+    SPEC_IMPOSSIBLE,
+    StepFailedError,
+)
 from onnx_converter.spec import Task
 
 if TYPE_CHECKING:
@@ -183,20 +189,21 @@ def _refuse_other_size(file: str, value: dict[str, Any], size: tuple[int, int]) 
     name = "crop_size" if cuts else "size"
     if not (cuts or scales):
         raise StepFailedError(
-            CONFIG_INVALID,
+            PREPROCESSOR_MISMATCH,
             f"{file}: do_resize and do_center_crop are false, so images keep their sizes, and the model of "
             f"{policy.CONFIG} takes {size[0]} x {size[1]}: set one of them",
         )
     if (made := _pair(value.get(name))) != size:
         raise StepFailedError(
-            CONFIG_INVALID,
+            PREPROCESSOR_MISMATCH,
             f"{file}: {name} is {value.get(name)!r}, the model of {policy.CONFIG} takes {size[0]} x {size[1]} "
             "(image_size): take the processor of this model",
         )
     shortest = value["size"].get("shortest_edge") if isinstance(value.get("size"), dict) else value.get("size")
     if cuts and scales and isinstance(shortest, int) and shortest < max(made):
         raise StepFailedError(
-            CONFIG_INVALID, f"{file}: size {shortest} is below crop_size, so that images would have black borders"
+            PREPROCESSOR_MISMATCH,
+            f"{file}: size {shortest} is below crop_size, so that images would have black borders",
         )
 
 
@@ -230,7 +237,7 @@ def _numbers_of(file: str, value: dict[str, Any], channels: int) -> tuple[float,
 def _of_channels(file: str, name: str, said: object, channels: int) -> list[object]:
     if not isinstance(said, list) or len(said) != channels:
         raise StepFailedError(
-            CONFIG_INVALID, f"{file}: {name} {said!r} is no list of {channels} numbers, one for each channel"
+            PREPROCESSOR_MISMATCH, f"{file}: {name} {said!r} is no list of {channels} numbers, one for each channel"
         )
     return said
 
@@ -238,14 +245,16 @@ def _of_channels(file: str, name: str, said: object, channels: int) -> list[obje
 def _within(file: str, name: str, said: object, low: float, high: float) -> float:
     is_number = isinstance(said, int | float) and not isinstance(said, bool) and math.isfinite(said)
     if not is_number or not low <= float(said) <= high:  # type: ignore[arg-type]
-        raise StepFailedError(CONFIG_INVALID, f"{file}: {name} {said!r} is no number from {low:.3g} to {high:.3g}")
+        raise StepFailedError(
+            PREPROCESSOR_MISMATCH, f"{file}: {name} {said!r} is no number from {low:.3g} to {high:.3g}"
+        )
     return float(said)  # type: ignore[arg-type]
 
 
 def _flag(file: str, value: dict[str, Any], name: str, *, default: bool) -> bool:
     said = value.get(name, default)
     if not isinstance(said, bool):
-        raise StepFailedError(CONFIG_INVALID, f"{file}: {name} {said!r} is neither true nor false")
+        raise StepFailedError(PREPROCESSOR_MISMATCH, f"{file}: {name} {said!r} is neither true nor false")
     return said
 
 

@@ -23,11 +23,13 @@ from safetensors.torch import load_file
 
 from onnx_converter import decoders, encoder_decoders, encoders, images, policy
 from onnx_converter.reasons import (
+    ALREADY_QUANTIZED,
     ARCHITECTURE_UNSUPPORTED,
-    CHECKPOINT_INCOMPLETE,
     CONFIG_INVALID,
     SPEC_IMPOSSIBLE,
+    TOKENIZER_INVALID,
     TOKENIZER_MISMATCH,
+    TOKENIZER_MISSING,
     WEIGHTS_MISMATCH,
     StepFailedError,
     gist,
@@ -117,7 +119,7 @@ def load(folder: Path, task: Task, max_sequence_length: int | None, dtype: torch
     value = policy.read_object(folder, policy.CONFIG)
     if value.get("quantization_config"):
         raise StepFailedError(
-            ARCHITECTURE_UNSUPPORTED,
+            ALREADY_QUANTIZED,
             f"{policy.CONFIG}: quantization_config: the weights are quantised already; give the unquantised checkpoint",
         )
     kind = value.get("model_type")
@@ -429,10 +431,12 @@ def _refuse_misfits(found: dict[str, Any], kind: str, harmless: re.Pattern[str])
             WEIGHTS_MISMATCH,
             f"the weights lack {missing[0]} ({len(missing)} tensors) that {kind} needs: save the whole model",
         )
-    if mismatched := sorted(str(key) for key in found["mismatched_keys"]):
+    if mismatched := sorted(found["mismatched_keys"]):
+        name, there, wanted = mismatched[0]
         raise StepFailedError(
             WEIGHTS_MISMATCH,
-            f"the weights hold {mismatched[0]} in another shape than {policy.CONFIG} says: they are of two models",
+            f"the weights hold {name} in the shape {list(there)}, {policy.CONFIG} says {list(wanted)}: they are of two "
+            "models",
         )
     if left := sorted(key for key in found["unexpected_keys"] if not harmless.fullmatch(key)):
         raise StepFailedError(
@@ -450,12 +454,12 @@ def _tokenizer_of(
     ):
         if (folder / "tokenizer.model").is_file():
             raise StepFailedError(
-                CHECKPOINT_INCOMPLETE,
+                TOKENIZER_MISSING,
                 "tokenizer.json is missing, and tokenizer.model alone is not read: load the tokenizer with transformers"
                 " and save it beside the model",
             )
         raise StepFailedError(
-            CHECKPOINT_INCOMPLETE,
+            TOKENIZER_MISSING,
             "the checkpoint has neither tokenizer.json nor a vocabulary: save the tokenizer beside the model",
         )
     try:
@@ -463,7 +467,7 @@ def _tokenizer_of(
             folder, config=config, local_files_only=True, trust_remote_code=False, use_fast=True
         )
     except Exception as error:
-        raise StepFailedError(TOKENIZER_MISMATCH, f"the tokenizer cannot be loaded: {gist(error)}") from error
+        raise StepFailedError(TOKENIZER_INVALID, f"the tokenizer cannot be loaded: {gist(error)}") from error
     rows = config.vocab_size
     # A language model shares its tokenizer with others that see images, whose special tokens it has no row for.
     spared = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special and not pads}
@@ -474,7 +478,7 @@ def _tokenizer_of(
         )
     if largest < 0 or (pads and tokenizer.pad_token_id is None):
         raise StepFailedError(
-            TOKENIZER_MISMATCH, "the tokenizer has no vocabulary or no pad_token: save the tokenizer beside the model"
+            TOKENIZER_INVALID, "the tokenizer has no vocabulary or no pad_token: save the tokenizer beside the model"
         )
     if not pads:
         tokenizer.pad_token = _padding_of(tokenizer, rows)

@@ -18,14 +18,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from onnx_converter.digest import open_regular
 from onnx_converter.reasons import (
-    ARCHITECTURE_UNSUPPORTED,
+    ADAPTER_NOT_MERGED,
     CHECKPOINT_INCOMPLETE,
     CONFIG_INVALID,
+    FILE_DISGUISED,
+    JSON_CORRUPT,
     LINK_REFUSED,
     PICKLE_REFUSED,
     REMOTE_CODE_REFUSED,
     SOURCE_ESCAPES,
     SOURCE_NOT_FOUND,
+    TOKENIZER_MISSING,
     StepFailedError,
 )
 
@@ -42,6 +45,8 @@ PROCESSOR: Final = "processor_config.json"
 WEIGHTS: Final = "model.safetensors"
 WEIGHTS_INDEX: Final = "model.safetensors.index.json"
 
+#: What an adapter is saved with, and without a config.json.
+_ADAPTER: Final = "adapter_config.json"
 _READ: Final = frozenset({".safetensors", ".json", ".txt", ".model", ".vocab", ".bpe"})
 #: Formats of weights that run code when loaded, or that this converter has no reader for.
 _OTHER_WEIGHTS: Final = frozenset(
@@ -108,7 +113,7 @@ def select(paths: Iterable[str]) -> Selection:
     listed = sorted(paths)
     if len(listed) > FILES_LIMIT:
         raise StepFailedError(
-            CONFIG_INVALID,
+            SOURCE_NOT_FOUND,
             f"the source holds {len(listed)} files, more than {FILES_LIMIT}: point path at the checkpoint's own folder",
         )
     for path in listed:
@@ -118,6 +123,11 @@ def select(paths: Iterable[str]) -> Selection:
         raise StepFailedError(
             REMOTE_CODE_REFUSED,
             f"{code[0]} is code of the checkpoint's own, which is never run: use a supported architecture",
+        )
+    if _ADAPTER in uses:
+        raise StepFailedError(
+            ADAPTER_NOT_MERGED,
+            f"{_ADAPTER} makes this an adapter to another checkpoint: merge it into its base model first",
         )
     read = tuple(path for path, use in uses.items() if use is Use.READ)
     others = [path for path, use in uses.items() if use is Use.WEIGHTS_OF_ANOTHER_KIND]
@@ -180,14 +190,21 @@ def inspect(folder: Path, paths: Iterable[str]) -> None:
 
 def refuse_disguise(file: Path, path: str) -> None:
     with open_regular(file) as stream:
-        head = stream.read(4)
-    if path.endswith(".safetensors"):
+        head = stream.read(9)
+    if not head.startswith(_MAGIC):
         return
-    if head.startswith(_MAGIC):
-        raise StepFailedError(
-            PICKLE_REFUSED,
-            f"{path} is no text: it begins like a pickle, an archive or a program; remove it from the source",
-        )
+    if path.endswith(".safetensors"):
+        # A length that happens to begin so is followed by the header's JSON.
+        if head[8:] != b"{":
+            raise StepFailedError(
+                PICKLE_REFUSED,
+                f"{path} is no safetensors file: it begins like a pickle, an archive or a program; convert the weights",
+            )
+        return
+    raise StepFailedError(
+        FILE_DISGUISED,
+        f"{path} is no text: it begins like a pickle, an archive or a program; remove it from the source",
+    )
 
 
 def read_json(folder: Path, path: str) -> Any:
@@ -195,13 +212,11 @@ def read_json(folder: Path, path: str) -> Any:
     with open_regular(folder / path) as stream:
         data = stream.read(TEXT_LIMIT + 1)
     if len(data) > TEXT_LIMIT:
-        raise StepFailedError(
-            CONFIG_INVALID, f"{path} is larger than {TEXT_LIMIT} bytes: a configuration file never is"
-        )
+        raise StepFailedError(JSON_CORRUPT, f"{path} is larger than {TEXT_LIMIT} bytes: a configuration file never is")
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise StepFailedError(CONFIG_INVALID, f"{path} is no JSON ({error}): repair the file") from error
+        raise StepFailedError(JSON_CORRUPT, f"{path} is no JSON ({error}): copy the file again") from error
 
 
 def read_object(folder: Path, path: str) -> dict[str, Any]:
@@ -219,7 +234,7 @@ def read_preprocessor(folder: Path, part: str, called: str) -> tuple[str, dict[s
         return PREPROCESSOR, read_object(folder, PREPROCESSOR)
     value = read_object(folder, PROCESSOR).get(part) if (folder / PROCESSOR).is_file() else None
     if not isinstance(value, dict):
-        raise StepFailedError(CHECKPOINT_INCOMPLETE, f"{PREPROCESSOR} is missing: save the {called} beside the model")
+        raise StepFailedError(TOKENIZER_MISSING, f"{PREPROCESSOR} is missing: save the {called} beside the model")
     return PROCESSOR, value
 
 
@@ -229,7 +244,7 @@ def refuse_hostile_keys(value: object, path: str) -> None:
         item, depth = pending.pop()
         if depth > _DEPTH_LIMIT:
             raise StepFailedError(
-                CONFIG_INVALID, f"{path} is nested more than {_DEPTH_LIMIT} levels deep: no configuration is"
+                JSON_CORRUPT, f"{path} is nested more than {_DEPTH_LIMIT} levels deep: no configuration is"
             )
         if isinstance(item, list):
             pending += [(element, depth + 1) for element in item]
@@ -250,11 +265,6 @@ def refuse_hostile_keys(value: object, path: str) -> None:
 
 
 def _refuse_incomplete(folder: Path, present: frozenset[str]) -> None:
-    if "adapter_config.json" in present:
-        raise StepFailedError(
-            ARCHITECTURE_UNSUPPORTED,
-            "adapter_config.json makes this an adapter to another checkpoint: merge it into its base model first",
-        )
     for shard in shards_of(folder, present):
         if shard not in present:
             raise StepFailedError(

@@ -46,7 +46,8 @@ USAGE: Final = Reason(
 SOURCE_NOT_FOUND: Final = Reason(
     "SourceNotFound",
     10,
-    "surfaces when the path, repository or revision of the source, or a file of texts or examples, does not exist",
+    "surfaces when the path, repository or revision of the source, or a file of texts or examples, does not exist, or "
+    "the source holds no checkpoint",
 )
 SOURCE_UNAUTHORIZED: Final = Reason(
     "SourceUnauthorized", 11, "surfaces when the hub answers 401 or 403, or the repository is gated"
@@ -67,13 +68,13 @@ DIGEST_MISMATCH: Final = Reason(
     "DigestMismatch", 16, "surfaces when the bytes differ from the digest that was asked for or announced"
 )
 CHECKPOINT_INCOMPLETE: Final = Reason(
-    "CheckpointIncomplete", 17, "surfaces when config.json, the weights, a shard or the tokenizer is missing"
+    "CheckpointIncomplete", 17, "surfaces when config.json, the weights, a shard or a module's files are missing"
 )
 CONFIG_INVALID: Final = Reason(
-    "ConfigInvalid", 18, "surfaces when a JSON file of the checkpoint cannot be read or a value in it is impossible"
+    "ConfigInvalid", 18, "surfaces when a value in a JSON file of the checkpoint is impossible"
 )
 WEIGHTS_CORRUPT: Final = Reason(
-    "WeightsCorrupt", 19, "surfaces when a safetensors file is truncated or its header does not describe it"
+    "WeightsCorrupt", 19, "surfaces when the header of a safetensors file does not describe it"
 )
 WEIGHTS_NOT_FINITE: Final = Reason("WeightsNotFinite", 20, "surfaces when a weight is NaN or infinite")
 WEIGHTS_MISMATCH: Final = Reason(
@@ -85,7 +86,9 @@ ARCHITECTURE_UNSUPPORTED: Final = Reason(
     "surfaces when the model type is not built into transformers, or it or a module is of a kind that is not converted",
 )
 TOKENIZER_MISMATCH: Final = Reason(
-    "TokenizerMismatch", 23, "surfaces when the tokenizer cannot be loaded or gives ids that the model has no row for"
+    "TokenizerMismatch",
+    23,
+    "surfaces when the tokenizer gives ids that the model has no row for, or pads with another one",
 )
 SPEC_IMPOSSIBLE: Final = Reason(
     "SpecImpossible", 24, "surfaces when a legal spec asks for what this checkpoint, provider or runtime cannot do"
@@ -102,6 +105,37 @@ PLACEMENT_FAILED: Final = Reason(
 )
 ARTIFACT_CORRUPT: Final = Reason(
     "ArtifactCorrupt", 29, "surfaces when a file is missing, extra, changed or a link against the manifest"
+)
+TOKENIZER_MISSING: Final = Reason(
+    "TokenizerMissing",
+    43,
+    "surfaces when the tokenizer, the feature extractor or the image processor was not saved beside the model",
+)
+PREPROCESSOR_MISMATCH: Final = Reason(
+    "PreprocessorMismatch",
+    44,
+    "surfaces when the feature extractor or image processor makes what the model does not take, or from impossible "
+    "numbers",
+)
+JSON_CORRUPT: Final = Reason(
+    "JsonCorrupt", 45, "surfaces when a JSON file of the checkpoint is cut off, too large or nested without end"
+)
+WEIGHTS_TRUNCATED: Final = Reason(
+    "WeightsTruncated", 46, "surfaces when a safetensors file ends before its header says: copying it broke off"
+)
+FILE_DISGUISED: Final = Reason(
+    "FileDisguised", 47, "surfaces when a file that is text by its name begins like a pickle, an archive or a program"
+)
+ALREADY_QUANTIZED: Final = Reason(
+    "AlreadyQuantized", 48, "surfaces when the weights of the checkpoint are quantised already"
+)
+ADAPTER_NOT_MERGED: Final = Reason(
+    "AdapterNotMerged", 49, "surfaces when the checkpoint is an adapter, such as a LoRA, to another one"
+)
+TOKENIZER_INVALID: Final = Reason(
+    "TokenizerInvalid",
+    57,
+    "surfaces when the tokenizer's files are there and cannot be loaded, or lack a vocabulary or a pad_token",
 )
 DATASET_INVALID: Final = Reason(
     "DatasetInvalid",

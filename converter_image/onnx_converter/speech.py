@@ -13,7 +13,7 @@ import numpy as np
 from transformers import WhisperFeatureExtractor
 
 from onnx_converter import policy
-from onnx_converter.reasons import ARCHITECTURE_UNSUPPORTED, CONFIG_INVALID, StepFailedError
+from onnx_converter.reasons import ARCHITECTURE_UNSUPPORTED, PREPROCESSOR_MISMATCH, StepFailedError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -68,17 +68,17 @@ def speech_of(folder: Path, config: PreTrainedConfig, languages: Mapping[str, in
     wanted = {"feature_size": config.num_mel_bins, "sampling_rate": RATE, "padding_value": 0.0, "dither": 0.0}
     for name, number in wanted.items():
         if (found := value.get(name, said.get(name, number))) != number:
-            raise StepFailedError(CONFIG_INVALID, f"{file}: {name} is {found!r}, the model needs {number}")
+            raise StepFailedError(PREPROCESSOR_MISMATCH, f"{file}: {name} is {found!r}, the model needs {number}")
     lengths = {name: value[name] for name in _BOUNDS if name in value}
     for name, number in lengths.items():
         low, high = _BOUNDS[name]
         if not isinstance(number, int) or not low <= number <= high:
-            raise StepFailedError(CONFIG_INVALID, f"{file}: {name} {number!r} is none of {low} to {high}")
+            raise StepFailedError(PREPROCESSOR_MISMATCH, f"{file}: {name} {number!r} is none of {low} to {high}")
     extractor = WhisperFeatureExtractor(**said, **lengths)
     # The second of its convolutions halves them.
     if extractor.nb_max_frames != 2 * config.max_source_positions:
         raise StepFailedError(
-            CONFIG_INVALID,
+            PREPROCESSOR_MISMATCH,
             f"{file} makes {extractor.nb_max_frames} frames of a sound, the model of {policy.CONFIG} takes "
             f"{2 * config.max_source_positions}: they are of two models",
         )

@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 from onnx_converter.digest import open_regular
-from onnx_converter.reasons import WEIGHTS_CORRUPT, WEIGHTS_NOT_FINITE, StepFailedError
+from onnx_converter.reasons import WEIGHTS_CORRUPT, WEIGHTS_NOT_FINITE, WEIGHTS_TRUNCATED, StepFailedError
 
 if TYPE_CHECKING:
     from io import BufferedReader
@@ -70,12 +70,12 @@ def read_header(stream: BufferedReader, name: str) -> Header:
     stream.seek(0)
     prefix = stream.read(8)
     if len(prefix) < 8:  # noqa: PLR2004  the format begins with a 64 bit length
-        raise _corrupt(name, f"is truncated: {size} bytes are too few for a header")
+        raise _truncated(name, f"is truncated: {size} bytes are too few for a header")
     (length,) = struct.unpack("<Q", prefix)
     if length > HEADER_LIMIT:
         raise _corrupt(name, f"announces a header of {length} bytes, more than {HEADER_LIMIT}")
     if 8 + length > size:
-        raise _corrupt(name, f"is truncated: its header of {length} bytes does not fit into {size}")
+        raise _truncated(name, f"is truncated: its header of {length} bytes does not fit into {size}")
     entries = _parse(stream.read(length), name)
     tensors = sorted(
         (_tensor(entry, value, name) for entry, value in entries.items()), key=lambda tensor: (tensor.begin, tensor.end)
@@ -132,7 +132,7 @@ def _refuse_bad_layout(tensors: list[Tensor], available: int, name: str) -> None
         if after.begin > before.end:
             raise _corrupt(name, f"leaves a gap between tensors {before.name!r} and {after.name!r}")
     if tensors[-1].end > available:
-        raise _corrupt(
+        raise _truncated(
             name, f"is truncated: tensor {tensors[-1].name!r} ends {tensors[-1].end - available} bytes after the file"
         )
     if tensors[-1].end < available:
@@ -150,7 +150,7 @@ def _refuse_not_finite(stream: BufferedReader, header: Header, tensor: Tensor, n
     while left:
         data = stream.read(min(left, _CHUNK))
         if not data:
-            raise _corrupt(name, "was cut while it was read")
+            raise _truncated(name, "was cut while it was read")
         left -= len(data)
         bits: NDArray[np.unsignedinteger[Any]] = np.frombuffer(data, dtype=code)
         if np.any((bits & bits.dtype.type(exponent)) == exponent):
@@ -161,4 +161,8 @@ def _refuse_not_finite(stream: BufferedReader, header: Header, tensor: Tensor, n
 
 
 def _corrupt(name: str, fault: str) -> StepFailedError:
-    return StepFailedError(WEIGHTS_CORRUPT, f"{name} {fault}: copy or save the file again")
+    return StepFailedError(WEIGHTS_CORRUPT, f"{name} {fault}: save the file again")
+
+
+def _truncated(name: str, fault: str) -> StepFailedError:
+    return StepFailedError(WEIGHTS_TRUNCATED, f"{name} {fault}: copy the file again")

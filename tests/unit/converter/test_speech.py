@@ -228,12 +228,12 @@ def other_extractor(**values: object) -> Callable[[Path], None]:
 
 
 REFUSED: dict[str, tuple[Callable[[Path], object], dict[str, Any], str, str]] = {
-    "no extractor": (lambda at: (at / "preprocessor_config.json").unlink(), {}, "CheckpointIncomplete", "preprocessor"),
-    "features of another model": (other_extractor(feature_size=80), {}, "ConfigInvalid", "feature_size is 80"),
-    "another rate": (other_extractor(sampling_rate=8000), {}, "ConfigInvalid", "sampling_rate is 8000"),
-    "noise of its own": (other_extractor(dither=0.1), {}, "ConfigInvalid", "dither is 0.1"),
-    "longer sounds": (other_extractor(chunk_length=30), {}, "ConfigInvalid", "3000 frames"),
-    "a table without end": (other_extractor(n_fft=10**9), {}, "ConfigInvalid", "n_fft 1000000000 is none of 16"),
+    "no extractor": (lambda at: (at / "preprocessor_config.json").unlink(), {}, "TokenizerMissing", "preprocessor"),
+    "features of another model": (other_extractor(feature_size=80), {}, "PreprocessorMismatch", "feature_size is 80"),
+    "another rate": (other_extractor(sampling_rate=8000), {}, "PreprocessorMismatch", "sampling_rate is 8000"),
+    "noise of its own": (other_extractor(dither=0.1), {}, "PreprocessorMismatch", "dither is 0.1"),
+    "longer sounds": (other_extractor(chunk_length=30), {}, "PreprocessorMismatch", "3000 frames"),
+    "a table without end": (other_extractor(n_fft=10**9), {}, "PreprocessorMismatch", "n_fft 1000000000 is none of 16"),
     "another extractor": (
         other_extractor(feature_extractor_type="Wav2Vec2FeatureExtractor"),
         {},
