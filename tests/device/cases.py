@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import onnxruntime
 import torch
 
-from checkpoints import ANSWER_LENGTH, TINY_LENGTH, tiny, tiny_decoder, tiny_encoder_decoder
+from checkpoints import ANSWER_LENGTH, TINY_LENGTH, tiny, tiny_decoder, tiny_encoder_decoder, tiny_vision
 from onnx_converter import parity, placement, quantize, validate
 from onnx_converter.contest import Candidate, Loaded, Original
 from onnx_converter.heads import parts_of
@@ -62,9 +62,10 @@ MODELS: Final[dict[str, Callable[[Path], Path]]] = {
     # Its positions come from the length alone, and with them a product that a device might leave to the CPU.
     "modernbert": lambda folder: tiny(folder, "modernbert"),
     "whisper": lambda folder: tiny_encoder_decoder(folder, "whisper"),
+    "clip's tower for images": tiny_vision,
 }
-#: Models that are tiny allow no more.
-LENGTHS: Final = {"modernbert": TINY_LENGTH, "whisper": ANSWER_LENGTH}
+#: Models that are tiny allow no more, and an image has none.
+LENGTHS: Final = {"modernbert": TINY_LENGTH, "whisper": ANSWER_LENGTH, "clip's tower for images": None}
 SCHEMES: Final = (Scheme.NONE, Scheme.FLOAT16, Scheme.BFLOAT16, Scheme.INT4_WEIGHT_ONLY)
 
 
