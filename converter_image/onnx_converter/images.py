@@ -152,14 +152,18 @@ def class_of(family: Family, kind: object, name: str, task: Task) -> tuple[Task,
         raise StepFailedError(
             SPEC_IMPOSSIBLE, f"task {task} does not fit architectures {name!r}, which sees images: use {fitting}"
         )
-    found = family.classifier if wanted is Task.IMAGE_CLASSIFICATION else family.encoder
+    found = _class_for(family, wanted)
     if found is None:
         raise StepFailedError(
             ARCHITECTURE_UNSUPPORTED,
-            f"{policy.CONFIG}: of model_type {kind!r} nobody here knows where the vector of an image stands: for "
-            f"{wanted} there is {', '.join(FAMILIES)}",
+            f"{policy.CONFIG}: model_type {kind!r} is not supported for {wanted}: take "
+            f"{', '.join(name for name, one in FAMILIES.items() if _class_for(one, wanted))}",
         )
     return wanted, found, family.read if found is family.encoder else _first
+
+
+def _class_for(family: Family, task: Task) -> type[PreTrainedModel] | None:
+    return family.classifier if task is Task.IMAGE_CLASSIFICATION else family.encoder
 
 
 def sight_of(folder: Path, config: PreTrainedConfig, read: Read) -> Sight:

@@ -343,6 +343,12 @@ REFUSED: dict[str, tuple[Callable[[Path], object], dict[str, Any], str, str]] = 
         "SpecImpossible",
         "use image-feature-extraction",
     ),
+    "a head that is not converted": (
+        lambda at: change_json(at / "config.json", architectures=["CLIPForImageClassification"]),
+        {},
+        "ArchitectureUnsupported",
+        "model_type 'clip' is not supported for image-classification: take vit",
+    ),
     "images of an encoder of texts": (
         lambda at: change_json(at / "config.json", model_type="bert"),
         SEEING,
