@@ -144,7 +144,9 @@ def _validate(arguments: argparse.Namespace, progress: Progress) -> tuple[Reason
         progress,
     )
     chosen = f"auto takes {details['scheme']}: " if "scheme" in details else ""
-    return reasons.VALIDATED, f"{chosen}{details['samples']} samples agree with the original on {provider}", details
+    packed = f"; packed for {provider}, not run there: {details['checked']}" if "checked" in details else ""
+    told = f"{chosen}{details['samples']} samples agree with the original on {provider.judged_on}{packed}"
+    return reasons.VALIDATED, told, details
 
 
 def _publish(arguments: argparse.Namespace, progress: Progress) -> tuple[Reason, str, dict[str, Any]]:

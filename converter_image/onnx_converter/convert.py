@@ -26,6 +26,7 @@ from onnx_converter import (
     quantize,
     routes,
     share,
+    targets,
 )
 from onnx_converter.conversion import FILE, Conversion, Graph, RefusedRoute, Signature, tools
 from onnx_converter.digest import sha256_of, tree_digest
@@ -105,6 +106,7 @@ def _run_each(convert: Convert, progress: Progress) -> dict[str, Any]:
 def _run(convert: Convert, progress: Progress) -> dict[str, Any]:
     graph.refuse_opset(convert.spec.opset)
     for provider, scheme in itertools.product(convert.spec.providers, convert.spec.schemes):
+        targets.refuse_opset(convert.spec.opset, provider)
         quantize.refuse_without_kernels(scheme, provider)
         precision.refuse_without_kernels(scheme, provider)
     texts = calibration.read(convert.spec.calibration, convert.calibration_root)

@@ -99,9 +99,10 @@ def way_out_of(scheme: Scheme) -> str:
 
 
 def refuse_without_kernels(scheme: Scheme, provider: Provider) -> None:
-    if scheme is Scheme.BFLOAT16 and provider is Provider.CPU:
+    if scheme is Scheme.BFLOAT16 and provider.judged_on is Provider.CPU:
+        where = f"{Provider.CPU}, on which graphs for {provider} are judged" if provider.is_edge else provider
         raise StepFailedError(
             SPEC_IMPOSSIBLE,
-            f"quantization.scheme {scheme} has no kernels on {provider}: use float16 or none there, or a provider of "
+            f"quantization.scheme {scheme} has no kernels on {where}: use float16 or none there, or a provider of "
             "an accelerator alone",
         )

@@ -149,14 +149,18 @@ def _fill(
     work = publish.work
     for provider, one in made.items():
         models = folder / "triton" / provider
-        graphs = shutil.copytree(one.folder / provider, models / package.MODEL / "1")
-        for name, config in package.configs_of(one.conversion, publish.serving, provider).items():
+        # What no server runs is laid out for no server.
+        target = folder / "edge" / provider if provider.is_edge else models / package.MODEL / "1"
+        graphs = shutil.copytree(one.folder / provider, target)
+        configs = {} if provider.is_edge else package.configs_of(one.conversion, publish.serving, provider)
+        for name, config in configs.items():
             (models / name).mkdir(exist_ok=True)
             (models / name / "config.pbtxt").write_text(config)
         if graph.digest_of(graphs) != one.conversion.graphs[provider].digest:
             raise StepFailedError(ARTIFACT_CORRUPT, f"graph/{provider} changed while it was copied: convert again")
     shutil.copytree(next(iter(made.values())).folder / "tokenizer", folder / "tokenizer")
-    first = publish.spec.providers[0]
+    # What a server must answer, where there is one.
+    first = min(publish.spec.providers, key=lambda provider: provider.is_edge)
     shutil.copyfile(work / f"{VALIDATION_PREFIX}{first}" / GOLDEN, folder / GOLDEN)
     (folder / REPORT).write_bytes(canonical_json({"schema": SCHEMA, "verdict": "Passed", "reports": reports}))
     for path in folder.rglob("*"):

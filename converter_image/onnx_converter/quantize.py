@@ -38,7 +38,7 @@ _PRODUCTS: Final = ("MatMul", "Gemm")
 
 
 def refuse_without_kernels(scheme: Scheme, provider: Provider) -> None:
-    if scheme in (Scheme.INT8_DYNAMIC, Scheme.INT8_STATIC) and provider is not Provider.CPU:
+    if scheme in (Scheme.INT8_DYNAMIC, Scheme.INT8_STATIC) and provider is Provider.CUDA:
         raise StepFailedError(
             SPEC_IMPOSSIBLE,
             f"quantization.scheme {scheme} has no kernels on {provider}: use none, float16, bfloat16 or a weight-only "

@@ -84,10 +84,14 @@ class Report:
     conversion: Mapping[str, Any]
     rows: tuple[Row, ...]
     evaluations: tuple[Evaluation, ...] = ()
+    #: Of a graph for devices outside of the cluster: what the table of its execution provider says.
+    checked: Mapping[str, Any] | None = None
 
     def value(self) -> dict[str, Any]:
         listed = ("rows", "evaluations")
         plain = {_camel(key): inner for key, inner in asdict(self).items() if key not in listed}
+        if self.checked is None:
+            del plain["checked"]
         return {"schema": SCHEMA, **plain} | {
             key: [
                 {_camel(name): inner for name, inner in asdict(one).items() if inner or name != "pooling"}

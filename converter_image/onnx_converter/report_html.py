@@ -102,6 +102,13 @@ _COVERAGE: Final = Template("""\
 <p>The graph as onnxruntime runs it, after its own optimisation, from its profile of one request: $placement. A heavy
 operator elsewhere than on $provider would have failed the validation; there is no other fallback to try.</p>
 $rows""")
+_CHECKED: Final = Template("""\
+<h2>Operators on $provider</h2>
+<p>The graph as it is packed, node by node, against $table. It was not run there: the numbers above are of the same
+graph on the CPU. $placement; what the table does not know runs on the CPU beside the device. Inputs whose size is known
+only when they come: $dynamic.</p>
+$rows
+$notes""")
 _MEASURES: Final = (
     ("minCosine", "Smallest cosine", "above"),
     ("maxAbsolute", "Largest absolute difference", "below"),
@@ -340,6 +347,18 @@ def _coverage(provider: str, report: Mapping[str, Any]) -> Iterator[str]:
     ordered = sorted(coverage.items(), key=lambda item: (-sum(item[1].values()), item[0]))
     rows = [(operator, *(counts.get(place, "") for place in places)) for operator, counts in ordered]
     placement = ", ".join(f"{count} nodes on {name}" for name, count in report["placement"].items())
+    if (checked := report.get("checked")) is not None:
+        said = [(operator, f"{why}, and falls back") for operator, why in checked["fallbacks"].items()]
+        said += [(operator, f"not checked: {note}") for operator, note in checked["notes"].items()]
+        yield _CHECKED.substitute(
+            provider=escape(provider),
+            table=escape(checked["table"]),
+            placement=escape(placement),
+            dynamic=escape(", ".join(checked["dynamicInputs"]) or "none"),
+            rows=_table(("Operator", *places), rows),
+            notes=_table(("Operator", "By the table"), said, kind="words") if said else "",
+        )
+        return
     yield _COVERAGE.substitute(
         provider=escape(provider),
         placement=escape(placement),

@@ -86,6 +86,19 @@ class Provider(StrEnum):
 
     CPU = "CPUExecutionProvider"
     CUDA = "CUDAExecutionProvider"
+    DML = "DmlExecutionProvider"
+    COREML = "CoreMLExecutionProvider"
+    WEBGPU = "WebGpuExecutionProvider"
+
+    @property
+    def is_edge(self) -> bool:
+        """Whether it is of devices outside of any cluster: its graph is packed and checked, and runs nowhere here."""
+        return self in (Provider.DML, Provider.COREML, Provider.WEBGPU)
+
+    @property
+    def judged_on(self) -> Provider:
+        """Where its graph answers when it is compared with the original."""
+        return Provider.CPU if self.is_edge else self
 
 
 class Parameters(BaseModel):

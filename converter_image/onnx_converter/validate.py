@@ -32,6 +32,7 @@ from onnx_converter import (
     quality,
     report,
     samples,
+    targets,
 )
 from onnx_converter.benchmark import Benchmark
 from onnx_converter.contest import Candidate, Original
@@ -157,7 +158,8 @@ def _run(validate: Validate, progress: Progress) -> dict[str, Any]:
     folder, parts = validate.graph / validate.provider, parts_of(original.checkpoint)
     graph.inspect_parts(folder, parts)
     paths = tuple(folder / part.file for part in parts)
-    candidate = Candidate.load(paths, validate.provider)
+    checked = targets.check(paths, validate.provider) if validate.provider.is_edge else None
+    candidate = Candidate.load(paths, validate.provider.judged_on)
     progress.tell("CheckpointLoaded", percent=10, architecture=conversion.architecture, task=str(conversion.task))
     tolerance = parity.tolerance_of(
         validate.parity, parity.loosest(validate.spec.schemes, conversion.task), conversion.task
@@ -170,14 +172,18 @@ def _run(validate: Validate, progress: Progress) -> dict[str, Any]:
         judgement = replace(judgement, evaluated=verdict.evaluated)
         if verdict.reason is not None:
             judgement = replace(judgement, reason=verdict.reason, message=verdict.message)
-    found = _report_of(judgement, tolerance, conversion, validate.provider)
+    if checked is not None:
+        packed = f"packed for {validate.provider} and not run there: {checked.words}"
+        judgement = replace(judgement, coverage=checked.coverage, message=f"{judgement.message}; {packed}")
+    found = _report_of(judgement, tolerance, conversion, validate.provider, checked)
     (validate.output / REPORT).write_bytes(canonical_json(found.value()))
     _write_page(validate, found.value(), {})
     if judgement.reason is not VALIDATED:
         raise StepFailedError(judgement.reason, judgement.message)
     (validate.output / GOLDEN).write_bytes(canonical_json(_golden(original, candidate)))
     benchmarked = {}
-    if validate.benchmark:
+    # How fast the graph is on the CPU says nothing of the device that it is for.
+    if validate.benchmark and checked is None:
         # Its own session begins where no other holds memory.
         del candidate
         wanted = Benchmark(
@@ -194,6 +200,7 @@ def _run(validate: Validate, progress: Progress) -> dict[str, Any]:
         "samples": found.samples,
         **({"evaluations": [_told(one) for one in judgement.evaluated]} if judgement.evaluated else {}),
         "placement": dict(found.placement),
+        **({"checked": checked.words} if checked is not None else {}),
         "reportDigest": "sha256:" + sha256_of(validate.output / REPORT),
         **({"benchmark": benchmarked} if benchmarked else {}),
     }
@@ -245,7 +252,11 @@ def judge(original: Original, candidate: Candidate, tolerance: parity.Tolerance,
 
 
 def _report_of(
-    judgement: Judgement, tolerance: parity.Tolerance, conversion: Conversion, provider: Provider
+    judgement: Judgement,
+    tolerance: parity.Tolerance,
+    conversion: Conversion,
+    provider: Provider,
+    checked: targets.Checked | None,
 ) -> report.Report:
     measured = judgement.total
     return report.Report(
@@ -275,6 +286,7 @@ def _report_of(
         conversion=conversion.model_dump(mode="json", by_alias=True, exclude={"files"}),
         rows=tuple(map(_row_of, judgement.measurements)),
         evaluations=tuple(map(_evaluation_of, judgement.evaluated)),
+        checked=checked.value() if checked is not None else None,
     )
 
 
