@@ -83,7 +83,8 @@ def wants(case: dict[str, Any]) -> list[Want]:
     providers = [placed.name for placed in candidate.spec.execution_providers]
     found += [WantValidate(model, candidate, offer.class_spec, provider, _MEMORY) for provider in providers]
     found.append(WantPublish(model, candidate, offer.class_spec))
-    found += [WantServers(model, candidate, provider, offer.plan.capacity.replicas) for provider in providers]
+    served = side_of(candidate).providers
+    found += [WantServers(model, candidate, provider, offer.plan.capacity.replicas) for provider in served]
     wanted = split(
         stable=side_of(stable),
         candidate=side_of(candidate),

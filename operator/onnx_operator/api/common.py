@@ -165,15 +165,33 @@ def parse_quantity(text: str) -> Decimal:
 
 
 class ExecutionProvider(StrEnum):
-    """The onnxruntime execution providers that a model can be served on."""
+    """The onnxruntime execution providers that a model can be made for."""
 
     CPU = "CPUExecutionProvider"
     CUDA = "CUDAExecutionProvider"
+    DML = "DmlExecutionProvider"
+    COREML = "CoreMLExecutionProvider"
+    WEBGPU = "WebGpuExecutionProvider"
 
     @property
     def short(self) -> str:
-        """The provider as it stands in names and labels of objects."""
-        return {ExecutionProvider.CPU: "cpu", ExecutionProvider.CUDA: "cuda"}[self]
+        """The provider as it stands in names and labels of objects; four letters at most, as names are full."""
+        return {
+            ExecutionProvider.CPU: "cpu",
+            ExecutionProvider.CUDA: "cuda",
+            ExecutionProvider.DML: "dml",
+            ExecutionProvider.COREML: "cml",
+            ExecutionProvider.WEBGPU: "wgpu",
+        }[self]
+
+    @property
+    def is_edge(self) -> bool:
+        """Whether it is of devices outside of any cluster."""
+        return self in EDGE
+
+
+#: What is packed and checked against a table, as no node has it.
+EDGE: Final = (ExecutionProvider.DML, ExecutionProvider.COREML, ExecutionProvider.WEBGPU)
 
 
 def _resource_names(field: str) -> dict[str, str]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from onnx_operator.api.common import (
+    EDGE,
     ApiModel,
     Condition,
     ConfigMapKey,
@@ -28,6 +29,9 @@ from onnx_operator.api.common import (
 )
 from onnx_operator.api.rollout import Rollout
 from onnx_operator.api.windows import Window
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 
@@ -360,12 +364,36 @@ class PoolSchedule(Window):
     """The pool's weight while the window is open."""
 
 
+def _named(providers: Iterable[str]) -> str:
+    return ", ".join(f"'{one}'" for one in providers)
+
+
 class ExecutionProviderRequest(ApiModel):
     """One execution provider that the model must be validated and served on: a pool of pods."""
 
+    model_config = {
+        "json_schema_extra": schema_extra(
+            cel(
+                f"!(self.name in [{_named(EDGE)}]) || has(self.serving)",
+                f"{', '.join(EDGE)} are of devices outside of the cluster; say serving: none, and the graph is checked "
+                "and packed for them, and not served",
+                field_path=".serving",
+            ),
+            cel(
+                "!has(self.serving) || !(has(self.weight) || has(self.schedules))",
+                "serving: none gets no requests; leave weight and schedules out, or leave serving out",
+                field_path=".serving",
+            ),
+        )
+    }
+
     name: ExecutionProvider
-    """CPUExecutionProvider or CUDAExecutionProvider; the class says on which nodes each runs."""
+    """CPUExecutionProvider or CUDAExecutionProvider; the class says on which nodes each runs. With serving: none also
+    DmlExecutionProvider (DirectML), CoreMLExecutionProvider and WebGpuExecutionProvider, which need no node."""
     # No defaults: kubectl apply sends a list whole, so a default inside of one is a change at every apply.
+    serving: Annotated[str, Field(pattern="^none$")] | None = None
+    """none makes, validates and packs a graph that no pod serves. For devices outside of the cluster it is compared
+    with the original on the CPU, and checked node by node against the table of operators that their makers publish."""
     weight: PoolWeight | None = None
     """The pool's share of the requests, relative to the other pools; 1 when unset. 0 gets requests only while no other
     pool can take them. Stable and candidate share by the same weights, and a change makes no new revision."""
@@ -587,9 +615,15 @@ class OnnxModelSpec(ApiModel):
             ),
             cel(
                 "self.quantization.scheme != 'bfloat16' || "
-                "!self.executionProviders.exists(p, p.name == 'CPUExecutionProvider')",
-                "bfloat16 has no kernels on CPUExecutionProvider; list CUDAExecutionProvider alone in "
-                "executionProviders, or take float16 or none",
+                "self.executionProviders.all(p, p.name == 'CUDAExecutionProvider')",
+                "bfloat16 has no kernels on CPUExecutionProvider, where graphs for devices outside of the cluster are "
+                "judged, too; list CUDAExecutionProvider alone in executionProviders, or take float16 or none",
+                field_path=".quantization.scheme",
+            ),
+            cel(
+                f"self.quantization.scheme != 'auto' || !self.executionProviders.exists(p, p.name in [{_named(EDGE)}])",
+                f"auto takes what is measured, and nothing is measured on {', '.join(EDGE)}; name a scheme, or leave "
+                "them out",
                 field_path=".quantization.scheme",
             ),
             cel(
@@ -633,10 +667,11 @@ class OnnxModelSpec(ApiModel):
         list[ExecutionProviderRequest],
         Field(
             min_length=1,
-            max_length=2,
+            max_length=6,
             json_schema_extra=schema_extra(
                 cel(
-                    "self.exists(p, !has(p.weight) || p.weight > 0)",
+                    "self.exists(p, !has(p.serving) && (!has(p.weight) || p.weight > 0))"
+                    " || self.all(p, has(p.serving))",
                     "the weight of every execution provider is 0, so that outside of their schedules none would get "
                     "requests; give one a weight above 0 and take it away in a schedule",
                 ),
@@ -646,7 +681,8 @@ class OnnxModelSpec(ApiModel):
         ),
     ] = [ExecutionProviderRequest(name=ExecutionProvider.CPU)]
     """Where the model runs. Each one is validated on its own and served by its own pods, a pool; requests are shared
-    between the pools by their weights. A pool without ready pods gets none while another has some."""
+    between the pools by their weights. A pool without ready pods gets none while another has some. Where all of them
+    say serving: none the model is published, and a new revision replaces the one before as soon as it is."""
     validation: Validation = Validation()
     """What must be proved before traffic."""
     serving: Serving = Serving()

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Final
 from pydantic import Field
 
 from onnx_operator.api.common import (
+    EDGE,
     GROUP,
     Amounts,
     ApiModel,
@@ -76,6 +77,17 @@ class SourcePolicy(ApiModel):
 
 class ProviderPlacement(ApiModel):
     """On which nodes an execution provider runs, and with what."""
+
+    model_config = {
+        "json_schema_extra": schema_extra(
+            cel(
+                f"!(self.name in [{', '.join(repr(str(one)) for one in EDGE)}])",
+                f"{', '.join(EDGE)} run outside of the cluster, so there are no nodes to name; every class lets models "
+                "be packed for them",
+                field_path=".name",
+            )
+        )
+    }
 
     name: ExecutionProvider
     """The execution provider."""

@@ -37,6 +37,8 @@ class RevisionProvider(ApiModel):
     """RuntimeClass of the pods."""
     resources: Resources = Resources()
     """Resources of the server container."""
+    serving: Annotated[str, Field(pattern="^none$")] | None = None
+    """none for a graph that is packed and not served."""
 
 
 class OnnxModelRevisionSpec(ApiModel):
@@ -71,7 +73,7 @@ class OnnxModelRevisionSpec(ApiModel):
     execution_providers: Annotated[
         list[RevisionProvider],
         Field(
-            max_length=2,
+            max_length=6,
             json_schema_extra=schema_extra(x_kubernetes_list_type="map", x_kubernetes_list_map_keys=["name"]),
         ),
     ]
@@ -149,6 +151,9 @@ class ParityStatus(ApiModel):
     embeddings the mean of 1 - cosine."""
     samples: Count = 0
     """Number of inputs compared."""
+    checked: Text | None = None
+    """Where the graph was packed for devices outside of the cluster: how it stands in their table of operators. What
+    was measured is the same graph on the CPU."""
     report_digest: Digest | None = None
     """Digest of the full report."""
 

@@ -210,7 +210,7 @@ def _revision_is_mutable(offer: Offer) -> Refusal | None:
 
 def _provider_is_not_offered(offer: Offer) -> Refusal | None:
     offered = {one.name for one in offer.class_spec.execution_providers}
-    missing = [one.name for one in offer.spec.execution_providers if one.name not in offered]
+    missing = [one.name for one in offer.spec.execution_providers if one.name not in offered and not one.name.is_edge]
     if not missing:
         return None
     message = (
@@ -289,7 +289,7 @@ def _a_gateway_is_needed(offer: Offer) -> Refusal | None:
 
 
 def _only_by_a_gateway(offer: Offer) -> Iterator[str]:
-    plan, pools = offer.plan, offer.spec.execution_providers
+    plan, pools = offer.plan, [one for one in offer.spec.execution_providers if one.serving is None]
     for index, step in enumerate(plan.steps):
         if step.mirror:
             yield f"rollout.steps[{index}].mirror needs a gateway that copies requests"

@@ -210,7 +210,7 @@ def _unwanted(view: View, wants: Iterable[Want]) -> Iterator[Delete]:
         if (
             (child.kind in _SERVING_KINDS and not _is_in_use(view, child))
             or (child.kind == "Job" and _is_pointless(view, child))
-            or (child.kind in _ROUTES and view.is_by_ratio and view.is_programmed)
+            or (child.kind in _ROUTES and (view.serves_nothing or (view.is_by_ratio and view.is_programmed)))
         ):
             yield Delete(child.object_name, child.uid)
     yield from _history(view)

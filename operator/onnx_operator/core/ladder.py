@@ -4,6 +4,8 @@
       -> converted -> validated -> published -> servers available -> traffic programmed -> steps passed
       -> promoted -> predecessor drained
 
+What is only packed has no servers and no traffic: once it is published it is promoted.
+
 Each rung looks at the world again; none trusts what an earlier look concluded, except for the ledgers. A rung that
 is not met tells why under its condition, and either waits (with what must exist meanwhile) or has something to write
 down. What to do about a candidate gone bad is not here but in `moves`, which has the first word.
@@ -50,6 +52,7 @@ from onnx_operator.core.ledger import (
     stage_logs,
 )
 from onnx_operator.core.names import fetch_job_name, stage_job_name, validate_stage
+from onnx_operator.core.view import is_served
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -119,7 +122,7 @@ def climb(view: View) -> Standing:
     """Up to the first need that is not met."""
     findings: list[Finding] = []
     rung = Rung(Passage.MET)
-    for need in _RUNGS:
+    for need in _RUNGS if view.wanted is None or is_served(view.wanted) else _RUNGS_OF_THE_PACKED:
         rung = need(view)
         findings += rung.findings
         if rung.passage is not Passage.MET:
@@ -569,9 +572,28 @@ def _available_finding(view: View, message: str) -> Finding:
     return Finding(ConditionType.CANDIDATE_AVAILABLE, "True", reason, clipped("; ".join([message, *troubles])))
 
 
+def _packed(view: View) -> Rung:
+    """Published is all that there is to be; people may hold it, as it takes the place of the one before."""
+    revision = _wanted(view)
+    published = Finding(ConditionType.CANDIDATE_AVAILABLE, "True", reasons.PACKED, packed_words(revision))
+    if view.is_settled_on_wanted:
+        passage = Passage.MET if view.is_programmed else Passage.WAITING
+        return Rung(passage, (published, programmed_finding(view)))
+    said = "it is published, and nothing of it is to be served"
+    held = _brake(view, said) if view.ledger.stable is not None else None
+    rung = held or _hold(reasons.PACKED, said, move=promote(view, reasons.PACKED, said))
+    return replace(rung, findings=(published, *rung.findings))
+
+
+def packed_words(revision: RevisionSeen) -> str:
+    """What there is of a revision that is not served."""
+    providers = ", ".join(one.name for one in revision.spec.execution_providers)
+    return f"revision {revision.spec.number} is published for {providers}; all say serving: none, so nothing is started"
+
+
 def _first_served(view: View) -> Rung:
     """Where nothing serves there is nothing to compare with and nobody to protect."""
-    if view.ledger.stable is not None:
+    if view.ledger.stable is not None and not view.serves_nothing:
         return _met()
     said = "the first revision takes all requests"
     finding = Finding(ConditionType.TRAFFIC_PROGRAMMED, "Unknown", reasons.ROUTES_PENDING, said)
@@ -599,6 +621,11 @@ def _programmed(view: View) -> Rung:
 
 def programmed_finding(view: View) -> Finding:
     """Whether the traffic is as wanted; worth telling on every rung."""
+    if view.serves_nothing:
+        if view.is_programmed:
+            return Finding(ConditionType.TRAFFIC_PROGRAMMED, "True", reasons.PACKED, "nothing is served")
+        said = "what led to the revision before is being taken away"
+        return Finding(ConditionType.TRAFFIC_PROGRAMMED, "Unknown", reasons.PACKED, said)
     if not view.is_programmed:
         reason, message = view.routing_trouble
         status: Any = "False" if reason == reasons.ROUTES_REFUSED else "Unknown"
@@ -643,7 +670,7 @@ def _split_trouble(view: View) -> tuple[reasons.Reason, str] | None:
 
 def needs_prober(view: View) -> bool:
     """Whether golden requests are to be sent to both sides."""
-    if view.plan is None or view.stable is None or view.candidate is None or view.is_rollback:
+    if view.plan is None or view.is_rollback or not (is_served(view.stable) and is_served(view.candidate)):
         return False
     return any(metric.name == MetricName.DISAGREEMENT for metric in view.plan.analysis.metrics)
 
@@ -784,7 +811,7 @@ def _drained(view: View) -> Rung:
     return _waiting(finding, look_at=view.drain_ends)
 
 
-_RUNGS: Final[tuple[Callable[[View], Rung], ...]] = (
+_RUNGS_TO_THE_ARTIFACT: Final[tuple[Callable[[View], Rung], ...]] = (
     _accepted,
     _source_resolved,
     _recorded,
@@ -793,12 +820,16 @@ _RUNGS: Final[tuple[Callable[[View], Rung], ...]] = (
     _converted,
     _validated,
     _published,
+)
+_RUNGS: Final = (
+    *_RUNGS_TO_THE_ARTIFACT,
     _available,
     _first_served,
     _programmed,
     _promoted,
     _drained,
 )
+_RUNGS_OF_THE_PACKED: Final = (*_RUNGS_TO_THE_ARTIFACT, _packed, _promoted, _drained)
 
 
 # ---- shared by rungs
@@ -830,6 +861,7 @@ def _validated_finding(revision: RevisionSeen) -> Finding:
     schemes = {one.provider: f"auto takes {one.scheme}, " for one in revision.status.quantization}
     parts = [
         f"{one.provider}: {schemes.get(one.provider, '')}cosine {one.min_cosine}, {one.samples} samples"
+        + (f", packed and not run there: {one.checked}" if one.checked else "")
         for one in revision.status.parity
     ]
     parts += [f"{one.name} on {one.provider}: loss {one.loss}" for one in revision.status.evaluations]

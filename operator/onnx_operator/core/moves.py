@@ -295,7 +295,8 @@ def _drain(view: View) -> MoveModel | None:
     if not view.ledger.retiring or view.class_spec is None:
         return None
     is_on_its_way = any(view.is_to_be_drained(one) for one in view.retiring)
-    if view.split is None or (view.is_programmed and (view.is_drained or not is_on_its_way)):
+    is_unknown = view.split is None and not view.serves_nothing
+    if is_unknown or (view.is_programmed and (view.is_drained or not is_on_its_way)):
         return change(view, retiring=[], drain_started_time=None)
     if view.is_programmed and view.drain_ends is None:
         return change(view, drain_started_time=instant(view.now))

@@ -24,6 +24,10 @@ class Reason(str):
 # Before and after everything else.
 PENDING: Final = Reason("Pending", "surfaces when an earlier stage has to be done first")
 SERVING: Final = Reason("Serving", "surfaces when the revision of the present spec answers all requests")
+PACKED: Final = Reason(
+    "Packed",
+    "surfaces when every execution provider says serving: none: the artifact is published, and nothing is to be served",
+)
 SETTLED: Final = Reason("Settled", "surfaces when there is nothing left to do")
 PROGRESSING: Final = Reason("Progressing", "surfaces when the operator is at work or waits for something that may come")
 

@@ -14,7 +14,7 @@ from onnx_operator.api.revision import OnnxModelRevisionSpec, RevisionProvider
 from onnx_operator.core.names import digest_of, revision_name
 
 if TYPE_CHECKING:
-    from onnx_operator.api.model import Evaluation, OnnxModelSpec, Source
+    from onnx_operator.api.model import Evaluation, ExecutionProviderRequest, OnnxModelSpec, Source
     from onnx_operator.api.model_class import ProviderPlacement
     from onnx_operator.core.acceptance import Offer
     from onnx_operator.core.observation import DefaultImages
@@ -35,6 +35,7 @@ def resolve(
     """The revision that the spec stands for once its source is resolved to a digest."""
     spec, class_spec = offer.spec, offer.class_spec
     placements = {one.name: one for one in class_spec.execution_providers}
+    requests = sorted(spec.execution_providers, key=lambda one: one.name)
     return OnnxModelRevisionSpec(
         model_name=model,
         number=number,
@@ -46,10 +47,7 @@ def resolve(
         max_sequence_length=spec.max_sequence_length,
         parity=spec.validation.parity,
         evaluations=_evaluations(spec),
-        execution_providers=[
-            _placed(placements[name], spec.serving.resources)
-            for name in sorted(wanted.name for wanted in spec.execution_providers)
-        ],
+        execution_providers=[_placed(one, placements.get(one.name), spec.serving.resources) for one in requests],
         batching=spec.serving.batching,
         instances=spec.serving.instances,
         threads=spec.serving.threads,
@@ -116,9 +114,15 @@ def name_of(revision: OnnxModelRevisionSpec) -> str:
     )
 
 
-def _placed(placement: ProviderPlacement, wanted: Resources) -> RevisionProvider:
+def _placed(
+    request: ExecutionProviderRequest, placement: ProviderPlacement | None, wanted: Resources
+) -> RevisionProvider:
+    """None is the placement of what runs outside of the cluster."""
+    if placement is None:
+        return RevisionProvider(name=request.name, serving=request.serving)
     return RevisionProvider(
-        name=placement.name,
+        name=request.name,
+        serving=request.serving,
         node_selector=placement.node_selector,
         tolerations=placement.tolerations,
         runtime_class_name=placement.runtime_class_name,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from onnx_operator.api.model import EndpointStatus, PoolStatus
 from onnx_operator.core import reasons
 from onnx_operator.core.conditions import STAGES, ConditionType, Finding, written
-from onnx_operator.core.ladder import Passage, programmed_finding
+from onnx_operator.core.ladder import Passage, packed_words, programmed_finding
 from onnx_operator.core.ledger import Stage
 from onnx_operator.core.pools import DEFAULT_WEIGHT
 
@@ -38,7 +38,7 @@ def tell(view: View, standing: Standing, ledger: OnnxModelStatus, obstacle: Find
             "stable": _updated(view, ledger.stable) if ledger.stable is not None else None,
             "candidate": _mirrored(view, _updated(view, ledger.candidate)) if ledger.candidate is not None else None,
             "retiring": [_updated(view, one) for one in ledger.retiring],
-            "endpoint": _endpoint(view) or ledger.endpoint,
+            "endpoint": None if view.serves_nothing else _endpoint(view) or ledger.endpoint,
             "pools": list(_pools(view, ledger)),
         }
     )
@@ -104,8 +104,10 @@ def _pending(kind: ConditionType, story: Finding) -> Finding:
 def _summary(view: View, standing: Standing, story: Finding, *, is_busy: bool) -> Iterable[Finding]:
     """Ready, Reconciling and Stalled, as kstatus understands them."""
     if standing.passage is Passage.MET and not is_busy:
-        message = _serving_words(view)
-        yield Finding(ConditionType.READY, "True", reasons.SERVING, message)
+        if view.serves_nothing and view.stable is not None:
+            yield Finding(ConditionType.READY, "True", reasons.PACKED, packed_words(view.stable))
+        else:
+            yield Finding(ConditionType.READY, "True", reasons.SERVING, _serving_words(view))
         yield Finding(ConditionType.RECONCILING, "False", reasons.SETTLED, "")
         yield Finding(ConditionType.STALLED, "False", reasons.SETTLED, "")
         return
@@ -130,7 +132,7 @@ def _story_words(view: View, story: Finding) -> tuple[str, str]:
             message = f"revision {number} failed: {message}"
     stable = view.ledger.stable
     if stable is not None and not view.is_settled_on_wanted and not view.is_baking:
-        message = f"{message}; revision {stable.number} keeps serving"
+        message = f"{message}; revision {stable.number} {'stays published' if view.serves_nothing else 'keeps serving'}"
     return reason, message
 
 

@@ -132,6 +132,11 @@ class View:
         """Whether the candidate is one that the spec goes back to."""
         return self.ledger.candidate is not None and self.ledger.candidate.rollback
 
+    @property
+    def serves_nothing(self) -> bool:
+        """Whether what is stable is only packed."""
+        return self.stable is not None and not is_served(self.stable)
+
     def revision(self, name: str | None) -> RevisionSeen | None:
         return next((one for one in self.seen.revisions if one.name == name), None)
 
@@ -443,16 +448,16 @@ class View:
 
     def is_to_be_drained(self, revision: RevisionSeen) -> bool:
         """Whether the revision may still be answering requests. Connections stay with the servers that they were made
-        to, whatever a Service selects since.
+        to, whatever a Service selects since; so do requests under way where the routes are gone.
         """
-        return self.has_servers(revision.name) if self.is_by_ratio else self.is_routed(revision)
+        return self.has_servers(revision.name) if self.is_by_ratio or self.serves_nothing else self.is_routed(revision)
 
     @property
     def split(self) -> Split | None:
         """The wanted split; None while nothing serves."""
-        if self.stable is None:
+        if self.stable is None or self.serves_nothing:
             return None
-        candidate = self.candidate
+        candidate = self.candidate if is_served(self.candidate) else None
         if candidate is not None and not (self.is_routed(candidate) or self.is_available(candidate)):
             candidate = None
         leaving = () if self.is_drained else tuple(one for one in self.retiring if self.is_routed(one))
@@ -516,7 +521,11 @@ class View:
 
     @property
     def is_programmed(self) -> bool:
-        """Whether the gateway has accepted the wanted split on both routes; without one, whether the Service has it."""
+        """Whether the gateway has accepted the wanted split on both routes; without one, whether the Service has it.
+        Where nothing is served, whether they are gone.
+        """
+        if self.serves_nothing:
+            return not any(self.routes)
         if self.is_by_ratio:
             return self.seen.service is not None and self.seen.service.revision == self.selected
         wanted = self.split
@@ -787,7 +796,13 @@ def _frozen_until(seen: Observation, accepted: Offer | Refusal, now: datetime) -
 
 
 def side_of(revision: RevisionSeen) -> Side:
-    return Side(revision.name, revision.spec.number, tuple(one.name for one in revision.spec.execution_providers))
+    """The revision with the pools that serve it; what is only packed is none."""
+    served = tuple(one.name for one in revision.spec.execution_providers if one.serving is None)
+    return Side(revision.name, revision.spec.number, served)
+
+
+def is_served(revision: RevisionSeen | None) -> bool:
+    return revision is not None and bool(side_of(revision).providers)
 
 
 def _next_number(seen: Observation) -> int:

@@ -275,6 +275,45 @@ BAD_MODELS: Final = {
     "execution providers as plain text": Bad(
         {"spec.executionProviders": ["CPUExecutionProvider"]}, "spec.executionProviders[0]", "must be of type object"
     ),
+    "a device outside of the cluster as a pool": Bad(
+        {POOLS: [{"name": "CPUExecutionProvider"}, {"name": "DmlExecutionProvider"}]},
+        f"{POOLS}[1].serving",
+        "say serving: none",
+    ),
+    "a pool that is served in words": Bad(
+        {POOLS: [{"name": "CPUExecutionProvider", "serving": "some"}]}, f"{POOLS}[0].serving", "should match"
+    ),
+    "a weight of what is not served": Bad(
+        {
+            POOLS: [
+                {"name": "CPUExecutionProvider"},
+                {"name": "CoreMLExecutionProvider", "serving": "none", "weight": 1},
+            ]
+        },
+        f"{POOLS}[1].serving",
+        "leave weight and schedules out",
+    ),
+    "all of the weight in what is not served": Bad(
+        {POOLS: [{"name": "CPUExecutionProvider", "weight": 0}, {"name": "DmlExecutionProvider", "serving": "none"}]},
+        POOLS,
+        "give one a weight above 0",
+    ),
+    "a type that graphs for other devices cannot be judged in": Bad(
+        {
+            "spec.quantization": {"scheme": "bfloat16"},
+            POOLS: [{"name": "CUDAExecutionProvider"}, {"name": "DmlExecutionProvider", "serving": "none"}],
+        },
+        "spec.quantization.scheme",
+        "or take float16 or none",
+    ),
+    "a choice for devices that nothing is measured on": Bad(
+        {
+            "spec.quantization": {"scheme": "auto"},
+            POOLS: [{"name": "CPUExecutionProvider"}, {"name": "WebGpuExecutionProvider", "serving": "none"}],
+        },
+        "spec.quantization.scheme",
+        "name a scheme, or leave them out",
+    ),
     "a pool below nothing": Bad(
         {POOLS: [{"name": "CPUExecutionProvider", "weight": -1}]}, f"{POOLS}[0].weight", "to 0"
     ),

@@ -103,6 +103,17 @@ def test_pools_are_taken_as_they_are(installation: Installation, namespace: str)
     assert created["spec"]["executionProviders"] == pools
 
 
+@pytest.mark.parametrize("beside", [[], [{"name": "CPUExecutionProvider"}]], ids=["alone", "beside a pool"])
+def test_what_is_not_served_is_taken_as_it_is(
+    beside: list[Manifest], installation: Installation, namespace: str
+) -> None:
+    names = ("CUDAExecutionProvider", "DmlExecutionProvider", "CoreMLExecutionProvider", "WebGpuExecutionProvider")
+    providers = [*beside, *({"name": name, "serving": "none"} for name in names)]
+    wanted = model(executionProviders=providers)
+    created = installation.admin.create(f"{GROUP}/namespaces/{namespace}/onnxmodels", wanted)
+    assert created["spec"]["executionProviders"] == providers
+
+
 def test_a_model_that_nobody_has_looked_at_says_so(installation: Installation, namespace: str) -> None:
     created = installation.admin.create(f"{GROUP}/namespaces/{namespace}/onnxmodels", model())
     assert created["status"]["observedGeneration"] == 0

@@ -8,6 +8,7 @@ from helm import RELEASE
 from integration.admission.conftest import BACKUP, DEVELOPER, Installation, dry_run, username
 from integration.admission.specs import CLAIM, GROUP, HUB, Manifest, model, model_class, revision
 from integration.apiserver import ApiAnswer, wait_until
+from onnx_operator.api.common import EDGE
 
 REVISIONS = "onnxmodelrevisions"
 
@@ -144,6 +145,9 @@ def test_an_execution_provider_that_the_class_does_not_offer_is_refused(
     answer = str(dry_run(installation.admin, asking, "onnxmodels", namespace))
     assert f"spec.executionProviders: OnnxModelClass {strict} does not offer CUDAExecutionProvider" in answer
     assert "it offers CPUExecutionProvider" in answer
+    edge = [{"name": one, "serving": "none"} for one in EDGE]
+    packing = model(className=strict, executionProviders=[*providers[:1], *edge])
+    assert dry_run(installation.admin, packing, "onnxmodels", namespace) is None
 
 
 def test_only_a_models_own_class_has_a_say(installation: Installation, namespace: str, strict: str) -> None:

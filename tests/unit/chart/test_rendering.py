@@ -16,6 +16,7 @@ import yaml
 from helm import CHART, NAMESPACE, RELEASE, ROOT, Helm, HelmError, Manifest
 from onnx_operator.adapters import kube
 from onnx_operator.adapters.store import KINDS
+from onnx_operator.api.common import EDGE
 from onnx_operator.settings import read_settings
 
 if TYPE_CHECKING:
@@ -210,6 +211,11 @@ def test_the_operator_understands_every_setting_that_the_chart_hands_it(case: Pa
     settings = read_settings([], given)
     known = {field.upper() for field in settings.__slots__}
     assert set(given) <= known
+
+
+def test_what_runs_outside_of_the_cluster_is_offered_by_every_class() -> None:
+    policy = (CHART / "templates" / "admission.yaml").read_text()
+    assert f"asked.name in [{', '.join(repr(str(one)) for one in EDGE)}]" in policy
 
 
 def test_values_arrive_as_settings(helm: Helm) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 DIGEST = a_digest("other data")
+NOT_SERVED = {"serving": "none"}
 
 
 def resolved(
@@ -122,6 +123,22 @@ def test_the_order_of_execution_providers_means_nothing() -> None:
     one = {"executionProviders": [{"name": "CPUExecutionProvider"}, {"name": "CUDAExecutionProvider"}]}
     other = {"executionProviders": [{"name": "CUDAExecutionProvider"}, {"name": "CPUExecutionProvider"}]}
     assert name_of(resolved(one, both)) == name_of(resolved(other, both))
+
+
+def test_what_is_packed_instead_of_served_is_another_revision_with_the_same_artifact() -> None:
+    served, packed = ({"executionProviders": [{"name": "CPUExecutionProvider", **more}]} for more in ({}, NOT_SERVED))
+    assert name_of(resolved(served)) == name_of(resolved())
+    assert name_of(resolved(packed)) != name_of(resolved())
+    assert resolved(packed).artifact_key == resolved().artifact_key
+
+
+def test_devices_outside_of_the_cluster_need_no_word_of_the_class() -> None:
+    edge = [{"name": name, **NOT_SERVED} for name in ("WebGpuExecutionProvider", "DmlExecutionProvider")]
+    found = resolved({"executionProviders": edge}).execution_providers
+    assert [(one.name.short, one.serving, one.resources.limits) for one in found] == [
+        ("dml", "none", {}),
+        ("wgpu", "none", {}),
+    ]
 
 
 def test_the_order_of_evaluations_means_nothing_and_their_data_does() -> None:

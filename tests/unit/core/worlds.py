@@ -63,6 +63,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 _GATEWAY = GatewayAddress("10.0.0.1", 80, 9000)
 CPU = ExecutionProvider.CPU
 CUDA = ExecutionProvider.CUDA
+DML = ExecutionProvider.DML
 
 
 def a_class(**spec: Any) -> ClassSeen:
@@ -417,6 +418,9 @@ class World:
     def numbered(self, number: int) -> RevisionSeen:
         return next(one for one in self.revisions.values() if one.spec.number == number)
 
+    def ready_of(self, number: int) -> int:
+        return sum(state.ready for (name, _), state in self.servers.items() if name == self.numbered(number).name)
+
     def weights(self) -> dict[int, int]:
         """Percent of requests by revision number, as written."""
         split = self.behind_the_service() or self.split
@@ -504,6 +508,10 @@ class World:
         child = self.children.pop(name, None)
         if name == ObjectName("Service", "minilm"):
             self.service = None
+            self._leads_nowhere()
+        if name.kind == "HTTPRoute":
+            self.split = None
+            self._leads_nowhere()
         if name.kind == "Job":
             self.jobs.pop(name.name, None)
             self.analysis_jobs.pop(name.name, None)
@@ -514,6 +522,10 @@ class World:
             for provider in ExecutionProvider:
                 if name.name == f"{child.revision}-{provider.short}":
                     gone[name.kind].pop((child.revision, provider), None)
+
+    def _leads_nowhere(self) -> None:
+        if self.split is None and self.service is None:
+            self._is_in_force(Split((), ()))
 
     def _is_out_of_the_traffic(self, service: str) -> None:
         if self.in_force is not None:
@@ -542,10 +554,13 @@ class World:
         if job.endswith("-fetch"):
             return a_summary("fetch", digest=a_digest(digest), files=3, bytes=1000, **self.sizes)
         if "-validate-" in job:
-            provider = CUDA if "cuda" in job else CPU
+            short = job.split("-validate-", 1)[1].rsplit("-", 1)[0]
+            provider = next(one for one in ExecutionProvider if one.short == short)
             parity = {"minCosine": "0.99999", "maxAbsolute": "2e-7"}
             declared = self.revisions[job.split("-validate-", 1)[0]].spec.evaluations
-            told = {"evaluations": [an_evaluation(one.name) for one in declared]} if declared else {}
+            told: dict[str, Any] = {"evaluations": [an_evaluation(one.name) for one in declared]} if declared else {}
+            if provider.is_edge:
+                told |= {"checked": "3 of 116 nodes fall back to the CPU by its table"}
             return a_summary("validate", provider=provider, parity=parity, samples=300, **told, **self.timed)
         if "-publish-" in job:
             return a_summary("publish", digest=a_digest(job.split("-publish-", 1)[0]), bytes=90)
