@@ -56,6 +56,8 @@ class Benchmark:
     load_seconds: float
     #: After these no cell begins; loading counts.
     seconds: float
+    #: What the provider is told besides.
+    told: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,8 @@ def measure(original: Original, wanted: Benchmark, clock: Callable[[], float] = 
 
 def device_of(provider: Provider) -> str:
     """Where the original is run, as torch calls it."""
-    return "cuda" if provider is Provider.CUDA and torch.cuda.is_available() else _CPU
+    is_accelerated = provider in (Provider.CUDA, Provider.TENSORRT)
+    return "cuda" if is_accelerated and torch.cuda.is_available() else _CPU
 
 
 def _measure(original: Original, wanted: Benchmark, clock: Callable[[], float]) -> dict[str, Any]:
@@ -132,7 +135,9 @@ def _measure(original: Original, wanted: Benchmark, clock: Callable[[], float]) 
     original.wrapper.to(device_of(wanted.provider))
     memory = Memory()
     began = clock()
-    candidate = memory.watch(lambda: Candidate.load(wanted.graphs, wanted.provider, wanted.serving.threads))
+    candidate = memory.watch(
+        lambda: Candidate.load(wanted.graphs, wanted.provider, wanted.serving.threads, wanted.told)
+    )
     loaded = clock() - began
     options = onnxruntime.RunOptions()
     if wanted.provider is Provider.CPU:

@@ -146,6 +146,8 @@ def _validate(arguments: argparse.Namespace, progress: Progress) -> tuple[Reason
     chosen = f"auto takes {details['scheme']}: " if "scheme" in details else ""
     packed = f"; packed for {provider}, not run there: {details['checked']}" if "checked" in details else ""
     told = f"{chosen}{details['samples']} samples agree with the original on {provider.judged_on}{packed}"
+    if provider is spec.Provider.TENSORRT:
+        told += "".join(f", {count} nodes on {place}" for place, count in details["placement"].items())
     return reasons.VALIDATED, told, details
 
 

@@ -87,10 +87,19 @@ class Candidate:
 
     provider: Provider
     graphs: tuple[Loaded, ...]
+    #: What the provider is told besides.
+    told: Mapping[str, str] | None = None
 
     @classmethod
-    def load(cls, paths: Iterable[Path], provider: Provider, intra_op: int | None = None) -> Self:
-        return cls(provider, tuple(Loaded.of(path, placement.session(path, provider, intra_op)) for path in paths))
+    def load(
+        cls,
+        paths: Iterable[Path],
+        provider: Provider,
+        intra_op: int | None = None,
+        told: Mapping[str, str] | None = None,
+    ) -> Self:
+        sessions = ((path, placement.session(path, provider, intra_op, told=told)) for path in paths)
+        return cls(provider, tuple(Loaded.of(*one) for one in sessions), told)
 
     def answer(self, outputs: Sequence[str], sample: Sample, options: onnxruntime.RunOptions | None = None) -> Answer:
         """What was given with the sample is not answered, and a graph that would say nothing else is not run."""
@@ -113,7 +122,7 @@ class Candidate:
         """Nodes of all graphs by operator and the provider they ran on."""
         known, found = sample.tensors | self.answer(outputs, sample), dict[str, dict[str, int]]()
         for graph in self.graphs:
-            for operator, places in placement.prove(graph.path, self.provider, graph.fed(known)).items():
+            for operator, places in placement.prove(graph.path, self.provider, graph.fed(known), self.told).items():
                 for where, nodes in places.items():
                     counts = found.setdefault(operator, {})
                     counts[where] = counts.get(where, 0) + nodes

@@ -33,7 +33,7 @@ from onnx_converter.digest import sha256_of, tree_digest
 from onnx_converter.fetch import check_folder, sync_tree
 from onnx_converter.heads import parts_of
 from onnx_converter.reasons import DIGEST_MISMATCH, SPEC_IMPOSSIBLE, StepFailedError
-from onnx_converter.spec import AS_EXPORTED, Algorithm, ConversionSpec, Provider, Scheme
+from onnx_converter.spec import AS_EXPORTED, Activations, Algorithm, ConversionSpec, Provider, Scheme
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -105,6 +105,11 @@ def _run_each(convert: Convert, progress: Progress) -> dict[str, Any]:
 
 def _run(convert: Convert, progress: Progress) -> dict[str, Any]:
     graph.refuse_opset(convert.spec.opset)
+    if Provider.TENSORRT in convert.spec.providers and convert.spec.activations is Activations.UINT16:
+        raise StepFailedError(
+            SPEC_IMPOSSIBLE,
+            f"quantization.activations {convert.spec.activations} is not known to {Provider.TENSORRT}: use uint8 there",
+        )
     for provider, scheme in itertools.product(convert.spec.providers, convert.spec.schemes):
         targets.refuse_opset(convert.spec.opset, provider)
         quantize.refuse_without_kernels(scheme, provider)
@@ -184,6 +189,12 @@ def _fill(convert: Convert, texts: Sequence[str], folder: Path, progress: Progre
             f"quantization.scheme {spec.scheme} is for encoders: use int8-weight-only or int4-weight-only for "
             f"{checkpoint.architecture}, a language model",
         )
+    if Provider.TENSORRT in spec.providers and checkpoint.cache:
+        raise StepFailedError(
+            SPEC_IMPOSSIBLE,
+            f"{Provider.TENSORRT} is for encoders: {checkpoint.architecture} begins with keys and values of no token, "
+            f"a shape that no engine is built for; use {Provider.CUDA}",
+        )
     if spec.components is not None and not checkpoint.cross:
         raise StepFailedError(
             SPEC_IMPOSSIBLE,
@@ -220,7 +231,9 @@ def _fill(convert: Convert, texts: Sequence[str], folder: Path, progress: Progre
         is_last = convert.shared is None and all(
             made[later].folder != made[provider].folder for later in spec.providers[number + 1 :]
         )
-        sensitive |= write_graphs(checkpoint, spec, texts, made[provider].folder, target, is_last=is_last)
+        sensitive |= write_graphs(
+            checkpoint, spec, texts, made[provider].folder, target, provider=provider, is_last=is_last
+        )
         facts[provider] = graph.inspect_parts(target, parts_of(checkpoint))
         progress.tell(
             "GraphWritten",
@@ -264,6 +277,7 @@ def write_graphs(
     exported: Path,
     target: Path,
     *,
+    provider: Provider = Provider.CPU,
     is_last: bool = False,
 ) -> dict[str, float]:
     """As they are to be served, in a new folder; the last time what was exported may be used up.
@@ -283,7 +297,9 @@ def write_graphs(
                     shutil.copyfile(path, target / path.name)
                 continue
             requests = calibration.requests(checkpoint, texts)
-            sensitive |= quantize.quantise(part, exported / file, target / file, requests, is_last=is_last)
+            sensitive |= quantize.quantise(
+                part, exported / file, target / file, requests, provider=provider, is_last=is_last
+            )
     if len(files) > 1:
         share.share(target, files)
     return sensitive

@@ -35,6 +35,7 @@ TRIED: Final[dict[Provider, tuple[Scheme, ...]]] = {
         Scheme.INT8_WEIGHT_ONLY,
         Scheme.INT4_WEIGHT_ONLY,
     ),
+    Provider.TENSORRT: (Scheme.NONE, Scheme.FLOAT16, Scheme.BFLOAT16, Scheme.INT8_STATIC),
 }
 #: What else is said of a scheme: of MiniLM's layers a fifth moves further, and without them it loses less than half.
 _SAID: Final[dict[str, dict[str, float]]] = {Scheme.INT8_STATIC: {"max_layer_error": 0.04}}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Final
 
+from onnx_converter import engines
 from onnx_converter.spec import Provider, Task
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ def _config_of(conversion: Conversion, serving: Serving, provider: Provider) -> 
         *_instances(serving, provider),
         *([] if is_decoder else _batching(serving)),
         *_parameters(serving, provider),
+        *(_accelerator(conversion, serving) if provider is Provider.TENSORRT else []),
         *(_decoder_warmup(conversion) if is_decoder else _warmup(conversion, serving)),
     ]
     return "\n".join(lines) + "\n"
@@ -153,6 +155,22 @@ def _parameters(serving: Serving, provider: Provider) -> list[str]:
     return [
         f"parameters {{ key: {json.dumps(key)} value: {{ string_value: {json.dumps(value)} }} }}"
         for key, value in sorted(values.items())
+    ]
+
+
+def _accelerator(conversion: Conversion, serving: Serving) -> list[str]:
+    """Triton goes on with CUDA for what TensorRT lacks, by itself."""
+    told = engines.parameters(
+        [item.name for item in conversion.inputs],
+        str(conversion.spec.scheme),
+        batch=serving.max_batch_size,
+        length=conversion.max_sequence_length,
+    )
+    return [
+        "optimization { execution_accelerators { gpu_execution_accelerator [ {",
+        '  name: "tensorrt"',
+        *(f"  parameters {{ key: {json.dumps(key)} value: {json.dumps(value)} }}" for key, value in told.items()),
+        "} ] } }",
     ]
 
 

@@ -19,7 +19,7 @@ from onnx_converter.reasons import GRAPH_REFUSED, PLACEMENT_FAILED, StepFailedEr
 from onnx_converter.spec import Provider
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from numpy.typing import NDArray
 
@@ -39,19 +39,31 @@ _HEAVY: Final = frozenset(
     }
 )
 
+#: How the operators begin that TensorRT makes of a part of the graph.
+_ENGINE: Final = "TRTKernel"
 #: By itself it rounds what it multiplies to ten bits, and calls that float32.
 _OPTIONS: Final = {"use_tf32": "0"}
 
 
+#: Where a node may run that the provider lacks a kernel for, and still be as fast as was meant.
+_SECOND: Final = {Provider.TENSORRT: Provider.CUDA}
+
+
 def session(
-    path: Path, provider: Provider, intra_op: int | None = None, profile: Path | None = None
+    path: Path,
+    provider: Provider,
+    intra_op: int | None = None,
+    profile: Path | None = None,
+    told: Mapping[str, str] | None = None,
 ) -> onnxruntime.InferenceSession:
-    """A session whose first provider is the one asked for, on as many threads as the container may use or fewer."""
+    """A session whose first provider is the one asked for, on as many threads as the container may use or fewer.
+    `told` is what that provider is told besides.
+    """
     if provider not in onnxruntime.get_available_providers():
         raise StepFailedError(
             PLACEMENT_FAILED, f"this image's onnxruntime has no {provider}: use the image flavour that has it"
         )
-    if provider is Provider.CUDA:
+    if provider is not Provider.CPU:
         # The CUDA libraries come as wheels beside torch's; the loader does not look there by itself.
         onnxruntime.preload_dlls()
     options = onnxruntime.SessionOptions()
@@ -62,8 +74,10 @@ def session(
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
     providers: list[Any] = [str(Provider.CPU)]
-    if provider is not Provider.CPU:
-        providers.insert(0, (str(provider), _OPTIONS))
+    if Provider.CUDA in (provider, _SECOND.get(provider)):
+        providers.insert(0, (str(Provider.CUDA), _OPTIONS))
+    if provider is Provider.TENSORRT:
+        providers.insert(0, (str(provider), dict(told or {})))
     try:
         made = onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as error:
@@ -71,15 +85,18 @@ def session(
     if made.get_providers()[0] != provider:
         raise StepFailedError(
             PLACEMENT_FAILED,
-            f"{provider} could not be started on this node, onnxruntime fell back to {made.get_providers()[0]}",
+            f"{provider} could not be started on this node, onnxruntime fell back to {made.get_providers()[0]}"
+            + (": the image needs the libraries of TensorRT as well" if provider is Provider.TENSORRT else ""),
         )
     return made
 
 
-def prove(path: Path, provider: Provider, tensors: Mapping[str, NDArray[Any]]) -> dict[str, dict[str, int]]:
+def prove(
+    path: Path, provider: Provider, tensors: Mapping[str, NDArray[Any]], told: Mapping[str, str] | None = None
+) -> dict[str, dict[str, int]]:
     """Nodes by operator and the provider they ran on, from onnxruntime's own profile of one request."""
     with tempfile.TemporaryDirectory() as folder:
-        profiled = session(path, provider, profile=Path(folder, "profile"))
+        profiled = session(path, provider, profile=Path(folder, "profile"), told=told)
         profiled.run(None, dict(tensors))
         events: list[dict[str, Any]] = json.loads(Path(profiled.end_profiling()).read_text())
     nodes = {
@@ -91,13 +108,22 @@ def prove(path: Path, provider: Provider, tensors: Mapping[str, NDArray[Any]]) -
         raise StepFailedError(
             PLACEMENT_FAILED, f"the profile of {path.name} names no node: its placement cannot be proved"
         )
-    for operator, where, name in nodes.values():
-        if operator in _HEAVY and where != provider:
+    return counted(nodes.values(), provider)
+
+
+def counted(nodes: Collection[tuple[str, str, str]], provider: Provider) -> dict[str, dict[str, int]]:
+    """The nodes counted, where none of the heavy ones is elsewhere than it may be."""
+    allowed = (provider, _SECOND.get(provider))
+    if not any(where == provider for _, where, _ in nodes):
+        raise StepFailedError(PLACEMENT_FAILED, f"no node of the graph ran on {provider}: leave that provider out")
+    for operator, where, name in nodes:
+        if operator in _HEAVY and where not in allowed:
             raise StepFailedError(
                 PLACEMENT_FAILED,
                 f"node {name.removesuffix('_kernel_time')} ({operator}) ran on {where}, not on {provider}",
             )
-    counts = Counter((operator, where) for operator, where, _ in nodes.values())
+    # What TensorRT made one of many has a name of its own in each session.
+    counts = Counter((_ENGINE if operator.startswith(_ENGINE) else operator, where) for operator, where, _ in nodes)
     coverage: dict[str, dict[str, int]] = {}
     for (operator, where), count in sorted(counts.items()):
         coverage.setdefault(operator, {})[where] = count

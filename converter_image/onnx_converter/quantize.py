@@ -35,9 +35,16 @@ if TYPE_CHECKING:
 #: The operators that hold nearly all weights.
 _OPERATORS: Final = ["MatMul", "Gemm", "Gather"]
 _PRODUCTS: Final = ("MatMul", "Gemm")
+#: It reads rounded values around an operator, and neither operators of integers nor those of onnxruntime's own.
+_OF_TENSORRT: Final = frozenset({Scheme.NONE, Scheme.FLOAT16, Scheme.BFLOAT16, Scheme.INT8_STATIC})
 
 
 def refuse_without_kernels(scheme: Scheme, provider: Provider) -> None:
+    if provider is Provider.TENSORRT and scheme not in _OF_TENSORRT:
+        raise StepFailedError(
+            SPEC_IMPOSSIBLE,
+            f"quantization.scheme {scheme} is not known to {provider}: use {', '.join(sorted(_OF_TENSORRT))} there",
+        )
     if scheme in (Scheme.INT8_DYNAMIC, Scheme.INT8_STATIC) and provider is Provider.CUDA:
         raise StepFailedError(
             SPEC_IMPOSSIBLE,
@@ -57,6 +64,7 @@ def quantise(
     target: Path,
     requests: Iterable[dict[str, NDArray[Any]]] = (),
     *,
+    provider: Provider = Provider.CPU,
     is_last: bool = False,
 ) -> dict[str, float]:
     """The graph of a scheme that the export does not settle; int8-static measures its activations on the requests.
@@ -65,7 +73,7 @@ def quantise(
     as they are since they moved too far, and how far.
     """
     if spec.scheme is Scheme.INT8_STATIC:
-        return int8_static(spec, source, target, requests)
+        return int8_static(spec, source, target, requests, is_symmetric=provider is Provider.TENSORRT)
     if spec.scheme is Scheme.INT8_DYNAMIC:
         int8_dynamic(source, target)
     else:
@@ -141,9 +149,16 @@ class _Requests(CalibrationDataReader):  # type: ignore[misc]
 
 
 def int8_static(
-    spec: ConversionSpec, source: Path, target: Path, requests: Iterable[dict[str, NDArray[Any]]]
+    spec: ConversionSpec,
+    source: Path,
+    target: Path,
+    requests: Iterable[dict[str, NDArray[Any]]],
+    *,
+    is_symmetric: bool = False,
 ) -> dict[str, float]:
     """What goes into a layer is rounded, and what comes out is not; whatever is no layer stays in floats.
+
+    TensorRT wants zero in the middle of each range, and biases as they are.
 
     With every operator quantised, as the quantizer would by itself, real models answer nonsense; with the outputs of
     layers rounded to 8 bits, nearly so.
@@ -154,7 +169,9 @@ def int8_static(
     asked = list(requests)
     sensitive: dict[str, float] = {}
     if spec.max_layer_error is not None:
-        found = sensitivity.errors(source, chosen, asked, spec.activations or Activations.UINT8)
+        found = sensitivity.errors(
+            source, chosen, asked, spec.activations or Activations.UINT8, is_symmetric=is_symmetric
+        )
         sensitive = {layer: error for layer, error in found.items() if error > spec.max_layer_error}
         chosen = [layer for layer in chosen if layer not in sensitive]
         if not chosen:
@@ -163,6 +180,7 @@ def int8_static(
                 f"quantization.maxLayerError {spec.max_layer_error:g} leaves no layer to quantise, the best of them "
                 f"moves by {min(sensitive.values()):.3g}: allow more, or use scheme none",
             )
+    activation_type = QuantType.QUInt16 if is_wide else QuantType.QInt8 if is_symmetric else QuantType.QUInt8
     try:
         quantize_static(
             source,
@@ -172,12 +190,17 @@ def int8_static(
             op_types_to_quantize=list(_PRODUCTS),
             nodes_to_quantize=chosen,
             use_external_data_format=_is_large(model, source),
-            activation_type=QuantType.QUInt16 if is_wide else QuantType.QUInt8,
+            activation_type=activation_type,
             weight_type=QuantType.QInt8,
             per_channel=True,
-            # As for int8-dynamic. With 16 bits onnxruntime multiplies in floats, where nothing saturates.
-            reduce_range=not is_wide,
-            extra_options={"OpTypesToExcludeOutputQuantization": list(_PRODUCTS)},
+            # As for int8-dynamic. With 16 bits onnxruntime multiplies in floats, where nothing saturates, nor does it
+            # on a GPU.
+            reduce_range=not (is_wide or is_symmetric),
+            extra_options={
+                "OpTypesToExcludeOutputQuantization": list(_PRODUCTS),
+                "ActivationSymmetric": is_symmetric,
+                "QuantizeBias": not is_symmetric,
+            },
         )
     except Exception as error:
         raise _given_up(error) from error

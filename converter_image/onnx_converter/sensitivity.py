@@ -25,9 +25,17 @@ _WEIGHT_STEPS: Final = {Activations.UINT8: 64, Activations.UINT16: 127}
 
 
 def errors(
-    source: Path, layers: Sequence[str], requests: Sequence[dict[str, NDArray[Any]]], activations: Activations
+    source: Path,
+    layers: Sequence[str],
+    requests: Sequence[dict[str, NDArray[Any]]],
+    activations: Activations,
+    *,
+    is_symmetric: bool = False,
 ) -> dict[str, float]:
-    """For each layer the length of what its answer moves by, as a share of the length of the answer, over all texts."""
+    """For each layer the length of what its answer moves by, as a share of the length of the answer, over all texts.
+
+    With zero in the middle of each range weights have all of their bits.
+    """
     graph = wire.outline(source).graph
     nodes = {node.name: node for node in graph.node if node.name in layers}
     constants = {tensor.name: tensor for tensor in graph.initializer}
@@ -38,12 +46,15 @@ def errors(
         for name, values in zip(given, session.run(given, request), strict=True):
             low, high = ranges[name]
             ranges[name] = min(low, float(values.min())), max(high, float(values.max()))
+    if is_symmetric:
+        ranges = {name: (-max(-low, high), max(-low, high)) for name, (low, high) in ranges.items()}
     weights = {}
     for layer in layers:
         matrix = wire.mapped(constants[nodes[layer].input[1]], source.parent)
         is_turned = any(item.name == "transB" and item.i for item in nodes[layer].attribute)
         weights[layer] = matrix.T if is_turned else matrix
-    rounded = {layer: _rounded_weights(matrix, _WEIGHT_STEPS[activations]) for layer, matrix in weights.items()}
+    steps = _WEIGHT_STEPS[Activations.UINT16 if is_symmetric else activations]
+    rounded = {layer: _rounded_weights(matrix, steps) for layer, matrix in weights.items()}
     moved, whole = dict.fromkeys(layers, 0.0), dict.fromkeys(layers, 0.0)
     for request in requests:
         exact = dict(zip(given, session.run(given, request), strict=True))

@@ -86,6 +86,7 @@ class Provider(StrEnum):
 
     CPU = "CPUExecutionProvider"
     CUDA = "CUDAExecutionProvider"
+    TENSORRT = "TensorrtExecutionProvider"
     DML = "DmlExecutionProvider"
     COREML = "CoreMLExecutionProvider"
     WEBGPU = "WebGpuExecutionProvider"

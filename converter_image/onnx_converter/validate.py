@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+import tempfile
 import time
 import zlib
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ import numpy as np
 from onnx_converter import (
     benchmark,
     diagnosis,
+    engines,
     evaluate,
     footprint,
     generation,
@@ -45,7 +47,7 @@ from onnx_converter.precision import DATATYPES
 from onnx_converter.reasons import ARTIFACT_CORRUPT, NOT_FINITE, SPEC_IMPOSSIBLE, VALIDATED, Reason, StepFailedError
 from onnx_converter.report import BENCHMARK, GOLDEN, PAGE, REPORT
 from onnx_converter.report_html import page
-from onnx_converter.spec import Scheme
+from onnx_converter.spec import Provider, Scheme
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,11 +57,13 @@ if TYPE_CHECKING:
     from onnx_converter.load import Checkpoint
     from onnx_converter.progress import Progress
     from onnx_converter.quality import Estimate
-    from onnx_converter.spec import ConversionSpec, Evaluation, Parity, Provider, Serving
+    from onnx_converter.spec import ConversionSpec, Evaluation, Parity, Serving
 
 
 #: Numbers that a golden request writes out; the features of a sound are hundreds of thousands, most of them equal.
 _MOST_WRITTEN: Final = 16_384
+#: Texts that are asked at once, by any question of a validation.
+_MOST_TOGETHER: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +163,8 @@ def _run(validate: Validate, progress: Progress) -> dict[str, Any]:
     graph.inspect_parts(folder, parts)
     paths = tuple(folder / part.file for part in parts)
     checked = targets.check(paths, validate.provider) if validate.provider.is_edge else None
-    candidate = Candidate.load(paths, validate.provider.judged_on)
+    told = _told_before(conversion, validate)
+    candidate = Candidate.load(paths, validate.provider.judged_on, told=told)
     progress.tell("CheckpointLoaded", percent=10, architecture=conversion.architecture, task=str(conversion.task))
     tolerance = parity.tolerance_of(
         validate.parity, parity.loosest(validate.spec.schemes, conversion.task), conversion.task
@@ -187,7 +192,7 @@ def _run(validate: Validate, progress: Progress) -> dict[str, Any]:
         # Its own session begins where no other holds memory.
         del candidate
         wanted = Benchmark(
-            validate.checkpoint, paths, validate.provider, validate.serving, load_seconds, validate.benchmark
+            validate.checkpoint, paths, validate.provider, validate.serving, load_seconds, validate.benchmark, told
         )
         benchmarked = benchmark.measure(original, wanted)
         progress.tell("Benchmarked", percent=99, cells=len(benchmarked.get("cells", ())))
@@ -204,6 +209,18 @@ def _run(validate: Validate, progress: Progress) -> dict[str, Any]:
         "reportDigest": "sha256:" + sha256_of(validate.output / REPORT),
         **({"benchmark": benchmarked} if benchmarked else {}),
     }
+
+
+def _told_before(conversion: Conversion, validate: Validate) -> dict[str, str] | None:
+    """What a server's provider is told as well, but for more texts together than it may get, as here they are asked."""
+    if validate.provider is not Provider.TENSORRT:
+        return None
+    names = [item.name for item in conversion.inputs]
+    batch = max(_MOST_TOGETHER, validate.serving.max_batch_size)
+    folder = Path(tempfile.gettempdir(), "engines")
+    folder.mkdir(exist_ok=True)
+    length, scheme = conversion.max_sequence_length, str(conversion.spec.scheme)
+    return engines.options(engines.parameters(names, scheme, batch=batch, length=length, folder=str(folder)))
 
 
 def _write_page(validate: Validate, found: Mapping[str, Any], benchmarked: Mapping[str, Any]) -> None:

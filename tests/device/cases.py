@@ -66,6 +66,9 @@ MODELS: Final[dict[str, Callable[[Path], Path]]] = {
 }
 #: Models that are tiny allow no more, and an image has none.
 LENGTHS: Final = {"modernbert": TINY_LENGTH, "whisper": ANSWER_LENGTH, "clip's tower for images": None}
+#: What TensorRT is asked: it is for encoders.
+ENCODERS: Final = ("bert", "modernbert")
+ENGINES: Final = (Scheme.NONE, Scheme.FLOAT16, Scheme.BFLOAT16, Scheme.INT8_STATIC)
 SCHEMES: Final = (Scheme.NONE, Scheme.FLOAT16, Scheme.BFLOAT16, Scheme.INT4_WEIGHT_ONLY)
 
 
@@ -107,6 +110,11 @@ class Bench:
 
     def cases(self) -> dict[str, Callable[[], Row]]:
         """What matters most comes first: time may end before they do."""
+        if self.provider is Provider.TENSORRT:
+            engines = {
+                f"{model} {scheme}": partial(self.gate, model, scheme) for scheme in ENGINES for model in ENCODERS
+            }
+            return {**engines, "a device that cannot be started": self.without_device}
         gates = {
             f"{model} {scheme}": partial(self.gate, model, scheme)
             for scheme in SCHEMES

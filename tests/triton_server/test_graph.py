@@ -54,6 +54,28 @@ def test_an_instance_is_never_moved_to_another_execution_provider(path: Path, ki
         load_graph(path, read_settings(CONFIG), kind, 0)
 
 
+def accelerated(name: str, **parameters: str) -> dict[str, Any]:
+    entry = {"name": name, "parameters": parameters}
+    return CONFIG | {"optimization": {"execution_accelerators": {"gpu_execution_accelerator": [entry]}}}
+
+
+def test_tensorrt_is_told_what_the_native_backend_tells_it(path: Path) -> None:
+    settings = read_settings(
+        accelerated("tensorrt", precision_mode="BF16", max_workspace_size_bytes="7", trt_engine_cache_path="/engines")
+    )
+    assert settings.tensorrt_options == {
+        "trt_bf16_enable": "1",
+        "trt_max_workspace_size": "7",
+        "trt_engine_cache_path": "/engines",
+    }
+    assert read_settings(CONFIG).tensorrt_options is None
+    assert read_settings(accelerated("cuda", use_tf32="0")).cuda_options == {"use_tf32": "0"}
+    with pytest.raises(ContractError, match=r"KIND_GPU needs TensorrtExecutionProvider, which onnxruntime .* does not"):
+        load_graph(path, settings, "GPU", 0)
+    with pytest.raises(ContractError, match="precision_mode: 'FP8' is not one of FP32, FP16, BF16, INT8"):
+        read_settings(accelerated("tensorrt", precision_mode="FP8"))
+
+
 def test_each_question_of_a_failed_batch_is_asked_alone(graph: Graph) -> None:
     good, bad, mixed = graph.answer([question(1, 4, rows=2), question(graphs.VOCABULARY, 4), question(2, 4)])
     assert isinstance(bad, GraphError)

@@ -169,6 +169,7 @@ class ExecutionProvider(StrEnum):
 
     CPU = "CPUExecutionProvider"
     CUDA = "CUDAExecutionProvider"
+    TENSORRT = "TensorrtExecutionProvider"
     DML = "DmlExecutionProvider"
     COREML = "CoreMLExecutionProvider"
     WEBGPU = "WebGpuExecutionProvider"
@@ -179,6 +180,7 @@ class ExecutionProvider(StrEnum):
         return {
             ExecutionProvider.CPU: "cpu",
             ExecutionProvider.CUDA: "cuda",
+            ExecutionProvider.TENSORRT: "trt",
             ExecutionProvider.DML: "dml",
             ExecutionProvider.COREML: "cml",
             ExecutionProvider.WEBGPU: "wgpu",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
@@ -388,8 +388,9 @@ class ExecutionProviderRequest(ApiModel):
     }
 
     name: ExecutionProvider
-    """CPUExecutionProvider or CUDAExecutionProvider; the class says on which nodes each runs. With serving: none also
-    DmlExecutionProvider (DirectML), CoreMLExecutionProvider and WebGpuExecutionProvider, which need no node."""
+    """CPUExecutionProvider, CUDAExecutionProvider or, for encoders, TensorrtExecutionProvider; the class says on which
+    nodes each runs. With serving: none also DmlExecutionProvider (DirectML), CoreMLExecutionProvider and
+    WebGpuExecutionProvider, which need no node."""
     # No defaults: kubectl apply sends a list whole, so a default inside of one is a change at every apply.
     serving: Annotated[str, Field(pattern="^none$")] | None = None
     """none makes, validates and packs a graph that no pod serves. For devices outside of the cluster it is compared
@@ -601,6 +602,9 @@ def _fits(task: Task) -> dict[str, str]:
     )
 
 
+_WITHOUT_TENSORRT: Final = "!self.executionProviders.exists(p, p.name == 'TensorrtExecutionProvider')"
+
+
 class OnnxModelSpec(ApiModel):
     """The declared model."""
 
@@ -615,10 +619,29 @@ class OnnxModelSpec(ApiModel):
             ),
             cel(
                 "self.quantization.scheme != 'bfloat16' || "
-                "self.executionProviders.all(p, p.name == 'CUDAExecutionProvider')",
+                "self.executionProviders.all(p, p.name in ['CUDAExecutionProvider', 'TensorrtExecutionProvider'])",
                 "bfloat16 has no kernels on CPUExecutionProvider, where graphs for devices outside of the cluster are "
                 "judged, too; list CUDAExecutionProvider alone in executionProviders, or take float16 or none",
                 field_path=".quantization.scheme",
+            ),
+            cel(
+                "self.quantization.scheme in ['none', 'float16', 'bfloat16', 'int8-static', 'auto'] || "
+                f"{_WITHOUT_TENSORRT}",
+                "TensorrtExecutionProvider knows none, float16, bfloat16 and int8-static; take one of these, or auto, "
+                "or leave that provider out",
+                field_path=".quantization.scheme",
+            ),
+            cel(
+                "!has(self.quantization.activations) || self.quantization.activations == 'uint8' || "
+                f"{_WITHOUT_TENSORRT}",
+                "TensorrtExecutionProvider rounds activations to 8 bits; take uint8, or leave that provider out",
+                field_path=".quantization.activations",
+            ),
+            cel(
+                "!(self.task in ['text-generation', 'text2text-generation', 'automatic-speech-recognition']) || "
+                f"{_WITHOUT_TENSORRT}",
+                "TensorrtExecutionProvider is for encoders; take CUDAExecutionProvider for a model that writes",
+                field_path=".executionProviders",
             ),
             cel(
                 f"self.quantization.scheme != 'auto' || !self.executionProviders.exists(p, p.name in [{_named(EDGE)}])",

@@ -205,7 +205,7 @@ class OnnxModelClassSpec(ApiModel):
         list[ProviderPlacement],
         Field(
             min_length=1,
-            max_length=2,
+            max_length=3,
             json_schema_extra=schema_extra(x_kubernetes_list_type="map", x_kubernetes_list_map_keys=["name"]),
         ),
     ] = [ProviderPlacement(name=ExecutionProvider.CPU)]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from onnx_converter.footprint import MEBIBYTE, told
 from onnx_converter.reasons import PERMANENT_CODES, USAGE
-from onnx_operator.api.common import Resources, parse_duration, parse_quantity
+from onnx_operator.api.common import ExecutionProvider, Resources, parse_duration, parse_quantity
 from onnx_operator.api.rollout import DEFAULT_FAIL_EXIT_CODES, DEFAULT_JOB_DEADLINE
 from onnx_operator.core.names import (
     COMPONENT_LABEL,
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from datetime import timedelta
 
-    from onnx_operator.api.common import ExecutionProvider
     from onnx_operator.api.model import Dataset
     from onnx_operator.api.revision import OnnxModelRevisionSpec, RevisionProvider
     from onnx_operator.core.actions import (
@@ -165,7 +164,13 @@ def build_validate_job(want: WantValidate) -> Manifest:
         }
     )
     container = _container(
-        Component.VALIDATE, flags, image=revision.spec.converter_image, mounts=mounts, amounts=amounts
+        Component.VALIDATE,
+        flags,
+        image=revision.spec.converter_image,
+        mounts=mounts,
+        amounts=amounts,
+        # CUDA alone is told by an option of its session.
+        environment=arithmetic(want.provider) if want.provider is ExecutionProvider.TENSORRT else (),
     )
     return _stage_job(want, Component.VALIDATE, container, placement=placement, volumes=volumes)
 
@@ -337,6 +342,13 @@ def _bare_pod(container: Manifest, volumes: Sequence[Manifest]) -> Manifest:
         "containers": [container],
         "volumes": list(volumes),
     }
+
+
+def arithmetic(provider: ExecutionProvider) -> list[Manifest]:
+    """What was proved was float32: by itself the device rounds what it multiplies to ten bits."""
+    if provider is ExecutionProvider.CPU:
+        return []
+    return [{"name": "NVIDIA_TF32_OVERRIDE", "value": "0"}]
 
 
 def placed(placement: RevisionProvider) -> Manifest:

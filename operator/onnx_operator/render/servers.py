@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from onnx_converter import engines
 from onnx_operator.api.common import ExecutionProvider
 from onnx_operator.core.names import (
     COMPONENT_LABEL,
@@ -20,7 +21,7 @@ from onnx_operator.core.names import (
 )
 from onnx_operator.core.tell import host_of
 from onnx_operator.core.view import side_of
-from onnx_operator.render.jobs import placed
+from onnx_operator.render.jobs import arithmetic, placed
 from onnx_operator.render.parts import (
     ARTIFACTS,
     GRPC_PORT,
@@ -54,6 +55,10 @@ _PRE_STOP_SECONDS: Final = 10
 _EXIT_SECONDS: Final = 30
 #: Loading and warm-up of the largest model on the slowest disk; the progress deadline is what people wait for.
 _STARTUP_SECONDS: Final = 1800
+#: Engines are built before that, each kernel tried on the device.
+_BUILDING_SECONDS: Final = 3600
+#: A container that starts again finds them; a pod of its own builds its own, as they are of one device and version.
+_ENGINES: Final = "engines"
 
 # Triton calls itself alive when a backend process is dead, so the small image brings a check of its own; NVIDIA's
 # image has its backend inside the server, where the server's own word counts.
@@ -75,6 +80,7 @@ def build_deployment(want: WantServers) -> Manifest:
             claim_volume("store", want.revision.spec.artifact_claim_name),
             {"name": "models", "emptyDir": {}},
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "256Mi"}},
+            *([{"name": _ENGINES, "emptyDir": {}}] if want.provider is ExecutionProvider.TENSORRT else []),
             TMP_VOLUME,
         ],
         "topologySpreadConstraints": [
@@ -253,13 +259,6 @@ def _golden_mount(want: WantProber) -> Manifest:
     return {"name": "golden", "mountPath": f"/golden/{want.golden.name}", "readOnly": True}
 
 
-def _arithmetic(provider: ExecutionProvider) -> list[Manifest]:
-    """What was proved was float32: by itself the device rounds what it multiplies to ten bits."""
-    if provider is ExecutionProvider.CPU:
-        return []
-    return [{"name": "NVIDIA_TF32_OVERRIDE", "value": "0"}]
-
-
 def _assemble(want: WantServers) -> Manifest:
     flags = ["--artifact", "/artifact", "--digest", _digest(want.revision), "--provider", str(want.provider)]
     flags += ["--model-name", want.model.name, "--version", str(want.revision.spec.number), "--repository", "/models"]
@@ -276,6 +275,8 @@ def _assemble(want: WantServers) -> Manifest:
 
 def _triton(want: WantServers, amounts: Manifest) -> Manifest:
     ready = {"httpGet": {"path": "/v2/health/ready", "port": "http"}, "timeoutSeconds": 5}
+    is_built = want.provider is ExecutionProvider.TENSORRT
+    startup = _STARTUP_SECONDS + (_BUILDING_SECONDS if is_built else 0)
     return {
         "name": SERVER_CONTAINER,
         "image": want.revision.spec.server_image,
@@ -298,8 +299,8 @@ def _triton(want: WantServers, amounts: Manifest) -> Manifest:
             {"name": "grpc", "containerPort": GRPC_PORT, "protocol": "TCP"},
             {"name": "metrics", "containerPort": METRICS_PORT, "protocol": "TCP"},
         ],
-        "env": [{"name": "HOME", "value": TMP["mountPath"]}, *_arithmetic(want.provider)],
-        "startupProbe": ready | {"periodSeconds": 2, "failureThreshold": _STARTUP_SECONDS // 2},
+        "env": [{"name": "HOME", "value": TMP["mountPath"]}, *arithmetic(want.provider)],
+        "startupProbe": ready | {"periodSeconds": 2, "failureThreshold": startup // 2},
         "readinessProbe": ready | {"periodSeconds": 5, "failureThreshold": 3},
         # Patient with a slow server, which is the analysis's business; short with a dead one, which cannot unload.
         "livenessProbe": {
@@ -315,6 +316,7 @@ def _triton(want: WantServers, amounts: Manifest) -> Manifest:
             _artifact_mount(want.revision),
             {"name": "models", "mountPath": "/models", "readOnly": True},
             {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108  (a mount of its own)
+            *([{"name": _ENGINES, "mountPath": engines.FOLDER}] if is_built else []),
             TMP,
         ],
     }

@@ -17,6 +17,7 @@ MEGABYTE: Final = "a" * 1_000_000
 
 STEPS = "spec.rollout.steps"
 FREEZES = "spec.rollout.freezeWindows"
+TENSORRT = [{"name": "TensorrtExecutionProvider"}]
 POOLS = "spec.executionProviders"
 NIGHTS = {"schedule": "0 22 * * *", "duration": "8h"}
 METRICS = "spec.rollout.analysis.metrics"
@@ -274,6 +275,19 @@ BAD_MODELS: Final = {
     ),
     "execution providers as plain text": Bad(
         {"spec.executionProviders": ["CPUExecutionProvider"]}, "spec.executionProviders[0]", "must be of type object"
+    ),
+    "weights in blocks for TensorRT": Bad(
+        {"spec.quantization": {"scheme": "int4-weight-only"}, POOLS: TENSORRT},
+        "spec.quantization.scheme",
+        "take one of these, or auto, or leave that provider out",
+    ),
+    "wide activations for TensorRT": Bad(
+        {"spec.quantization": {"scheme": "int8-static", "activations": "uint16"}, POOLS: TENSORRT},
+        "spec.quantization.activations",
+        "take uint8, or leave that provider out",
+    ),
+    "a language model for TensorRT": Bad(
+        {"spec.task": "text-generation", POOLS: TENSORRT}, POOLS, "take CUDAExecutionProvider"
     ),
     "a device outside of the cluster as a pool": Bad(
         {POOLS: [{"name": "CPUExecutionProvider"}, {"name": "DmlExecutionProvider"}]},

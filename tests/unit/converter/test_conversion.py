@@ -192,6 +192,14 @@ IMPOSSIBLE: dict[str, tuple[dict[str, Any], str]] = {
     "a sentence without modules": ({"task": "sentence-embedding"}, "modules.json"),
     "labels of a model without any": ({"task": "text-classification"}, "text-classification"),
     "static int8 on CUDA": ({"scheme": "int8-static", "providers": ["CUDAExecutionProvider"]}, "int8-static"),
+    "weights in blocks on TensorRT": (
+        {"scheme": "int4-weight-only", "providers": ["TensorrtExecutionProvider"]},
+        "int4",
+    ),
+    "wide activations on TensorRT": (
+        {"scheme": "int8-static", "activations": "uint16", "providers": ["TensorrtExecutionProvider"]},
+        "activations uint16",
+    ),
     "int8 on CUDA": ({"scheme": "int8-dynamic", "providers": ["CUDAExecutionProvider"]}, "int8-dynamic"),
 }
 

@@ -13,7 +13,7 @@ from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2
 
 from checkpoints import TINY_LENGTH, tiny_sentence
-from onnx_converter import artifact, package
+from onnx_converter import artifact, engines, package
 from onnx_converter.conversion import Conversion
 from onnx_converter.spec import Provider, Serving
 from unit.converter.steps import Line
@@ -164,6 +164,48 @@ def test_on_cuda_the_instances_are_of_the_gpu(published: tuple[Line, dict[str, A
     config = configured(published[0].work / "graph", {}, Provider.CUDA)
     assert config.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
     assert "memory.enable_memory_arena_shrinkage" not in config.parameters
+
+
+def test_on_tensorrt_an_engine_is_built_for_all_that_is_served_and_kept(published: tuple[Line, dict[str, Any]]) -> None:
+    config = configured(published[0].work / "graph", {"maxBatchSize": 16}, Provider.TENSORRT)
+    (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+    told = dict(accelerator.parameters)
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    length = TINY_LENGTH
+    for which, shape in (("min", "1x1"), ("opt", f"8x{min(128, length)}"), ("max", f"16x{length}")):
+        assert told.pop(f"trt_profile_{which}_shapes") == ",".join(f"{name}:{shape}" for name in names)
+    assert (accelerator.name, told) == (
+        "tensorrt",
+        {
+            "precision_mode": "FP32",
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": "/engines",
+            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_path": "/engines",
+        },
+    )
+    assert config.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
+
+
+@pytest.mark.parametrize(
+    ("scheme", "precision"),
+    [
+        ("none", {}),
+        ("float16", {"trt_fp16_enable": "1", "trt_layer_norm_fp32_fallback": "1"}),
+        ("bfloat16", {"trt_bf16_enable": "1"}),
+        ("int8-static", {"trt_int8_enable": "1"}),
+    ],
+)
+def test_onnxruntime_is_told_the_same_in_words_of_its_own(scheme: str, precision: dict[str, str]) -> None:
+    told = engines.options(engines.parameters(["ids"], scheme, batch=2, length=4, folder="here"))
+    assert told.pop("trt_engine_cache_path") == told.pop("trt_timing_cache_path") == "here"
+    assert told == precision | {
+        "trt_engine_cache_enable": "1",
+        "trt_timing_cache_enable": "1",
+        "trt_profile_min_shapes": "ids:1x1",
+        "trt_profile_opt_shapes": "ids:2x4",
+        "trt_profile_max_shapes": "ids:2x4",
+    }
 
 
 def test_golden_requests_are_mixed_in_length_and_answered_by_the_published_graph(folder: Path) -> None:

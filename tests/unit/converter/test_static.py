@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from checkpoints import tiny_decoder, tiny_sentence
 from onnx_converter import calibration, quantize, sensitivity, texts
 from onnx_converter.reasons import StepFailedError
-from onnx_converter.spec import Activations, ConversionSpec, Dataset
+from onnx_converter.spec import Activations, ConversionSpec, Dataset, Provider
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -70,8 +70,28 @@ def quantised(tmp_path: Path, **said: Any) -> Path:
     return target
 
 
-def answer(path: Path) -> NDArray[Any]:
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+def test_for_tensorrt_zero_lies_in_the_middle_of_every_range(tmp_path: Path) -> None:
+    source, target = write(tmp_path / "source.onnx", 18), tmp_path / "target.onnx"
+    spec = ConversionSpec.model_validate({"scheme": "int8-static", "maxLayerError": "0.5"})
+    quantize.quantise(spec, source, target, requests(), provider=Provider.TENSORRT)
+    graph = onnx.load(target).graph
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    zeros = [constants[node.input[2]] for node in graph.node if node.op_type.endswith("eLinear")]
+    assert len(zeros) >= 2 * len(LAYERS)
+    assert all(zero.dtype == np.int8 and not zero.any() for zero in zeros)
+    weights = [constants[name] for name in constants if name.endswith("_quantized")]
+    assert max(int(np.abs(one).max()) for one in weights) == 127, "all eight bits, as nothing saturates"
+    # As it is written: fused, a CPU without VNNI would saturate.
+    exact, rounded = answer(source), answer(target, onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL)
+    assert 0 < np.abs(rounded - exact).max() < 0.1 * np.abs(exact).max()
+
+
+def answer(
+    path: Path, level: onnxruntime.GraphOptimizationLevel = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+) -> NDArray[Any]:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = level
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return np.asarray(session.run(None, next(requests()))[0])
 
 
@@ -274,3 +294,6 @@ def test_a_language_model_is_refused_with_the_schemes_for_it(tmp_path: Path, lin
     ended = line.convert(digest, scheme="int8-static")
     assert (ended.summary.reason, ended.code) == ("SpecImpossible", 24)
     assert "use int8-weight-only or int4-weight-only for llama" in ended.summary.message
+    ended = line.convert(digest, providers=[str(Provider.TENSORRT)])
+    assert ended.summary.reason == "SpecImpossible"
+    assert "a shape that no engine is built for; use CUDAExecutionProvider" in ended.summary.message

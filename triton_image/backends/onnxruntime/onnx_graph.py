@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     Arrays = Mapping[str, np.ndarray[Any, Any]]
 
+TENSORRT: Final = "TensorrtExecutionProvider"
 PROVIDERS: Final = {"CPU": "CPUExecutionProvider", "GPU": "CUDAExecutionProvider"}
 
 
@@ -131,6 +132,8 @@ def load_graph(path: Path, settings: Settings, kind: str, device: int) -> Graph:
     provider = PROVIDERS.get(kind)
     if provider is None:
         raise ContractError(f"instance_group.kind: KIND_{kind} is not one of KIND_CPU, KIND_GPU")
+    if kind == "GPU" and settings.tensorrt_options is not None:
+        provider = TENSORRT
     if provider not in ort.get_available_providers():
         raise ContractError(
             f"instance_group.kind: KIND_{kind} needs {provider}, which onnxruntime {ort.__version__} here does "
@@ -138,9 +141,8 @@ def load_graph(path: Path, settings: Settings, kind: str, device: int) -> Graph:
         )
     if not path.is_file():
         raise ContractError(f"{path} does not exist; default_model_filename in config.pbtxt names the model file")
-    chosen = (provider, {"device_id": str(device), **settings.cuda_options}) if kind == "GPU" else provider
     try:
-        session = ort.InferenceSession(path, session_options(settings), providers=[chosen])
+        session = ort.InferenceSession(path, session_options(settings), providers=_chosen(provider, settings, device))
     except Exception as error:  # onnxruntime's errors have no common base
         raise ContractError(f"{path}: onnxruntime {ort.__version__} cannot load it: {error}") from error
     if provider not in session.get_providers():
@@ -149,6 +151,16 @@ def load_graph(path: Path, settings: Settings, kind: str, device: int) -> Graph:
     graph_inputs = tuple(map(_describe, session.get_inputs()))
     check_signature(settings, graph_inputs, tuple(map(_describe, session.get_outputs())))
     return Graph(session, settings, graph_inputs, _run_options(settings, kind))
+
+
+def _chosen(provider: str, settings: Settings, device: int) -> list[Any]:
+    """Of TensorRT with CUDA behind it, for the nodes that it lacks."""
+    if provider == PROVIDERS["CPU"]:
+        return [provider]
+    chosen: list[Any] = [(PROVIDERS["GPU"], {"device_id": str(device), **settings.cuda_options})]
+    if provider == TENSORRT:
+        chosen.insert(0, (provider, {"device_id": str(device), **(settings.tensorrt_options or {})}))
+    return chosen
 
 
 def session_options(settings: Settings) -> ort.SessionOptions:

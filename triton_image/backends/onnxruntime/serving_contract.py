@@ -29,6 +29,18 @@ DATATYPES: Final = {
     "TYPE_FP64": "tensor(double)",
 }
 
+#: What the native backend calls otherwise than onnxruntime does.
+TENSORRT_WORDS: Final = {
+    "max_workspace_size_bytes": "trt_max_workspace_size",
+    "int8_calibration_table_name": "trt_int8_calibration_table_name",
+    "int8_use_native_calibration_table": "trt_int8_use_native_calibration_table",
+}
+PRECISIONS: Final = {
+    "FP32": {},
+    "FP16": {"trt_fp16_enable": "1"},
+    "BF16": {"trt_bf16_enable": "1"},
+    "INT8": {"trt_int8_enable": "1"},
+}
 #: `optimization.graph.level` as the native backend reads it; absent or 0 is everything.
 GRAPH_LEVELS: Final = {-1: "ORT_ENABLE_BASIC", 0: "ORT_ENABLE_ALL", 1: "ORT_ENABLE_EXTENDED", 2: "ORT_DISABLE_ALL"}
 
@@ -86,6 +98,8 @@ class Settings:
     shrink_arena: str | None
     positions_per_run: int
     cuda_options: Mapping[str, str]
+    #: None where TensorRT is not asked for.
+    tensorrt_options: Mapping[str, str] | None
 
 
 def read_settings(config: Mapping[str, Any]) -> Settings:
@@ -115,7 +129,7 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
         memory_pattern=_read_flag(parameters, "enable_mem_pattern", default=True),
         shrink_arena=parameters.get(SHRINK_ARENA),
         positions_per_run=_read_count(parameters, "max_positions_per_run", default=DEFAULT_POSITIONS_PER_RUN),
-        cuda_options=_read_cuda_options(optimization.get("execution_accelerators", {})),
+        **_read_accelerators(optimization.get("execution_accelerators", {})),
     )
 
 
@@ -195,17 +209,31 @@ def _read_flag(parameters: Mapping[str, str], name: str, *, default: bool) -> bo
     return text in {"1", "true"}
 
 
-def _read_cuda_options(accelerators: Mapping[str, Any]) -> dict[str, str]:
-    options: dict[str, str] = {}
+def _read_accelerators(accelerators: Mapping[str, Any]) -> dict[str, Any]:
+    options: dict[str, Any] = {"cuda_options": {}, "tensorrt_options": None}
     for field in ("cpu_execution_accelerator", "gpu_execution_accelerator"):
         for entry in accelerators.get(field, []):
             name = entry.get("name", "")
-            if field.startswith("cpu") or name != "cuda":
+            if field.startswith("cpu") or name not in {"cuda", "tensorrt"}:
                 raise ContractError(
                     f"optimization.execution_accelerators.{field}: '{name}' is not supported by this backend"
                 )
-            options |= entry.get("parameters", {})
+            key, given = f"{name}_options", entry.get("parameters", {})
+            options[key] = (options[key] or {}) | (_in_words_of_onnxruntime(given) if name == "tensorrt" else given)
     return options
+
+
+def _in_words_of_onnxruntime(parameters: Mapping[str, str]) -> dict[str, str]:
+    """As the native backend reads them; what it calls by onnxruntime's own name stays."""
+    named = parameters.items()
+    options = {TENSORRT_WORDS.get(name, name): value for name, value in named if name != "precision_mode"}
+    precision = parameters.get("precision_mode", "FP32")
+    if precision not in PRECISIONS:
+        raise ContractError(
+            "optimization.execution_accelerators.gpu_execution_accelerator.parameters.precision_mode: "
+            f"'{precision}' is not one of {', '.join(PRECISIONS)}"
+        )
+    return options | PRECISIONS[precision]
 
 
 def _check_tensor(field: str, spec: TensorSpec, graph: Sequence[GraphTensor], *, batched: bool, exact: bool) -> None:
