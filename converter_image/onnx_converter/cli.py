@@ -77,6 +77,9 @@ def parser() -> argparse.ArgumentParser:
     publish.add_argument("--spec", required=True, metavar="JSON")
     publish.add_argument("--serving", default="{}", metavar="JSON")
     publish.add_argument("--lineage", default="{}", metavar="JSON")
+    publish.add_argument(
+        "--unvalidated", action="append", default=[], metavar="PROVIDER", help="publish its graph without a report"
+    )
     assemble = _step(steps, "assemble", "check an artifact and lay out Triton's model repository", _assemble)
     assemble.add_argument("--artifact", type=Path, default=Path("/artifact"))
     assemble.add_argument("--digest", required=True, metavar="DIGEST")
@@ -161,6 +164,7 @@ def _publish(arguments: argparse.Namespace, progress: Progress) -> tuple[Reason,
             spec.parse(spec.ConversionSpec, "--spec", arguments.spec),
             spec.parse(spec.Serving, "--serving", arguments.serving),
             spec.parse(spec.Lineage, "--lineage", arguments.lineage),
+            frozenset(map(spec.provider_of, arguments.unvalidated)),
         ),
         progress,
     )

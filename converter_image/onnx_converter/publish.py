@@ -45,11 +45,18 @@ class Publish:
     spec: ConversionSpec
     serving: Serving
     lineage: Lineage
+    #: What no node could judge, and is published all the same.
+    unvalidated: frozenset[Provider] = frozenset()
+
+    @property
+    def validated(self) -> tuple[Provider, ...]:
+        return tuple(one for one in self.spec.providers if one not in self.unvalidated)
 
 
 def run(publish: Publish, progress: Progress) -> dict[str, Any]:
-    reports = {str(provider): _report_of(publish.work, provider) for provider in publish.spec.providers}
-    made = {provider: _made(publish, provider, reports[str(provider)]) for provider in publish.spec.providers}
+    _refuse_unproved(publish)
+    reports = {str(provider): _report_of(publish.work, provider) for provider in publish.validated}
+    made = {provider: _made(publish, provider, reports.get(str(provider))) for provider in publish.spec.providers}
     publish.store.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(publish.store)
     incoming = Path(tempfile.mkdtemp(prefix=_INCOMING, dir=publish.store))
@@ -74,6 +81,15 @@ def run(publish: Publish, progress: Progress) -> dict[str, Any]:
     return {"digest": digest, "bytes": manifest.size, "files": len(manifest.files), "reportDigest": report_digest}
 
 
+def _refuse_unproved(publish: Publish) -> None:
+    if not publish.validated:
+        raise StepFailedError(PARITY_FAILED, "--unvalidated names every provider: validate on one of them first")
+    if publish.unvalidated and publish.spec.scheme is Scheme.AUTO:
+        raise StepFailedError(
+            PARITY_FAILED, f"scheme auto is chosen by a validation: validate on {min(publish.unvalidated)} first"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class _Made:
     """Where one provider's graph lies, and the conversion that it is of."""
@@ -93,15 +109,17 @@ def _report_of(work: Path, provider: Provider) -> dict[str, Any]:
         ) from error
 
 
-def _made(publish: Publish, provider: Provider, report: Mapping[str, Any]) -> _Made:
-    """The graph that the report says passed, of the conversion that was asked for."""
+def _made(publish: Publish, provider: Provider, report: Mapping[str, Any] | None) -> _Made:
+    """The graph that the report says passed, of the conversion that was asked for; without one as it was made."""
     spec, folder = publish.spec, publish.work / "graph"
-    if spec.scheme is Scheme.AUTO:
+    if spec.scheme is Scheme.AUTO and report is not None:
         spec = ladder.rung(spec, report["conversion"]["spec"]["scheme"])
         folder /= spec.scheme
     conversion = Conversion.read(folder)
     if conversion.spec != spec:
         raise StepFailedError(ARTIFACT_CORRUPT, "--spec is not the one the graph was converted with: convert again")
+    if report is None:
+        return _Made(conversion, folder)
     verdict, judged = report["verdict"], report["graphDigest"]
     if verdict != "Passed" or judged != conversion.graphs[provider].digest:
         raise StepFailedError(
@@ -137,6 +155,7 @@ def _lineage_of(made: Mapping[Provider, _Made], publish: Publish) -> Mapping[str
         "operator": publish.lineage.value(),
         # What auto took, so that the artifact can be made again without it.
         **({"schemes": schemes} if publish.spec.scheme is Scheme.AUTO else {}),
+        **({"notValidated": sorted(publish.unvalidated)} if publish.unvalidated else {}),
     }
 
 
@@ -160,7 +179,7 @@ def _fill(
             raise StepFailedError(ARTIFACT_CORRUPT, f"graph/{provider} changed while it was copied: convert again")
     shutil.copytree(next(iter(made.values())).folder / "tokenizer", folder / "tokenizer")
     # What a server must answer, where there is one.
-    first = min(publish.spec.providers, key=lambda provider: provider.is_edge)
+    first = min(publish.validated, key=lambda provider: provider.is_edge)
     shutil.copyfile(work / f"{VALIDATION_PREFIX}{first}" / GOLDEN, folder / GOLDEN)
     (folder / REPORT).write_bytes(canonical_json({"schema": SCHEMA, "verdict": "Passed", "reports": reports}))
     for path in folder.rglob("*"):

@@ -20,7 +20,7 @@ from typing_extensions import override
 from onnx_converter.spec import TASKS_OF, ConversionSpec, Evaluations, Metric
 from onnx_operator.api.model import METRICS, Autoscaling, OnnxModelSpec, OnnxModelStatus
 from onnx_operator.api.model_class import OnnxModelClassSpec
-from onnx_operator.api.revision import ArtifactStatus, OnnxModelRevisionStatus
+from onnx_operator.api.revision import ArtifactStatus, OnnxModelRevisionStatus, StageStatus
 from onnx_operator.core.acceptance import Offer, accept
 from onnx_operator.core.actions import (
     Want,
@@ -142,6 +142,18 @@ def test_the_input_becomes_exactly_this(name: str) -> None:
     if os.environ.get("GOLDEN_UPDATE"):
         expected.write_text(output)
     assert output == expected.read_text()
+
+
+def test_what_was_not_validated_is_named_to_the_job_that_publishes() -> None:
+    case = yaml.safe_load((FOLDER / "two-providers.in.yaml").read_text())
+    (want,) = (one for one in wants(case) if isinstance(one, WantPublish))
+    skipped = StageStatus(name="validate-cuda", outcome="Skipped", reason="NotValidated", finished_time="2026-01-01")
+    status = want.revision.status.model_copy(update={"stages": [skipped]})
+    (job,) = build(replace(want, revision=replace(want.revision, status=status)))
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert container["args"][-2:] == ["--unvalidated", "CUDAExecutionProvider"]
+    mounts = [one["mountPath"] for one in container["volumeMounts"] if "validation" in one["mountPath"]]
+    assert mounts == ["/conversion/validation-CPUExecutionProvider"]
 
 
 @pytest.mark.parametrize("name", WITH_GATEWAY)

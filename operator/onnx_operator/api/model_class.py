@@ -102,6 +102,10 @@ class ProviderPlacement(ApiModel):
     """RuntimeClass of the pods, for example nvidia."""
     resources: Resources = Resources(requests={"cpu": "250m", "memory": "512Mi"}, limits={"memory": "2Gi"})
     """Resources of a server container whose model names none, and of validation."""
+    serve_unvalidated_after: Annotated[str, duration_field(least="1s")] | None = None
+    """How long a validation waits for a node before its execution provider is served without one, such as 30m, where
+    another provider of the model was validated; for hardware that servers hold, or that comes later. Unset, never: a
+    revision that no node validates in time is not served."""
 
 
 class JobPolicy(ApiModel):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, assert_never
 from pydantic import ValidationError
 
 from onnx_converter import footprint
-from onnx_operator.api.common import parse_quantity
+from onnx_operator.api.common import parse_duration, parse_quantity
 from onnx_operator.api.model import FailureStatus, Scheme, SourceStatus
 from onnx_operator.api.revision import (
     ArtifactStatus,
@@ -35,7 +35,7 @@ from onnx_operator.api.rollout import MetricName
 from onnx_operator.core import reasons
 from onnx_operator.core.acceptance import Refusal, rounded_weights
 from onnx_operator.core.actions import WantConvert, WantFetch, WantPublish, WantRevision, WantValidate
-from onnx_operator.core.conditions import ConditionType, Finding, clipped, instant, timestamp
+from onnx_operator.core.conditions import ConditionType, Finding, clipped, instant, moment, timestamp
 from onnx_operator.core.jobs import JobBlocked, JobFailed, JobRunning, JobSucceeded
 from onnx_operator.core.ledger import (
     Move,
@@ -330,7 +330,7 @@ def _validated(view: View) -> Rung:
         if _stage(revision, stage) is None:
             want = WantValidate(view.seen.model, revision, _class_spec(view), provider, _memory(view, revision))
             story = _Story(stage, Stage.VALIDATED, ConditionType.VALIDATED, reasons.VALIDATING)
-            rungs.append(_job(view, revision, story, want))
+            rungs.append(_unproved(view, revision, provider, _job(view, revision, story, want)))
     if not rungs:
         return _met(_validated_finding(revision))
     # One result at a time; of those that wait, the blocked one has more to say.
@@ -340,6 +340,45 @@ def _validated(view: View) -> Rung:
     teller = next((rung for rung in rungs if rung.findings[0].status == "False"), rungs[0])
     wants = (want for rung in rungs for want in rung.wants)
     return _waiting(teller.findings[0], *wants, look_at=_soonest(*(rung.look_at for rung in rungs)))
+
+
+def _unproved(view: View, revision: RevisionSeen, provider: ExecutionProvider, rung: Rung) -> Rung:
+    """The same, where a node does its part. What no node takes is told, and skipped where the class says so."""
+    (found,) = rung.findings
+    if found.status != "False" or rung.move is not None:
+        return rung
+    told = replace(rung, findings=(replace(found, message=f"{provider} is not validated: {found.message}"),))
+    ends = _patience_ends(view, revision, provider) if found.reason == reasons.UNSCHEDULABLE else None
+    if ends is None or view.now < ends:
+        return replace(told, look_at=_soonest(rung.look_at, ends))
+    record = StageStatus(
+        name=validate_stage(provider),
+        outcome="Skipped",
+        reason=reasons.NOT_VALIDATED,
+        message=clipped(
+            f"{provider} is not validated and is served all the same, as its class has it: {found.message}"
+        ),
+        finished_time=timestamp(view.now),
+    )
+    status = revision.status.model_copy(update={"stages": [*revision.status.stages, record]})
+    return replace(told, move=MoveRevision(revision.name, status))
+
+
+def _patience_ends(view: View, revision: RevisionSeen, provider: ExecutionProvider) -> datetime | None:
+    """When the provider is served without a validation; None for never. Something has to have been proved by then, and
+    which scheme auto takes is known by nothing else.
+    """
+    offered = next((one for one in _class_spec(view).execution_providers if one.name is provider), None)
+    before = next((one for one in view.ledger.conditions if one.type == ConditionType.VALIDATED), None)
+    if offered is None or offered.serve_unvalidated_after is None or before is None:
+        return None
+    is_blocked = before.status == "False" and before.reason == reasons.UNSCHEDULABLE
+    is_auto = revision.spec.quantization.scheme is Scheme.AUTO
+    providers = (one.name for one in revision.spec.execution_providers)
+    is_proved = any(_stage(revision, validate_stage(one), "Succeeded") for one in providers)
+    if not is_blocked or is_auto or not is_proved:
+        return None
+    return moment(before.last_transition_time) + parse_duration(offered.serve_unvalidated_after)
 
 
 def _published(view: View) -> Rung:
@@ -502,7 +541,10 @@ def _twin_with_artifact(view: View, revision: RevisionSeen) -> RevisionSeen | No
         (
             one
             for one in view.seen.revisions
-            if one.spec.artifact_key == revision.spec.artifact_key and one.status.artifact is not None
+            if one.spec.artifact_key == revision.spec.artifact_key
+            and one.status.artifact is not None
+            # What was let through unproved there may be proved here.
+            and not any(stage.outcome == "Skipped" for stage in one.status.stages)
         ),
         None,
     )
@@ -847,8 +889,10 @@ def _class_spec(view: View) -> Any:
     return view.class_spec
 
 
-def _stage(revision: RevisionSeen, name: str) -> StageStatus | None:
-    return next((one for one in revision.status.stages if one.name == name and one.outcome == "Succeeded"), None)
+def _stage(revision: RevisionSeen, name: str, *outcomes: str) -> StageStatus | None:
+    """The result of a Job that is not to be run again."""
+    wanted = outcomes or ("Succeeded", "Skipped")
+    return next((one for one in revision.status.stages if one.name == name and one.outcome in wanted), None)
 
 
 def _converted_finding(revision: RevisionSeen) -> Finding:
@@ -865,7 +909,10 @@ def _validated_finding(revision: RevisionSeen) -> Finding:
         for one in revision.status.parity
     ]
     parts += [f"{one.name} on {one.provider}: loss {one.loss}" for one in revision.status.evaluations]
-    return Finding(ConditionType.VALIDATED, "True", reasons.VALIDATED, "; ".join(parts) or "all graphs passed")
+    skipped = [one.message for one in revision.status.stages if one.outcome == "Skipped"]
+    reason = reasons.NOT_VALIDATED if skipped else reasons.VALIDATED
+    message = clipped("; ".join([*skipped, *parts]) or "all graphs passed")
+    return Finding(ConditionType.VALIDATED, "True", reason, message)
 
 
 def _soonest(*moments: datetime | None) -> datetime | None:

@@ -101,6 +101,11 @@ VALIDATING: Final = Reason("Validating", "surfaces when a validate Job runs")
 VALIDATED: Final = Reason("Validated", "surfaces when every graph was shown to behave like the original")
 
 # What keeps a Job or a server from running; all of these recover by themselves once the cause is gone.
+NOT_VALIDATED: Final = Reason(
+    "NotValidated",
+    "surfaces when no node took the validation of an execution provider, and the class has it served all the same; the "
+    "message names it",
+)
 UNSCHEDULABLE: Final = Reason("Unschedulable", "surfaces when no node fits the pod; the message is the scheduler's")
 CLAIM_NOT_FOUND: Final = Reason(
     "ClaimNotFound", "surfaces when the pod names a PersistentVolumeClaim that does not exist"

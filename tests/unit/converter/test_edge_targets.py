@@ -197,6 +197,30 @@ def test_the_artifact_holds_the_graph_without_a_servers_configuration(packed: tu
     assert line.assemble(published).code == 0
 
 
+def published(line: Line, *unvalidated: str, **spec: Any) -> Ended:
+    return run(
+        "publish",
+        ("--work", line.work, "--store", line.root / "artifacts", "--spec", json.dumps(SPEC | spec)),
+        *(("--unvalidated", one) for one in unvalidated),
+    )
+
+
+def test_what_no_node_could_judge_is_published_with_that_said(packed: tuple[Line, dict[str, Ended]]) -> None:
+    line, _ = packed
+    folder = line.artifact(published(line, COREML).details["digest"])
+    assert json.loads((folder / "manifest.json").read_text())["lineage"]["notValidated"] == [COREML]
+    assert json.loads((folder / "report.json").read_text())["reports"].keys() == {DML, CPU}
+    assert (folder / "edge" / COREML / "model.onnx").is_file()
+    assert "notValidated" in folder.with_name(f"{folder.name}.report.html").read_text()
+
+
+def test_something_has_to_be_proved(packed: tuple[Line, dict[str, Ended]]) -> None:
+    line, _ = packed
+    for ended in (published(line, *SPEC["providers"]), published(line, COREML, scheme="auto")):
+        assert ended.summary.reason == "ParityFailed"
+        assert "validate on " in ended.summary.message
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
