@@ -58,6 +58,8 @@ class Benchmark:
     seconds: float
     #: What the provider is told besides.
     told: Mapping[str, str] | None = None
+    #: Where each graph runs, if not all do on the provider.
+    places: tuple[Provider, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,7 @@ def _measure(original: Original, wanted: Benchmark, clock: Callable[[], float]) 
     memory = Memory()
     began = clock()
     candidate = memory.watch(
-        lambda: Candidate.load(wanted.graphs, wanted.provider, wanted.serving.threads, wanted.told)
+        lambda: Candidate.load(wanted.graphs, wanted.provider, wanted.serving.threads, wanted.told, wanted.places)
     )
     loaded = clock() - began
     options = onnxruntime.RunOptions()

@@ -18,7 +18,7 @@ from onnx_converter.reasons import PARITY_FAILED, StepFailedError, gist
 from onnx_converter.spec import Scheme
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import onnxruntime
@@ -89,17 +89,21 @@ class Candidate:
     graphs: tuple[Loaded, ...]
     #: What the provider is told besides.
     told: Mapping[str, str] | None = None
+    #: Where each graph runs, if not all do on the provider.
+    places: tuple[Provider, ...] = ()
 
     @classmethod
     def load(
         cls,
-        paths: Iterable[Path],
+        paths: Sequence[Path],
         provider: Provider,
         intra_op: int | None = None,
         told: Mapping[str, str] | None = None,
+        places: tuple[Provider, ...] = (),
     ) -> Self:
-        sessions = ((path, placement.session(path, provider, intra_op, told=told)) for path in paths)
-        return cls(provider, tuple(Loaded.of(*one) for one in sessions), told)
+        where = zip(paths, places or (provider,) * len(paths), strict=True)
+        sessions = ((path, placement.session(path, place, intra_op, told=told)) for path, place in where)
+        return cls(provider, tuple(Loaded.of(*one) for one in sessions), told, places)
 
     def answer(self, outputs: Sequence[str], sample: Sample, options: onnxruntime.RunOptions | None = None) -> Answer:
         """What was given with the sample is not answered, and a graph that would say nothing else is not run."""
@@ -121,8 +125,9 @@ class Candidate:
     def coverage(self, outputs: Sequence[str], sample: Sample) -> dict[str, dict[str, int]]:
         """Nodes of all graphs by operator and the provider they ran on."""
         known, found = sample.tensors | self.answer(outputs, sample), dict[str, dict[str, int]]()
-        for graph in self.graphs:
-            for operator, places in placement.prove(graph.path, self.provider, graph.fed(known), self.told).items():
+        for graph, place in zip(self.graphs, self.places or (self.provider,) * len(self.graphs), strict=True):
+            proved = placement.prove(graph.path, place, graph.fed(known), self.told)
+            for operator, places in proved.items():
                 for where, nodes in places.items():
                     counts = found.setdefault(operator, {})
                     counts[where] = counts.get(where, 0) + nodes

@@ -110,10 +110,11 @@ def _run(convert: Convert, progress: Progress) -> dict[str, Any]:
             SPEC_IMPOSSIBLE,
             f"quantization.activations {convert.spec.activations} is not known to {Provider.TENSORRT}: use uint8 there",
         )
-    for provider, scheme in itertools.product(convert.spec.providers, convert.spec.schemes):
+    for provider, component in itertools.product(convert.spec.providers, ("encoder", "decoder")):
+        scheme, place = convert.spec.of(component).scheme, convert.spec.place_of(component, provider)
         targets.refuse_opset(convert.spec.opset, provider)
-        quantize.refuse_without_kernels(scheme, provider)
-        precision.refuse_without_kernels(scheme, provider)
+        quantize.refuse_without_kernels(scheme, place)
+        precision.refuse_without_kernels(scheme, place)
     texts = calibration.read(convert.spec.calibration, convert.calibration_root)
     verify_checkpoint(convert.checkpoint, convert.source_digest)
     progress.tell("CheckpointVerified", percent=10)

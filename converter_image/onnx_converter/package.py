@@ -66,8 +66,8 @@ def configs_of(conversion: Conversion, serving: Serving, provider: Provider) -> 
                 "max_batch_size: 0",
                 *_tensors("input", inputs, skip=0),
                 *_tensors("output", outputs, skip=0),
-                *_instances(serving, provider),
-                *_parameters(serving, provider),
+                *_instances(serving, conversion.spec.place_of(step, provider)),
+                *_parameters(serving, conversion.spec.place_of(step, provider)),
                 *_warmups([_request(inputs, lengths) for lengths in warmups]),
             ]
         )

@@ -16,8 +16,10 @@ from pydantic import (
     ConfigDict,
     Field,
     RootModel,
+    SerializerFunctionWrapHandler,
     ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
 )
 from pydantic.alias_generators import to_camel
@@ -225,6 +227,13 @@ class Component(Parameters):
     """One of the two graphs of a model."""
 
     scheme: Scheme
+    #: Where it runs in a pool of CUDA's; the pool's own where nothing is said.
+    execution_provider: Literal[Provider.CPU] | None = None
+
+    @model_serializer(mode="wrap")
+    def _said(self, rest: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What is not said leaves no trace: artifacts of before this could be said stay as they are."""
+        return {name: value for name, value in rest(self).items() if value is not None}
 
     @field_validator("scheme")
     @classmethod
@@ -319,6 +328,13 @@ class ConversionSpec(Parameters):
             return self
         shared = self.model_dump(include={"task", "opset", "max_sequence_length", "providers"})
         return ConversionSpec(**shared, scheme=chosen.scheme)
+
+    def place_of(self, component: str, pool: Provider) -> Provider:
+        """Where one of the graphs runs in the pods of a pool."""
+        chosen: Component | None = getattr(self.components, component, None)
+        if chosen is None or chosen.execution_provider is None or pool is not Provider.CUDA:
+            return pool
+        return chosen.execution_provider
 
     @property
     def schemes(self) -> frozenset[Scheme]:

@@ -164,7 +164,8 @@ def _run(validate: Validate, progress: Progress) -> dict[str, Any]:
     paths = tuple(folder / part.file for part in parts)
     checked = targets.check(paths, validate.provider) if validate.provider.is_edge else None
     told = _told_before(conversion, validate)
-    candidate = Candidate.load(paths, validate.provider.judged_on, told=told)
+    places = tuple(validate.spec.place_of(path.stem, validate.provider.judged_on) for path in paths)
+    candidate = Candidate.load(paths, validate.provider.judged_on, told=told, places=places)
     progress.tell("CheckpointLoaded", percent=10, architecture=conversion.architecture, task=str(conversion.task))
     tolerance = parity.tolerance_of(
         validate.parity, parity.loosest(validate.spec.schemes, conversion.task), conversion.task
@@ -192,7 +193,14 @@ def _run(validate: Validate, progress: Progress) -> dict[str, Any]:
         # Its own session begins where no other holds memory.
         del candidate
         wanted = Benchmark(
-            validate.checkpoint, paths, validate.provider, validate.serving, load_seconds, validate.benchmark, told
+            validate.checkpoint,
+            paths,
+            validate.provider,
+            validate.serving,
+            load_seconds,
+            validate.benchmark,
+            told,
+            places,
         )
         benchmarked = benchmark.measure(original, wanted)
         progress.tell("Benchmarked", percent=99, cells=len(benchmarked.get("cells", ())))

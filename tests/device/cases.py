@@ -126,6 +126,7 @@ class Bench:
             "nodes without kernels": self.left_behind,
             "a device that cannot be started": self.without_device,
             "llama auto": partial(self.gate, "llama", Scheme.AUTO),
+            "t5 with its decoder on the CPU": self.in_two_places,
             "llama by fused attention": self.fused,
             **{f"{model} rounded to ten bits": partial(self.rounded, model) for model in ("bert", "llama", "t5")},
         }
@@ -148,13 +149,22 @@ class Bench:
         numbers = " ".join(f"{key}={value}" for key, value in found["parity"].items() if value is not None)
         return Row(name, is_good=True, told=f"{numbers} {found['placement']}", cells=_cells(found.get("benchmark", {})))
 
-    def converted(self, model: str, scheme: Scheme) -> tuple[Line, str, dict[str, Any]]:
+    def in_two_places(self) -> Row:
+        """Eight bits have kernels on the CPU alone."""
+        name = "t5 with its decoder on the CPU"
+        decoder = {"scheme": "int8-dynamic", "executionProvider": "CPUExecutionProvider"}
+        line, digest, spec = self.converted("t5", Scheme.NONE, components={"decoder": decoder})
+        ended = line.validate(digest, **spec)
+        return Row(name, ended.code == 0, f"{ended.summary.message[:300]} {ended.summary.details.get('placement')}")
+
+    def converted(self, model: str, scheme: Scheme, **more: Any) -> tuple[Line, str, dict[str, Any]]:
         """A line whose graph is there; the checkpoint is made and fetched once."""
-        line = Line(self.root / f"{model}-{scheme}")
+        line = Line(self.root / "-".join([model, scheme, *more]))
         if not (self.root / "sources" / model).is_dir():
             MODELS[model](self.root / "sources" / model)
         digest = line.fetch(self.root / "sources" / model).details["digest"]
         spec = {"scheme": scheme, "maxSequenceLength": LENGTHS.get(model, _LENGTH), "providers": [str(self.provider)]}
+        spec |= more
         ended = line.convert(digest, **spec)
         assert ended.summary.outcome == "Succeeded", f"{ended.summary.reason}: {ended.summary.message}"
         return line, digest, spec

@@ -247,10 +247,24 @@ class Component(ApiModel):
 
     scheme: GraphScheme
     """Its scheme, with that scheme's defaults."""
+    execution_provider: Annotated[str, Field(pattern="^CPUExecutionProvider$")] | None = None
+    """CPUExecutionProvider has it run on the CPU of the pods of CUDAExecutionProvider, the other graph on the device;
+    validated as it is served. In other pools it runs as they do."""
 
 
 class Components(ApiModel):
     """The two graphs of a model that reads one text and writes another, or hears it."""
+
+    model_config = {
+        "json_schema_extra": schema_extra(
+            cel(
+                "!has(self.encoder) || !has(self.encoder.executionProvider) || "
+                "!has(self.decoder) || !has(self.decoder.executionProvider)",
+                "with both graphs on the CPU nothing runs on the device; leave executionProvider out of one, or list "
+                "CPUExecutionProvider in spec.executionProviders",
+            )
+        )
+    }
 
     encoder: Component | None = None
     """What reads or hears, once for each text."""
@@ -623,6 +637,17 @@ class OnnxModelSpec(ApiModel):
                 "bfloat16 has no kernels on CPUExecutionProvider, where graphs for devices outside of the cluster are "
                 "judged, too; list CUDAExecutionProvider alone in executionProviders, or take float16 or none",
                 field_path=".quantization.scheme",
+            ),
+            cel(
+                "self.executionProviders.exists(p, p.name == 'CUDAExecutionProvider') || "
+                "!has(self.quantization.components) || "
+                "!((has(self.quantization.components.encoder) "
+                "&& has(self.quantization.components.encoder.executionProvider)) "
+                "|| (has(self.quantization.components.decoder) "
+                "&& has(self.quantization.components.decoder.executionProvider)))",
+                "a component's executionProvider is for the pods of CUDAExecutionProvider; list it in "
+                "executionProviders, or leave the component's out",
+                field_path=".quantization.components",
             ),
             cel(
                 "self.quantization.scheme in ['none', 'float16', 'bfloat16', 'int8-static', 'auto'] || "

@@ -17,6 +17,7 @@ MEGABYTE: Final = "a" * 1_000_000
 
 STEPS = "spec.rollout.steps"
 FREEZES = "spec.rollout.freezeWindows"
+ON_THE_CPU = {"scheme": "none", "executionProvider": "CPUExecutionProvider"}
 TENSORRT = [{"name": "TensorrtExecutionProvider"}]
 POOLS = "spec.executionProviders"
 NIGHTS = {"schedule": "0 22 * * *", "duration": "8h"}
@@ -275,6 +276,19 @@ BAD_MODELS: Final = {
     ),
     "execution providers as plain text": Bad(
         {"spec.executionProviders": ["CPUExecutionProvider"]}, "spec.executionProviders[0]", "must be of type object"
+    ),
+    "a graph on the CPU of a pool that is nothing else": Bad(
+        {"spec.quantization": {"components": {"decoder": ON_THE_CPU}}},
+        "spec.quantization.components",
+        "list it in executionProviders, or leave the component's out",
+    ),
+    "both graphs on the CPU of a device": Bad(
+        {
+            "spec.quantization": {"components": {"encoder": ON_THE_CPU, "decoder": ON_THE_CPU}},
+            POOLS: [{"name": "CUDAExecutionProvider"}],
+        },
+        "spec.quantization.components",
+        "leave executionProvider out of one",
     ),
     "weights in blocks for TensorRT": Bad(
         {"spec.quantization": {"scheme": "int4-weight-only"}, POOLS: TENSORRT},

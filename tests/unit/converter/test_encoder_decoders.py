@@ -17,9 +17,11 @@ import transformers
 from onnx import TensorProto, helper
 
 from checkpoints import ANSWER_LENGTH, ENCODER_DECODERS, change_json, tiny, tiny_encoder_decoder
+from onnx_converter import package, placement
+from onnx_converter.conversion import Conversion
 from onnx_converter.digest import sha256_of
 from onnx_converter.graph import digest_of
-from onnx_converter.spec import ConversionSpec
+from onnx_converter.spec import ConversionSpec, Provider, Serving
 from unit.converter import matrix
 from unit.converter.steps import Ended, Line
 from unit.converter.test_decoders import forget, ignore_the_mask, instead
@@ -80,6 +82,32 @@ def test_each_graph_may_have_a_scheme_of_its_own(tmp_path: Path, line: Line) -> 
     validated = line.validate(digest, **spec).details
     # Of both the one that loses more.
     assert validated["tolerance"]["minCosine"] == "0.8"
+
+
+def test_one_graph_may_run_on_the_cpu_of_a_pod_with_a_device(
+    tmp_path: Path, line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = line.fetch(tiny_encoder_decoder(tmp_path / "model", "bart")).details["digest"]
+    on_the_cpu = {"scheme": "int8-dynamic", "executionProvider": "CPUExecutionProvider"}
+    spec: dict[str, Any] = {"providers": [str(Provider.CUDA)], "components": {"decoder": on_the_cpu}}
+    # Eight bits have kernels where the decoder runs, and not on the device.
+    refused = line.convert(digest, providers=[str(Provider.CUDA)], components={"decoder": {"scheme": "int8-dynamic"}})
+    assert refused.summary.reason == "SpecImpossible"
+    assert line.convert(digest, **spec).code == 0
+    asked: dict[str, set[str]] = {}
+    session = placement.session
+
+    def noting(path: Path, provider: Provider, *rest: Any, **more: Any) -> Any:
+        asked.setdefault(path.stem, set()).add(provider)
+        return session(path, Provider.CPU, *rest, **more)
+
+    # No device is here: it is seen which provider each graph asks for.
+    monkeypatch.setattr(placement, "session", noting)
+    line.validate(digest, **spec)
+    assert asked == {"encoder": {Provider.CUDA}, "decoder": {Provider.CPU}}
+    configs = package.configs_of(Conversion.read(line.work / "graph"), Serving(), Provider.CUDA)
+    kinds = {name: config.partition("kind: ")[2][:8] for name, config in configs.items()}
+    assert kinds == {"model": "", "model-encoder": "KIND_GPU", "model-decoder": "KIND_CPU"}
 
 
 def test_one_graph_may_stay_as_it_is(tmp_path: Path, line: Line) -> None:
