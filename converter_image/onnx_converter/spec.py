@@ -308,6 +308,8 @@ class ConversionSpec(Parameters):
         said = self.model_dump(by_alias=True, include=set(_BY_SCHEME), exclude_none=True)
         if unknown := sorted(said.keys() - _DEFAULTS[self.scheme].keys()):
             raise ValueError(f"{', '.join(unknown)} has no meaning with scheme {self.scheme}")
+        if self.scheme is Scheme.AUTO and (edge := [one for one in self.providers if one.is_edge]):
+            raise ValueError(f"auto takes what is measured, and nothing is measured on {edge[0]}: name a scheme")
         if self.algorithm is Algorithm.RTN and self.calibration is not None:
             raise ValueError("calibration has no meaning with algorithm rtn")
         if self.components is not None and self.scheme not in _BY_GRAPH:

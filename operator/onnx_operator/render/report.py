@@ -285,7 +285,11 @@ def _making(spec: Mapping[str, Any], status: Mapping[str, Any]) -> Iterable[str]
     if stages:
         yield "<h2>Stages</h2>" + _table(("Job", "Outcome", "Took", "Finished", "What"), stages, kind="words")
     measures = ("minCosine", "maxAbsolute", "maxRelative", "minLabelAgreement", "samples")
-    parity = [(one.get("provider"), *(one.get(name, "") for name in measures)) for one in status.get("parity") or []]
+    parity = [
+        # What is packed ran nowhere but on the CPU.
+        (f"{one.get('provider')}{', packed' if one.get('checked') else ''}", *(one.get(name, "") for name in measures))
+        for one in status.get("parity") or []
+    ]
     if parity:
         head = ("On", "Least cosine", "Most absolute", "Most relative", "Least labels", "Samples")
         yield "<h2>Parity with the original</h2>" + _table(head, parity)

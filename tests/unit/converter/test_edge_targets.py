@@ -15,13 +15,14 @@ from onnx import TensorProto, helper
 from checkpoints import tiny_sentence
 from onnx_converter import targets
 from onnx_converter.reasons import StepFailedError
-from onnx_converter.spec import Provider
+from onnx_converter.spec import ConversionSpec, Provider
 from unit.converter.steps import Ended, Line, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 CPU = Provider.CPU
+CUDA = Provider.CUDA
 DML = Provider.DML
 COREML = Provider.COREML
 WEBGPU = Provider.WEBGPU
@@ -123,7 +124,13 @@ def test_every_table_is_read_and_tells_its_newest_operator_set(provider: Provide
     assert {name for domain, name in table.kernels if domain == "ai.onnx"} <= schemas | ours
 
 
+def test_a_scheme_is_not_chosen_where_nothing_is_measured() -> None:
+    with pytest.raises(ValueError, match="nothing is measured on WebGpuExecutionProvider: name a scheme"):
+        ConversionSpec.model_validate({"scheme": "auto", "providers": [CPU, WEBGPU]})
+
+
 def test_the_table_of_coreml_is_that_of_the_onnxruntime_in_use() -> None:
+    assert targets.table_of(COREML).words.endswith(f" of onnxruntime {onnxruntime.__version__}")
     text = Path(onnxruntime.__file__).with_name("tools") / "mobile_helpers" / "coreml_supported_mlprogram_ops.md"
     listed = re.findall(r"^\|([\w.]+):(\w+)\|", text.read_text(), re.MULTILINE)
     assert {(domain, name.replace("Argmax", "ArgMax")) for domain, name in listed} == targets.table_of(
@@ -216,7 +223,7 @@ def test_what_no_node_could_judge_is_published_with_that_said(packed: tuple[Line
 
 def test_something_has_to_be_proved(packed: tuple[Line, dict[str, Ended]]) -> None:
     line, _ = packed
-    for ended in (published(line, *SPEC["providers"]), published(line, COREML, scheme="auto")):
+    for ended in (published(line, *SPEC["providers"]), published(line, CUDA, scheme="auto", providers=[CPU, CUDA])):
         assert ended.summary.reason == "ParityFailed"
         assert "validate on " in ended.summary.message
 
