@@ -73,9 +73,10 @@ def _pools(view: View, ledger: OnnxModelStatus) -> Iterable[PoolStatus]:
 
 
 def _endpoint(view: View) -> EndpointStatus | None:
-    if view.class_spec is None:
-        return None
     model = view.seen.model
+    is_to_be_packed = model.spec is not None and all(one.serving for one in model.spec.execution_providers)
+    if view.class_spec is None or (is_to_be_packed and view.ledger.stable is None):
+        return None
     host = host_of(model.name, model.namespace, None if view.is_by_ratio else view.class_spec.traffic.domain)
     return EndpointStatus(host=host, model_name=model.name)
 

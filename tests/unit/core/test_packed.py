@@ -41,6 +41,8 @@ def packed() -> World:
 @pytest.mark.parametrize("offered", [{}, WITHOUT_GATEWAY], ids=["a gateway", "no gateway"])
 def test_a_model_that_is_only_packed_is_ready_once_it_is_published(offered: dict[str, Any]) -> None:
     world = a_world(PACKED, offered)
+    world.settle()
+    assert world.status.endpoint is None, "nobody is told to ask there"
     publish(world)
     assert [world.condition(kind) for kind in ("Ready", "CandidateAvailable", "TrafficProgrammed")] == [IS_PACKED] * 3
     assert world.condition("Promoted") == ("True", "Promoted")
