@@ -15,9 +15,9 @@ import architectures
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "docs" / "reference" / "architectures.md"
-TESTS = ("conversion", "decoders", "encoder_decoders", "speech")
+TESTS = ("conversion", "decoders", "encoder_decoders", "images", "speech")
 #: Of each file the test that keeps rows.
-WANTED = "agrees_with_torch or every_scheme"
+WANTED = "agrees_with_torch or every_scheme or every_architecture"
 
 HEAD = f"""# Architectures
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,10 +60,13 @@ def test_a_percentile_is_one_of_the_runs(q: float, wanted: float) -> None:
     assert quantile([7.0], q) == 7.0
 
 
-def test_both_sides_answer_in_turn_and_equally_often() -> None:
+def test_both_sides_answer_in_turn_some_in_a_row_and_equally_often() -> None:
     clock, timed, left_out = raced(30, *CELLS)
     assert left_out == []
-    assert clock.asked == ["original", "graph"] * (len(clock.asked) // 2)
+    turns = [(name, len(list(same))) for name, same in groupby(clock.asked)]
+    assert [name for name, _ in turns] == ["original", "graph"] * (len(turns) // 2)
+    assert [many for _, many in turns[::2]] == [many for _, many in turns[1::2]]
+    assert max(many for _, many in turns) == 8
     for one in timed:
         assert len(one.seconds[0]) == len(one.seconds[1]) >= 1
         assert set(np.round(one.seconds[0], 9)) == {round(2e-3 * one.cell.work, 9)}

@@ -25,6 +25,7 @@ from onnx_converter.digest import sha256_of
 from onnx_converter.progress import Progress
 from onnx_converter.spec import ConversionSpec, Parity, Provider, Scheme, Serving, Task
 from onnx_operator.prober.golden import read_golden
+from unit.converter import matrix
 from unit.converter.test_conversion import answer
 from unit.converter.test_decoders import instead
 from unit.converter.test_encoder_decoders import Bench, folder_of, freeze
@@ -238,6 +239,8 @@ def test_the_graph_of_every_architecture_that_sees_answers_as_transformers_does(
     validated = line.validate(digest)
     assert validated.summary.reason == "Validated", validated.summary.message
     assert (validated.details["parity"]["minLabelAgreement"] is not None) == (head == "classifier")
+    if architecture in VISION:
+        matrix.fill(architecture, line, digest, converted, validated.details)
     sight = Original.load(folder, Task.AUTO, None).checkpoint.sight
     assert sight is not None
     pixels = everything(sight)
