@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from onnx_converter import held, samples, texts
+from onnx_converter.held import CALIBRATION
 from onnx_converter.reasons import DATASET_INVALID, StepFailedError
 
 if TYPE_CHECKING:
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from onnx_converter.load import Checkpoint
     from onnx_converter.spec import Dataset
 
-_FIELD: Final = "quantization.calibration"
-#: What a ConfigMap can hold.
-MOST_BYTES: Final = 1 << 20
 MOST_TEXTS: Final = 1024
 #: Tokens of a text: ranges come from the words, and hardly from how many there are.
 _LONGEST: Final = 128
@@ -31,11 +29,11 @@ def read(calibration: Dataset | None, root: Path) -> Sequence[str]:
     """The texts below `root`; those of the image where none are declared."""
     if calibration is None:
         return texts.ALL
-    found = [text for _, text in held.lines(calibration, root, _FIELD, MOST_BYTES)]
+    found = held.texts(calibration, root, CALIBRATION)
     if not 0 < len(found) <= MOST_TEXTS:
         raise StepFailedError(
             DATASET_INVALID,
-            f"{_FIELD}: {calibration.file} holds {len(found)} texts, it must be 1 to {MOST_TEXTS}, one a line",
+            f"{CALIBRATION}: {calibration.file} holds {len(found)} texts, it must be 1 to {MOST_TEXTS}, one a line",
         )
     return found
 

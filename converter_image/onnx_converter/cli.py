@@ -52,6 +52,11 @@ def parser() -> argparse.ArgumentParser:
     fetch.add_argument("--output", type=Path, default=Path("/checkpoints"), help="folder that gets a folder per digest")
     fetch.add_argument("--expect-digest", metavar="DIGEST", help="refuse a checkpoint with another digest")
     fetch.add_argument("--keep", type=int, default=3, help="newest checkpoints to keep")
+    fetch.add_argument("--calibration", metavar="JSON", help="spec.quantization.calibration, if it is on a hub")
+    fetch.add_argument(
+        "--evaluations", default="[]", metavar="JSON", help="of spec.validation.evaluations those on a hub"
+    )
+    fetch.add_argument("--datasets", type=Path, default=Path("/datasets"), help="folder that gets their files")
     convert = _step(steps, "convert", "make a graph for each execution provider", _convert)
     convert.add_argument("--checkpoint", type=Path, default=Path("/checkpoint"))
     convert.add_argument("--source-digest", required=True, metavar="DIGEST", help="digest the fetch step printed")
@@ -103,8 +108,19 @@ def _fetch(arguments: argparse.Namespace, progress: Progress) -> tuple[Reason, s
     from onnx_converter import fetch, spec  # noqa: PLC0415
 
     source = spec.parse(spec.Source, "--source", arguments.source)
+    texts = arguments.calibration
     details = fetch.run(
-        fetch.Fetch(source, arguments.source_root, arguments.output, arguments.expect_digest, arguments.keep), progress
+        fetch.Fetch(
+            source,
+            arguments.source_root,
+            arguments.output,
+            arguments.expect_digest,
+            arguments.keep,
+            spec.parse(spec.Dataset, "--calibration", texts) if texts is not None else None,
+            spec.parse(spec.Evaluations, "--evaluations", arguments.evaluations).root,
+            arguments.datasets,
+        ),
+        progress,
     )
     return reasons.FETCHED, f"{details['files']} files, {details['bytes']} bytes", details
 

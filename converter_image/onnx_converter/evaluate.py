@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from onnx_converter.quality import Rows
     from onnx_converter.spec import Evaluation
 
-MOST_BYTES: Final = 8 << 20
 #: With fewer an interval is a guess.
 LEAST: Final = 20
 MOST: Final = 10_000
@@ -46,8 +45,6 @@ MOST: Final = 10_000
 _LONGEST: Final = 512
 #: Tokens that are written: those of half a minute of speech, or of a paragraph.
 _LONGEST_ANSWER: Final = 256
-#: Of lines with sounds, about 13 minutes of them.
-_MOST_BYTES_OF_SOUND: Final = 32 << 20
 _BYTES_OF_SAMPLE: Final = 2
 
 #: What a side answers to a sample, by name: of a model that writes everything, of others the answer of the task.
@@ -128,7 +125,6 @@ class Kind:
     rows: Callable[[Examples, Ask], Rows]
     #: What comes of answers that know nothing.
     chance: Callable[[Examples], float]
-    most_bytes: int = MOST_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +139,7 @@ class Examples:
 
     @classmethod
     def read(cls, evaluation: Evaluation, root: Path, checkpoint: Checkpoint) -> Self:
-        kind, field = KINDS[evaluation.metric], f"validation.evaluations[{evaluation.name}]"
+        kind, field = KINDS[evaluation.metric], evaluation.field
         if checkpoint.task not in (tasks := TASKS_OF[evaluation.metric]):
             raise StepFailedError(
                 SPEC_IMPOSSIBLE,
@@ -151,7 +147,7 @@ class Examples:
                 f"{checkpoint.task}: take another metric",
             )
         found = []
-        for number, text in held.lines(evaluation.dataset, root, field, kind.most_bytes):
+        for number, text in held.examples(evaluation.dataset, root, field, held.most_bytes_of(evaluation.metric)):
             try:
                 found.append((number, kind.line.validate_json(text)))
             except ValidationError as error:
@@ -180,7 +176,7 @@ class Examples:
     def wrong(self, number: int, words: str) -> StepFailedError:
         return StepFailedError(
             DATASET_INVALID,
-            f"validation.evaluations[{self.evaluation.name}]: {self.evaluation.dataset.file}, line {number}: {words}",
+            f"{self.evaluation.field}: {self.evaluation.dataset.file}, line {number}: {words}",
         )
 
     def tokens(self, text: str) -> list[int]:
@@ -194,7 +190,7 @@ class Examples:
         if found is None:
             raise StepFailedError(
                 SPEC_IMPOSSIBLE,
-                f"validation.evaluations[{self.evaluation.name}]: the tokenizer has a token for neither the begin nor "
+                f"{self.evaluation.field}: the tokenizer has a token for neither the begin nor "
                 "the end of a text, so that nothing stands before the first word",
             )
         return int(found)
@@ -285,7 +281,7 @@ def _refuse_chance(examples: Examples, original: quality.Estimate) -> None:
     if not is_better:
         raise StepFailedError(
             DATASET_INVALID,
-            f"validation.evaluations[{examples.evaluation.name}]: with {metric} {original.value:.5g} (95 % interval "
+            f"{examples.evaluation.field}: with {metric} {original.value:.5g} (95 % interval "
             f"{original.low:.5g} to {original.high:.5g}) the original is no better than chance, {chance:.5g}, so "
             "that a graph of it has nothing to lose: take data that it knows, or more of it",
         )
@@ -447,7 +443,8 @@ def _retrieval_by_chance(examples: Examples) -> float:
 
 def _labels(examples: Examples) -> list[int]:
     names = {str(name): int(number) for number, name in examples.checkpoint.model.config.id2label.items()}
-    known = names | {number: number for number in names.values()}
+    # In CSV a number is its digits.
+    known = {str(number): number for number in names.values()} | names | {number: number for number in names.values()}
     for number, line in examples.lines:
         if line.label not in known:
             raise examples.wrong(number, f"label: {line.label!r} is none of {', '.join(list(names)[:20])}")
@@ -624,7 +621,7 @@ KINDS: Final[dict[Metric, Kind]] = {
     Metric.F1_MACRO: _LABELS,
     Metric.ENTITY_F1: Kind(TypeAdapter(_Tagged), _entity_rows, _tags_by_chance),
     Metric.TOKEN_ACCURACY: Kind(TypeAdapter(_Tagged), _tag_rows, _tags_by_chance),
-    Metric.WORD_ERROR_RATE: Kind(TypeAdapter(_Spoken), _speech_rows, _speech_by_chance, _MOST_BYTES_OF_SOUND),
+    Metric.WORD_ERROR_RATE: Kind(TypeAdapter(_Spoken), _speech_rows, _speech_by_chance),
     Metric.BLEU: _ANSWERS,
     Metric.CHRF: _ANSWERS,
 }

@@ -1,4 +1,4 @@
-"""The step that brings a checkpoint into the work volume, under the digest of its bytes.
+"""The step that brings a checkpoint into the work volume, under the digest of its bytes, and files of data beside it.
 
 The only step that may reach out. Refuses whatever policy.py and weights.py refuse, before anything else can read it;
 a folder under its final name is complete, or it is not there.
@@ -13,15 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
-from onnx_converter import footprint, hub, policy, weights
+from onnx_converter import footprint, held, hub, policy, weights
 from onnx_converter.digest import chunks_of, hex_of, is_digest, open_regular, sha256_of, tree_digest
+from onnx_converter.held import CALIBRATION
 from onnx_converter.reasons import DIGEST_MISMATCH, LINK_REFUSED, SOURCE_NOT_FOUND, StepFailedError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from onnx_converter.progress import Progress
-    from onnx_converter.spec import ClaimSource, Source
+    from onnx_converter.spec import ClaimSource, Dataset, Evaluation, Source
 
 _INCOMING: Final = ".incoming-"
+#: Of a model, one for each evaluation and one to calibrate on.
+_FILES: Final = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +38,27 @@ class Fetch:
     output: Path
     expect_digest: str | None
     keep: int
+    calibration: Dataset | None = None
+    evaluations: tuple[Evaluation, ...] = ()
+    #: Folder that gets the files of a hub among them, by their digests.
+    datasets: Path = Path("/datasets")
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file of a hub that a later step reads, and how."""
+
+    field: str
+    dataset: Dataset
+    most_bytes: int
+    #: Where its token stands in the environment.
+    variable: str
+    read: Callable[[Dataset, Path, str, int], object]
 
 
 def run(fetch: Fetch, progress: Progress) -> dict[str, Any]:
+    # First, as they are small: what is wrong with them is told before gigabytes are on their way.
+    _bring_datasets(fetch, progress)
     _remove_leftovers(fetch.output)
     incoming = Path(tempfile.mkdtemp(prefix=_INCOMING, dir=fetch.output))
     try:
@@ -76,6 +99,42 @@ def check_folder(folder: Path) -> dict[str, str]:
         if path.endswith(".safetensors"):
             weights.check(folder, path)
     return {path: sha256_of(folder / path) for path in paths}
+
+
+def _bring_datasets(fetch: Fetch, progress: Progress) -> None:
+    files = list(_files_of(fetch))
+    if not files:
+        return
+    _remove_leftovers(fetch.datasets)
+    for file in files:
+        dataset, final = file.dataset, fetch.datasets / file.dataset.place
+        if final.is_file() and sha256_of(final) == dataset.place:
+            os.utime(final)
+            continue
+        incoming = Path(tempfile.mkdtemp(prefix=_INCOMING, dir=fetch.datasets))
+        try:
+            access = hub.Hub.from_environment(file.variable)
+            brought = hub.download_file(dataset, access, incoming, file.field, file.most_bytes)
+            brought.rename(incoming / dataset.place)
+            file.read(dataset, incoming, file.field, file.most_bytes)
+            sync(incoming / dataset.place)
+            (incoming / dataset.place).rename(final)
+        finally:
+            shutil.rmtree(incoming, ignore_errors=True)
+        progress.tell("DatasetFetched", field=file.field)
+    sync(fetch.datasets)
+    _prune(fetch.datasets, max(fetch.keep * _FILES, len(files)), files[-1].dataset.place)
+
+
+def _files_of(fetch: Fetch) -> Iterator[_File]:
+    texts = fetch.calibration
+    if texts is not None and texts.hugging_face is not None:
+        yield _File(CALIBRATION, texts, held.MOST_BYTES_OF_TEXTS, "HF_TOKEN_CALIBRATION", held.texts)
+    for one in fetch.evaluations:
+        if one.dataset.hugging_face is not None:
+            variable = f"HF_TOKEN_EVALUATION_{one.name.upper().replace('-', '_')}"
+            most = held.most_bytes_of(one.metric)
+            yield _File(f"{one.field}.dataset", one.dataset, most, variable, held.examples)
 
 
 def _bring(fetch: Fetch, incoming: Path, progress: Progress) -> dict[str, str]:
@@ -154,6 +213,6 @@ def _remove_leftovers(output: Path) -> None:
 
 
 def _prune(output: Path, keep: int, current: str) -> None:
-    folders = [path for path in output.iterdir() if is_digest(f"sha256:{path.name}") and path.name != current]
-    for path in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)[max(keep - 1, 0) :]:
-        shutil.rmtree(path, ignore_errors=True)
+    others = [path for path in output.iterdir() if is_digest(f"sha256:{path.name}") and path.name != current]
+    for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)[max(keep - 1, 0) :]:
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()

@@ -1,4 +1,4 @@
-"""A checkpoint from a hub that speaks Hugging Face's protocol, through huggingface_hub.
+"""A checkpoint, or a file of a dataset, from a hub that speaks Hugging Face's protocol, through huggingface_hub.
 
 Refuses a redirect into the cluster or to a machine's metadata service, a revision that resolves to another commit
 than the one asked for, and a file whose size or digest is not what the hub announced. Only files that the policy
@@ -14,12 +14,13 @@ import os
 import shutil
 import socket
 import ssl
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from onnx_converter import policy
+from onnx_converter import held, policy
 from onnx_converter.digest import chunks_of, open_regular
 from onnx_converter.progress import without_queries
 from onnx_converter.reasons import (
@@ -35,14 +36,15 @@ from onnx_converter.reasons import (
 from onnx_converter.spec import COMMIT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     import httpx2
-    from huggingface_hub.hf_api import ModelInfo, RepoSibling
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoSibling
 
     from onnx_converter.progress import Progress
-    from onnx_converter.spec import HubSource
+    from onnx_converter.spec import Dataset, HubSource
 
 DEFAULT_ENDPOINT: Final = "https://huggingface.co"
 _METADATA_HOSTS: Final = frozenset({ipaddress.ip_address("fd00:ec2::254"), ipaddress.ip_address("100.100.100.200")})
@@ -60,13 +62,17 @@ class Hub:
     endpoint: str
     token: str | None
 
+    variable: str = "HF_TOKEN"
+
     @classmethod
-    def from_environment(cls) -> Hub:
-        return cls((os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/"), os.environ.get("HF_TOKEN") or None)
+    def from_environment(cls, variable: str = "HF_TOKEN") -> Hub:
+        endpoint = (os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
+        return cls(endpoint, os.environ.get(variable) or None, variable)
 
 
-def download(source: HubSource, hub: Hub, folder: Path, progress: Progress) -> str:
-    """Puts the files of one commit into the folder and returns the commit."""
+@contextmanager
+def _asked(source: HubSource, hub: Hub, field: str) -> Iterator[HfApi]:
+    """The hub; whatever goes wrong in between ends as one of our reasons."""
     # Read once, when huggingface_hub is imported; the image turns the hub off for every other step.
     os.environ["HF_HUB_OFFLINE"] = "0"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -77,11 +83,17 @@ def download(source: HubSource, hub: Hub, folder: Path, progress: Progress) -> s
 
     guard = Guard.of(hub.endpoint)
     set_client_factory(guard.client)
-    name = f"{source.repository}@{source.revision}"
     try:
-        api = HfApi(endpoint=hub.endpoint, token=hub.token or False)
+        yield HfApi(endpoint=hub.endpoint, token=hub.token or False)
+    except Exception as error:
+        raise _sort(error, f"{source.repository}@{source.revision}", hub, field) from error
+
+
+def download(source: HubSource, hub: Hub, folder: Path, progress: Progress) -> str:
+    """Puts the files of one commit into the folder and returns the commit."""
+    with _asked(source, hub, "source.huggingFace") as api:
         found = api.model_info(source.repository, revision=source.revision, files_metadata=True, timeout=_TIMEOUT)
-        commit = _commit_of(found, source)
+        commit = _commit_of(found.sha, source)
         siblings = {item.rfilename: item for item in found.siblings or ()}
         selection = policy.select(siblings)
         _refuse_too_large(folder, [siblings[path] for path in selection.read])
@@ -90,14 +102,36 @@ def download(source: HubSource, hub: Hub, folder: Path, progress: Progress) -> s
             api.hf_hub_download(source.repository, path, revision=commit, local_dir=folder, force_download=True)
             _refuse_changed(folder / path, siblings[path])
             progress.tell("FileFetched", percent=100 * (number + 1) // len(selection.read), file=path)
-    except Exception as error:
-        raise _sort(error, name, hub) from error
     shutil.rmtree(folder / ".cache", ignore_errors=True)
     return commit
 
 
-def _commit_of(found: ModelInfo, source: HubSource) -> str:
-    commit = found.sha or ""
+def download_file(dataset: Dataset, hub: Hub, folder: Path, field: str, most_bytes: int) -> Path:
+    """Puts the file of a dataset's repository into the folder; nobody has compared it with its digest yet."""
+    source = dataset.hugging_face
+    assert source is not None  # noqa: S101  those of other places are mounted
+    with _asked(source, hub, f"{field}.huggingFace") as api:
+        found = api.dataset_info(source.repository, revision=source.revision, files_metadata=True, timeout=_TIMEOUT)
+        commit = _commit_of(found.sha, source)
+        siblings = {item.rfilename: item for item in found.siblings or ()}
+        if source.path not in siblings:
+            like = [name for name in siblings if name.endswith((".jsonl", ".json", ".csv", ".txt"))]
+            raise StepFailedError(
+                SOURCE_NOT_FOUND,
+                f"{field}.huggingFace.path: {source.repository}@{source.revision} has no {source.path!r}; of what can "
+                f"be read it has {', '.join(like[:10]) or 'nothing: export it to JSON lines'}",
+            )
+        if (siblings[source.path].size or 0) > most_bytes:
+            raise held.too_large(dataset, field, most_bytes)
+        api.hf_hub_download(
+            source.repository, source.path, repo_type="dataset", revision=commit, local_dir=folder, force_download=True
+        )
+        _refuse_changed(folder / source.path, siblings[source.path])
+    return folder / source.path
+
+
+def _commit_of(sha: str | None, source: HubSource) -> str:
+    commit = sha or ""
     if COMMIT.fullmatch(commit) and (commit == source.revision or not COMMIT.fullmatch(source.revision)):
         return commit
     raise StepFailedError(
@@ -141,36 +175,40 @@ def _refuse_changed(file: Path, announced: RepoSibling) -> None:
         )
 
 
-def _sort(error: Exception, name: str, hub: Hub) -> Exception:
+def _sort(error: Exception, name: str, hub: Hub, field: str) -> Exception:
     """Our reason for whatever huggingface_hub raised; the cause may lie several exceptions below."""
     chain: list[BaseException] = [error]
     while (below := chain[-1].__cause__ or chain[-1].__context__) is not None and below not in chain:
         chain.append(below)
     if any(isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) for link in chain):
         return error
-    return next((found for link in chain if (found := _refusal_of(link, name, hub))), None) or _trouble_of(
-        error, name, hub
+    return next((found for link in chain if (found := _refusal_of(link, name, hub, field))), None) or _trouble_of(
+        error, name, hub, field
     )
 
 
-def _refusal_of(link: BaseException, name: str, hub: Hub) -> StepFailedError | None:
+def _refusal_of(link: BaseException, name: str, hub: Hub, field: str) -> StepFailedError | None:
     """A lasting no, or None."""
     from huggingface_hub import errors  # noqa: PLC0415
 
-    as_whom = "with the token of HF_TOKEN" if hub.token else "without a token"
+    as_whom = f"with the token of {hub.variable}" if hub.token else "without a token"
     match link:
         case StepFailedError():
             return link
         case errors.GatedRepoError() | errors.DisabledRepoError():
-            what = f"{name} is gated or disabled {as_whom}: request access, or give a token that has it"
+            what = (
+                f"{field}: {name} is gated or disabled {as_whom}: request access, or give in tokenSecretRef a token "
+                "that has it"
+            )
             return StepFailedError(SOURCE_UNAUTHORIZED, what)
         case errors.HfHubHTTPError() if link.response.status_code in _UNAUTHORIZED:
             what = (
-                f"{hub.endpoint} answers {link.response.status_code} for {name} {as_whom}: check the name and the token"
+                f"{field}: {hub.endpoint} answers {link.response.status_code} for {name} {as_whom}: check repository "
+                "and tokenSecretRef"
             )
             return StepFailedError(SOURCE_UNAUTHORIZED, what)
         case errors.HfHubHTTPError() if link.response.status_code in _NOT_FOUND:
-            what = f"{hub.endpoint} has no {name}: check source.huggingFace.repository and revision"
+            what = f"{hub.endpoint} has no {name}: check {field}.repository and revision"
             return StepFailedError(SOURCE_NOT_FOUND, what)
         case ssl.SSLCertVerificationError():
             what = f"the certificate of {hub.endpoint} is not trusted ({link.verify_message}): mount its authority"
@@ -179,7 +217,7 @@ def _refusal_of(link: BaseException, name: str, hub: Hub) -> StepFailedError | N
             return None
 
 
-def _trouble_of(error: Exception, name: str, hub: Hub) -> Exception:
+def _trouble_of(error: Exception, name: str, hub: Hub, field: str) -> Exception:
     """Whatever the network did is worth another try; anything else is a bug and stays what it is."""
     import httpx2  # noqa: PLC0415
     from huggingface_hub import errors  # noqa: PLC0415
@@ -190,7 +228,7 @@ def _trouble_of(error: Exception, name: str, hub: Hub) -> Exception:
         return error
     what = without_queries(gist(error))
     return StepFailedError(
-        SOURCE_UNREACHABLE, f"{hub.endpoint} could not be read for {name}: {type(error).__name__}: {what}"
+        SOURCE_UNREACHABLE, f"{field}: {hub.endpoint} could not be read for {name}: {type(error).__name__}: {what}"
     )
 
 

@@ -25,6 +25,8 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from typing_extensions import override
 
+from onnx_converter.digest import hex_of
+from onnx_converter.policy import refuse_escape
 from onnx_converter.reasons import SOURCE_ESCAPES, USAGE, StepFailedError
 
 if TYPE_CHECKING:
@@ -177,24 +179,46 @@ class ClaimFile(Parameters):
         return f"file {self.path!r} of claim {self.claim_name}"
 
 
+class HubFile(HubSource):
+    """A file of a dataset repository of a hub."""
+
+    path: Annotated[str, Field(min_length=1)]
+
+    @field_validator("path")
+    @classmethod
+    def _stay_inside(cls, path: str) -> str:
+        refuse_escape(path)
+        return path
+
+    @override
+    def __str__(self) -> str:
+        return f"file {self.path!r} of dataset {self.repository}@{self.revision}"
+
+
 class Dataset(Parameters):
     """Where texts or examples come from: exactly one file, held to its digest."""
 
     config_map: ConfigMapFile | None = None
     persistent_volume_claim: ClaimFile | None = None
+    hugging_face: HubFile | None = None
     digest: Annotated[str, Field(pattern=_DIGEST)]
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
-        if (self.config_map is None) == (self.persistent_volume_claim is None):
-            raise ValueError("give exactly one of configMap, persistentVolumeClaim")
+        if [self.config_map, self.persistent_volume_claim, self.hugging_face].count(None) != 2:  # noqa: PLR2004
+            raise ValueError("give exactly one of configMap, persistentVolumeClaim, huggingFace")
         return self
 
     @property
-    def file(self) -> ConfigMapFile | ClaimFile:
-        found = self.config_map or self.persistent_volume_claim
+    def file(self) -> ConfigMapFile | ClaimFile | HubFile:
+        found = self.config_map or self.persistent_volume_claim or self.hugging_face
         assert found is not None  # noqa: S101  the model holds exactly one
         return found
+
+    @property
+    def place(self) -> str:
+        """The file below what is mounted: fetch names those of a hub by their digests."""
+        return hex_of(self.digest) if self.hugging_face is not None else self.file.path
 
 
 def _number(value: object) -> object:
@@ -398,6 +422,10 @@ class Evaluation(Parameters):
     metric: Metric
     dataset: Dataset
     max_loss: Annotated[Number, Field(ge=0, le=1)]
+
+    @property
+    def field(self) -> str:
+        return f"validation.evaluations[{self.name}]"
 
 
 class Evaluations(RootModel[tuple[Evaluation, ...]]):

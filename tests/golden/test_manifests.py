@@ -17,7 +17,7 @@ import pytest
 import yaml
 from typing_extensions import override
 
-from onnx_converter.spec import TASKS_OF, ConversionSpec, Evaluations, Metric
+from onnx_converter.spec import TASKS_OF, ConversionSpec, Dataset, Evaluations, Metric
 from onnx_operator.api.model import METRICS, Autoscaling, OnnxModelSpec, OnnxModelStatus
 from onnx_operator.api.model_class import OnnxModelClassSpec
 from onnx_operator.api.revision import ArtifactStatus, OnnxModelRevisionStatus, StageStatus
@@ -364,6 +364,40 @@ def test_the_validate_job_alone_reads_the_data_of_evaluations_each_in_a_folder_o
         ("sts", "stsSpearman", 0.02),
     ]
     assert all(one.dataset.digest == DIGEST for one in found)
+
+
+def test_the_fetch_job_alone_loads_data_of_a_hub_and_the_steps_that_read_it_find_it_in_the_store() -> None:
+    case = yaml.safe_load((FOLDER / "smallest.in.yaml").read_text())
+    file = {"repository": "someone/pairs", "revision": "a" * 40, "tokenSecretRef": {"name": "hub"}}
+    texts = {"huggingFace": {**file, "path": "texts.txt"}, "digest": DIGEST}
+    pairs = {"huggingFace": {**file, "path": "test.jsonl"}, "digest": DIGEST}
+    evaluation = {"name": "sts-own", "metric": "stsSpearman", "dataset": pairs, "maxLoss": "0.02"}
+    case["spec"]["quantization"] = {"scheme": "int8-static", "calibration": texts}
+    case["spec"]["validation"] = {"evaluations": [evaluation]}
+    jobs = {one["spec"]["template"]["spec"]["containers"][0]["args"][0]: one for one in rendered(case) if is_job(one)}
+    main = {step: job["spec"]["template"]["spec"]["containers"][0] for step, job in jobs.items()}
+    tokens = {one["name"]: step for step, one_ in main.items() for one in one_["env"] if "valueFrom" in one}
+    assert tokens == {"HF_TOKEN_CALIBRATION": "fetch", "HF_TOKEN_EVALUATION_STS_OWN": "fetch"}
+    mounts = {
+        step: {
+            one["mountPath"]: one for one in container["volumeMounts"] if one.get("subPath", "").endswith("/datasets")
+        }
+        for step, container in main.items()
+    }
+    assert {step: [*found] for step, found in mounts.items()} == {
+        "fetch": ["/datasets"],
+        "convert": ["/calibration"],
+        "validate": ["/datasets/sts-own"],
+        "publish": [],
+    }
+    folders = {one["subPath"] for found in mounts.values() for one in found.values()}
+    assert len(folders) == 1
+    assert all(one["readOnly"] for step, found in mounts.items() if step != "fetch" for one in found.values())
+    assert not [step for step, container in main.items() if "tokenSecretRef" in str(container["args"])]
+    args = main["fetch"]["args"]
+    (asked,) = Evaluations.model_validate_json(args[args.index("--evaluations") + 1]).root
+    assert (asked.dataset.place, args[args.index("--datasets") + 1]) == (DIGEST.removeprefix("sha256:"), "/datasets")
+    assert Dataset.model_validate_json(args[args.index("--calibration") + 1]).hugging_face is not None
 
 
 def test_both_sides_know_the_same_metrics_of_the_same_tasks() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import Field
 
@@ -64,19 +64,15 @@ class Scheme(StrEnum):
     AUTO = "auto"
 
 
-_ClaimPath = Annotated[
-    str,
-    Field(
-        max_length=512,
-        pattern=r"^[^\x00-\x1f\x7f]*$",
-        json_schema_extra=schema_extra(
-            cel(
-                "!self.startsWith('/') && !self.split('/').exists(p, p == '..')",
-                "path must be relative to the claim's root and must not contain ..",
-            )
-        ),
-    ),
-]
+def _path_in(what: str) -> Any:
+    rule = cel(
+        "!self.startsWith('/') && !self.split('/').exists(p, p == '..')",
+        f"path must be relative to the {what}'s root and must not contain ..",
+    )
+    return Field(max_length=512, pattern=r"^[^\x00-\x1f\x7f]*$", json_schema_extra=schema_extra(rule))
+
+
+_ClaimPath = Annotated[str, _path_in("claim")]
 
 
 class PersistentVolumeClaimSource(ApiModel):
@@ -174,15 +170,22 @@ class ClaimFile(ApiModel):
     """The file inside the claim."""
 
 
+class HubFile(HuggingFaceSource):
+    """A file of a dataset repository on the class's hub; loaded by the fetch Job, with what source may load too."""
+
+    path: Annotated[str, Field(min_length=1), _path_in("repository")]
+    """The file inside the repository."""
+
+
 def _one_file(way_out: str) -> dict[str, str]:
     return cel(
-        "[has(self.configMap), has(self.persistentVolumeClaim)].filter(x, x).size() == 1",
-        f"exactly one of configMap and persistentVolumeClaim must be set{way_out}",
+        "[has(self.configMap), has(self.persistentVolumeClaim), has(self.huggingFace)].filter(x, x).size() == 1",
+        f"exactly one of configMap, persistentVolumeClaim and huggingFace must be set{way_out}",
     )
 
 
 class Dataset(ApiModel):
-    """A file of the model's own namespace, held to its digest."""
+    """A file, held to its digest."""
 
     model_config = {"json_schema_extra": schema_extra(_one_file(""))}
 
@@ -190,9 +193,18 @@ class Dataset(ApiModel):
     """A key of a ConfigMap of this namespace."""
     persistent_volume_claim: ClaimFile | None = None
     """A file in a PersistentVolumeClaim of this namespace."""
+    hugging_face: HubFile | None = None
+    """A file of a dataset repository on a Hugging Face hub."""
     digest: Digest
     """SHA-256 of the file: sha256: and what sha256sum prints. Part of what the revision is: another file is another
     digest and another revision, and a file that is not this one is refused."""
+
+    def without_token(self) -> Self:
+        """What is read, and nothing about how to get in."""
+        if self.hugging_face is None:
+            return self
+        file = self.hugging_face.model_copy(update={"token_secret_ref": None})
+        return self.model_copy(update={"hugging_face": file})
 
 
 class CalibrationKey(ConfigMapKey):
@@ -475,6 +487,16 @@ METRICS: dict[Task, tuple[Metric, ...]] = {
 class Evaluation(ApiModel):
     """How well the graph does its task on data of yours, beside the original."""
 
+    model_config = {
+        "json_schema_extra": schema_extra(
+            cel(
+                "!has(self.dataset.huggingFace) || self.dataset.huggingFace.path.matches('[.](jsonl|json|csv)$')",
+                "path must end in .jsonl, .json or .csv, which are what is read; export other formats to one of them",
+                field_path=".dataset.huggingFace.path",
+            )
+        )
+    }
+
     name: Annotated[DnsLabel, Field(max_length=32)]
     """What it is called in reports."""
     metric: Metric
@@ -486,7 +508,8 @@ class Evaluation(ApiModel):
     dataset: Dataset
     """JSON lines in UTF-8, 20 to 10000 examples and at most 8 MiB: {text}; {context, choices, answer}; {sentence1,
     sentence2, score}; {id, text} and {query, relevant}; {text, label}; {words, labels}; {source, reference}; {audio,
-    text, language}, at most 32 MiB."""
+    text, language}, at most 32 MiB. A file named .json may hold a list of them, one named .csv has a line of names and
+    then a line for each."""
     max_loss: Share
     """The most that may be lost, such as "0.01": of a perplexity and of bits the increase as a share of the original's,
     of a word error rate the increase, of all others what is missing to the original's."""
@@ -739,6 +762,15 @@ class OnnxModelSpec(ApiModel):
     """How a new revision takes over."""
     revision_history_limit: Annotated[int, Field(ge=1, le=50)] = 5
     """Finished revisions that are kept for history, besides stable, candidate and those within rollbackWindow."""
+
+    @property
+    def datasets(self) -> dict[str, Dataset]:
+        """Every file that is read besides the checkpoint, by its field."""
+        texts = self.quantization.calibration
+        found: dict[str, Dataset] = {"quantization.calibration": texts} if texts is not None else {}
+        return found | {
+            f"validation.evaluations[{one.name}].dataset": one.dataset for one in self.validation.evaluations
+        }
 
 
 class SourceStatus(ApiModel):

@@ -70,7 +70,7 @@ class SourcePolicy(ApiModel):
         list[SourceKind], Field(max_length=2, json_schema_extra=schema_extra(x_kubernetes_list_type="set"))
     ] = [SourceKind.PERSISTENT_VOLUME_CLAIM, SourceKind.HUGGING_FACE]
     """The kinds of source. Calibration texts and data for evaluations may lie on a claim only where
-    persistentVolumeClaim is among them."""
+    persistentVolumeClaim is among them, and on the hub only where huggingFace is."""
     hugging_face: HuggingFacePolicy = HuggingFacePolicy()
     """Rules for Hugging Face hubs."""
 

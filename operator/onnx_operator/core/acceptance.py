@@ -23,7 +23,7 @@ from onnx_operator.core.windows import problem_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from onnx_operator.api.model import Autoscaling, OnnxModelSpec, Serving
+    from onnx_operator.api.model import Autoscaling, Dataset, OnnxModelSpec, Serving, Source
     from onnx_operator.api.model_class import Limits, OnnxModelClassSpec
     from onnx_operator.api.rollout import (
         Analysis,
@@ -181,31 +181,36 @@ def reach_of(step: Step) -> int:
     return step.mirror or step.weight
 
 
+def _sources(offer: Offer) -> Iterator[tuple[str, Source | Dataset]]:
+    yield "source", offer.spec.source
+    yield from offer.spec.datasets.items()
+
+
 def _source_is_not_allowed(offer: Offer) -> Refusal | None:
-    source, texts = offer.spec.source, offer.spec.quantization.calibration
-    kind = SourceKind.PERSISTENT_VOLUME_CLAIM if source.persistent_volume_claim else SourceKind.HUGGING_FACE
-    kinds = {"source": kind}
-    if texts is not None and texts.persistent_volume_claim is not None:
-        kinds["quantization.calibration"] = SourceKind.PERSISTENT_VOLUME_CLAIM
-    for one in offer.spec.validation.evaluations:
-        if one.dataset.persistent_volume_claim is not None:
-            kinds[f"validation.evaluations[{one.name}].dataset"] = SourceKind.PERSISTENT_VOLUME_CLAIM
-    for field, kind in kinds.items():
-        if kind not in offer.class_spec.sources.allowed:
-            message = f"spec.{field}.{kind} is not allowed by OnnxModelClass {offer.class_name}"
-            return Refusal(reasons.SOURCE_NOT_ALLOWED, message)
+    for field, source in _sources(offer):
+        named = {
+            SourceKind.PERSISTENT_VOLUME_CLAIM: source.persistent_volume_claim,
+            SourceKind.HUGGING_FACE: source.hugging_face,
+        }
+        for kind in named.keys() - offer.class_spec.sources.allowed:
+            if named[kind] is not None:
+                message = f"spec.{field}.{kind} is not allowed by OnnxModelClass {offer.class_name}"
+                return Refusal(reasons.SOURCE_NOT_ALLOWED, message)
     return None
 
 
 def _revision_is_mutable(offer: Offer) -> Refusal | None:
-    hub = offer.spec.source.hugging_face
-    if hub is None or offer.class_spec.sources.hugging_face.allow_mutable_revisions or _COMMIT.fullmatch(hub.revision):
+    if offer.class_spec.sources.hugging_face.allow_mutable_revisions:
         return None
-    message = (
-        f"spec.source.huggingFace.revision is {hub.revision!r}, a branch or tag; OnnxModelClass {offer.class_name} "
-        "wants the commit as 40 hexadecimal digits"
-    )
-    return Refusal(reasons.MUTABLE_REVISION, message)
+    for field, source in _sources(offer):
+        hub = source.hugging_face
+        if hub is not None and not _COMMIT.fullmatch(hub.revision):
+            message = (
+                f"spec.{field}.huggingFace.revision is {hub.revision!r}, a branch or tag; OnnxModelClass "
+                f"{offer.class_name} wants the commit as 40 hexadecimal digits"
+            )
+            return Refusal(reasons.MUTABLE_REVISION, message)
+    return None
 
 
 def _provider_is_not_offered(offer: Offer) -> Refusal | None:

@@ -14,7 +14,7 @@ from onnx_operator.api.revision import OnnxModelRevisionSpec, RevisionProvider
 from onnx_operator.core.names import digest_of, revision_name
 
 if TYPE_CHECKING:
-    from onnx_operator.api.model import Evaluation, ExecutionProviderRequest, OnnxModelSpec, Source
+    from onnx_operator.api.model import Evaluation, ExecutionProviderRequest, OnnxModelSpec, Quantization, Source
     from onnx_operator.api.model_class import ProviderPlacement
     from onnx_operator.core.acceptance import Offer
     from onnx_operator.core.observation import DefaultImages
@@ -23,10 +23,12 @@ _NO_IDENTITY = {"number", "source", "operatorImage", "artifactKey"}
 
 
 def source_key(offer: Offer, retry_token: str) -> str:
-    """Identifies what is fetched: another source, hub or retry is another fetch."""
+    """Identifies what is fetched: another source, file of a hub, hub or retry is another fetch."""
     source = offer.spec.source.model_dump(exclude_none=True)
-    endpoint = offer.class_spec.sources.hugging_face.endpoint if offer.spec.source.hugging_face else None
-    return digest_of([source, endpoint, retry_token], 16)
+    files = [one.model_dump(exclude_none=True) for one in offer.spec.datasets.values() if one.hugging_face]
+    endpoint = offer.class_spec.sources.hugging_face.endpoint if offer.spec.source.hugging_face or files else None
+    # Where there are none the key is what it was before there could be any.
+    return digest_of([source, endpoint, retry_token, *([files] if files else [])], 16)
 
 
 def resolve(
@@ -43,7 +45,7 @@ def resolve(
         source_digest=source_digest,
         task=spec.task,
         opset=spec.opset,
-        quantization=spec.quantization,
+        quantization=_quantization(spec),
         max_sequence_length=spec.max_sequence_length,
         parity=spec.validation.parity,
         evaluations=_evaluations(spec),
@@ -69,7 +71,7 @@ def artifact_key(model: str, offer: Offer, images: DefaultImages, source_digest:
             "source": source_digest,
             "task": spec.task,
             "opset": spec.opset,
-            "quantization": spec.quantization.model_dump(exclude_defaults=True),
+            "quantization": _quantization(spec).model_dump(exclude_defaults=True),
             "maxSequenceLength": spec.max_sequence_length,
             "providers": sorted(one.name for one in spec.execution_providers),
             "parity": spec.validation.parity.model_dump(exclude_none=True),
@@ -86,8 +88,15 @@ def artifact_key(model: str, offer: Offer, images: DefaultImages, source_digest:
 
 
 def _evaluations(spec: OnnxModelSpec) -> list[Evaluation]:
-    """In one order, as they are a map: to write them in another changes nothing."""
-    return sorted(spec.validation.evaluations, key=lambda one: one.name)
+    """In one order, as they are a map: to write them in another changes nothing, nor does another token."""
+    told = [one.model_copy(update={"dataset": one.dataset.without_token()}) for one in spec.validation.evaluations]
+    return sorted(told, key=lambda one: one.name)
+
+
+def _quantization(spec: OnnxModelSpec) -> Quantization:
+    if (texts := spec.quantization.calibration) is None:
+        return spec.quantization
+    return spec.quantization.model_copy(update={"calibration": texts.without_token()})
 
 
 def conversion_key(revision: OnnxModelRevisionSpec) -> str:

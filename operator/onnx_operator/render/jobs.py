@@ -49,10 +49,11 @@ from onnx_operator.render.parts import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from datetime import timedelta
 
-    from onnx_operator.api.model import Dataset
+    from onnx_operator.api.common import ExecutionProvider
+    from onnx_operator.api.model import Dataset, Evaluation, HuggingFaceSource
     from onnx_operator.api.revision import OnnxModelRevisionSpec, RevisionProvider
     from onnx_operator.core.actions import (
         WantAnalysisJob,
@@ -84,11 +85,24 @@ def build_fetch_job(want: WantFetch) -> Manifest:
         mounts.append({"name": "source", "mountPath": "/source", "readOnly": True})
         volumes.append(claim_volume("source", claim.claim_name))
     if (hub := spec.source.hugging_face) is not None:
-        if (endpoint := class_spec.sources.hugging_face.endpoint) is not None:
-            environment.append({"name": "HF_ENDPOINT", "value": endpoint})
-        if (secret := hub.token_secret_ref) is not None:
-            reference = {"name": secret.name, "key": secret.key}
-            environment.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": reference}})
+        environment += _token("HF_TOKEN", hub)
+    texts, evaluations = spec.quantization.calibration, spec.validation.evaluations
+    if texts is not None and (file := texts.hugging_face) is not None:
+        flags += ["--calibration", _json(_told(texts.without_token()))]
+        environment += _token("HF_TOKEN_CALIBRATION", file)
+    told = []
+    for one in evaluations:
+        if (file := one.dataset.hugging_face) is not None:
+            told.append(_told(one.model_copy(update={"dataset": one.dataset.without_token()})))
+            environment += _token(f"HF_TOKEN_EVALUATION_{one.name.upper().replace('-', '_')}", file)
+    if told:
+        flags += ["--evaluations", _json(told)]
+    files = [one for one in spec.datasets.values() if one.hugging_face is not None]
+    if files:
+        flags += ["--datasets", "/datasets"]
+        mounts.append(_mount("/datasets", _datasets(model)))
+    if (hub is not None or files) and (endpoint := class_spec.sources.hugging_face.endpoint) is not None:
+        environment.insert(0, {"name": "HF_ENDPOINT", "value": endpoint})
     return _job(
         namespace=model.namespace,
         name=want.objects[0].name,
@@ -119,8 +133,9 @@ def build_convert_job(want: WantConvert) -> Manifest:
         _mount("/graph", _graph(model, revision)),
     ]
     texts = revision.spec.quantization.calibration
-    volumes = [_dataset_volume("calibration", texts)] if texts is not None else []
-    mounts += [{"name": one["name"], "mountPath": "/calibration", "readOnly": True} for one in volumes]
+    files = {"calibration": texts} if texts is not None else {}
+    volumes = _dataset_volumes(files)
+    mounts += [_dataset_mount(model, name, one, "/calibration") for name, one in files.items()]
     container = _container(
         Component.CONVERT,
         flags,
@@ -131,10 +146,21 @@ def build_convert_job(want: WantConvert) -> Manifest:
     return _stage_job(want, Component.CONVERT, container, volumes=volumes)
 
 
-def _dataset_volume(name: str, dataset: Dataset) -> Manifest:
-    if dataset.persistent_volume_claim is not None:
-        return claim_volume(name, dataset.persistent_volume_claim.claim_name)
-    return config_map_volume(name, dataset.config_map.name if dataset.config_map is not None else "")
+def _dataset_volumes(files: Mapping[str, Dataset]) -> list[Manifest]:
+    """Of those that fetch has not put into the store."""
+    found = []
+    for name, dataset in files.items():
+        if dataset.persistent_volume_claim is not None:
+            found.append(claim_volume(name, dataset.persistent_volume_claim.claim_name))
+        elif dataset.config_map is not None:
+            found.append(config_map_volume(name, dataset.config_map.name))
+    return found
+
+
+def _dataset_mount(model: ModelSeen, name: str, dataset: Dataset, path: str) -> Manifest:
+    if dataset.hugging_face is not None:
+        return _mount(path, _datasets(model), read_only=True)
+    return {"name": name, "mountPath": path, "readOnly": True}
 
 
 def build_validate_job(want: WantValidate) -> Manifest:
@@ -153,9 +179,9 @@ def build_validate_job(want: WantValidate) -> Manifest:
     evaluations = revision.spec.evaluations
     if evaluations:
         flags += ["--evaluations", _json(_declared_evaluations(revision.spec))]
-    volumes = [_dataset_volume(f"dataset-{one.name}", one.dataset) for one in evaluations]
+    volumes = _dataset_volumes({f"dataset-{one.name}": one.dataset for one in evaluations})
     mounts += [
-        {"name": f"dataset-{one.name}", "mountPath": f"/datasets/{one.name}", "readOnly": True} for one in evaluations
+        _dataset_mount(model, f"dataset-{one.name}", one.dataset, f"/datasets/{one.name}") for one in evaluations
     ]
     jobs = _planned(want.class_spec.jobs.resources, want.memory)
     amounts = jobs.model_copy(
@@ -406,6 +432,18 @@ def _mount(path: str, folder: str, *, read_only: bool = False) -> Manifest:
     return mount | {"readOnly": True} if read_only else mount
 
 
+def _token(variable: str, hub: HuggingFaceSource) -> list[Manifest]:
+    if (secret := hub.token_secret_ref) is None:
+        return []
+    reference = {"name": secret.name, "key": secret.key}
+    return [{"name": variable, "valueFrom": {"secretKeyRef": reference}}]
+
+
+def _datasets(model: ModelSeen) -> str:
+    """Files of a hub, by their digests."""
+    return f"{work_folder(model.name, model.uid)}/datasets"
+
+
 def _checkpoint(model: ModelSeen, revision: RevisionSeen) -> str:
     return f"{work_folder(model.name, model.uid)}/checkpoints/{digest_hex(revision.spec.source_digest)}"
 
@@ -434,7 +472,11 @@ def _conversion(spec: OnnxModelRevisionSpec) -> dict[str, Any]:
 
 
 def _declared_evaluations(spec: OnnxModelRevisionSpec) -> list[dict[str, Any]]:
-    return [one.model_dump(mode="json", exclude_none=True) for one in spec.evaluations]
+    return [_told(one) for one in spec.evaluations]
+
+
+def _told(said: Dataset | Evaluation) -> dict[str, Any]:
+    return said.model_dump(mode="json", exclude_none=True)
 
 
 def _serving(spec: OnnxModelRevisionSpec) -> dict[str, int]:

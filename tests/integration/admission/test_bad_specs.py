@@ -38,6 +38,13 @@ EVALUATION: Final = {
     "dataset": {"configMap": {"name": "data", "key": "sts.jsonl"}, "digest": f"sha256:{'a' * 64}"},
     "maxLoss": "0.01",
 }
+
+
+def on_a_hub(path: str, **more: object) -> Manifest:
+    file = {"repository": "someone/pairs", "revision": "a" * 40, "path": path}
+    return {**EVALUATION, "dataset": {"huggingFace": file, "digest": f"sha256:{'a' * 64}", **more}}
+
+
 COUNTED: Final = {"bad": "bad[{{window}}]", "total": "all[{{window}}]"}
 
 
@@ -250,7 +257,22 @@ BAD_MODELS: Final = {
     "an evaluation with data from nowhere": Bad(
         {"spec.validation": {"evaluations": [{**EVALUATION, "dataset": {"digest": f"sha256:{'a' * 64}"}}]}},
         "spec.validation.evaluations[0].dataset",
-        "exactly one of configMap and persistentVolumeClaim must be set",
+        "exactly one of configMap, persistentVolumeClaim and huggingFace must be set",
+    ),
+    "an evaluation with data from two places": Bad(
+        {"spec.validation": {"evaluations": [on_a_hub("test.jsonl", configMap={"name": "data", "key": "test.jsonl"})]}},
+        "spec.validation.evaluations[0].dataset",
+        "exactly one of configMap, persistentVolumeClaim and huggingFace must be set",
+    ),
+    "an evaluation with data in parquet": Bad(
+        {"spec.validation": {"evaluations": [on_a_hub("data/test.parquet")]}},
+        "spec.validation.evaluations[0].dataset.huggingFace.path",
+        "path must end in .jsonl, .json or .csv",
+    ),
+    "an evaluation with data outside of its repository": Bad(
+        {"spec.validation": {"evaluations": [on_a_hub("../test.jsonl")]}},
+        "spec.validation.evaluations[0].dataset.huggingFace.path",
+        "path must be relative to the repository's root and must not contain ..",
     ),
     "two evaluations of one name": Bad(
         {"spec.validation": {"evaluations": [EVALUATION, EVALUATION]}},

@@ -1,7 +1,7 @@
 """A server that speaks the hub's own protocol, on loopback: the API, /resolve/, and a content network beside it.
 
-Small files are answered directly, large ones (here: safetensors) by a redirect to the content network, as on the real
-hub. `Faults` makes it misbehave.
+Small files are answered directly, large ones (here: safetensors, and what lies in large/) by a redirect to the content
+network, as on the real hub. One repository is a model's, another one may be a dataset's. `Faults` makes it misbehave.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class HubServer:
 
     repository: str
     files: Mapping[str, bytes]
+    kind: str = "models"
     faults: Faults = field(default_factory=Faults)
     asked: list[str] = field(default_factory=list)
     authorized: list[str] = field(default_factory=list)
@@ -61,12 +62,16 @@ class HubServer:
         siblings: list[dict[str, object]] = []
         for name, data in sorted(self.files.items()):
             entry: dict[str, object] = {"rfilename": name, "size": len(data), "blobId": blob_id(data)}
-            if name.endswith(".safetensors"):
+            if is_large(name):
                 sha256 = self.faults.announced.get(name, hashlib.sha256(data).hexdigest())
                 entry["lfs"] = {"sha256": sha256, "size": len(data), "pointerSize": 134}
             siblings.append(entry)
         siblings += [{"rfilename": name, "size": 1, "blobId": "0" * 40} for name in self.faults.listed]
         return {"id": self.repository, "sha": self.faults.commit, "siblings": siblings}
+
+
+def is_large(name: str) -> bool:
+    return name.endswith(".safetensors") or name.startswith("large/")
 
 
 def blob_id(data: bytes) -> str:
@@ -95,7 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_file(path.removeprefix("/"))
         elif self._is_refused():
             return
-        elif path.startswith("/api/models/"):
+        elif path.startswith(f"/api/{self.hub.kind}/"):
             self._send_listing(path)
         else:
             self._resolve(path)
@@ -111,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
         return True
 
     def _send_listing(self, path: str) -> None:
-        repository, _, revision = path.removeprefix("/api/models/").partition("/revision/")
+        repository, _, revision = path.removeprefix(f"/api/{self.hub.kind}/").partition("/revision/")
         if self.hub.faults.api_status is not None:
             self._send(self.hub.faults.api_status)
         elif repository != self.hub.repository:
@@ -124,12 +129,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, json.dumps(self.hub.listing()).encode(), {"Content-Type": "application/json"})
 
     def _resolve(self, path: str) -> None:
-        _, _, name = path.removeprefix(f"/{self.hub.repository}/resolve/").partition("/")
+        folder = "/datasets" if self.hub.kind == "datasets" else ""
+        _, _, name = path.removeprefix(f"{folder}/{self.hub.repository}/resolve/").partition("/")
         if name not in self.hub.files:
             self._send(404, headers={"X-Error-Code": "EntryNotFound"})
             return
         data = self.hub.files[name]
-        if not name.endswith(".safetensors"):
+        if not is_large(name):
             self._send_file(name)
             return
         self._send(

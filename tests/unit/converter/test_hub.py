@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from checkpoints import change_json, tiny_sentence
+from onnx_converter import held
+from onnx_converter.digest import digest_of_bytes
 from onnx_converter.hub import Guard
 from onnx_converter.reasons import StepFailedError
+from onnx_converter.spec import Dataset
 from unit.converter.hubserver import COMMIT, HubServer, files_of, serving
 from unit.converter.steps import Ended, Line, run
 
@@ -152,6 +155,98 @@ def test_what_a_repository_says_is_judged_like_a_claim(hub: HubServer, folder: P
     change_json(folder / "config.json", auto_map={"AutoModel": "mine.Mine"})
     hub.files = files_of(folder)
     assert fetch(line).summary.reason == "RemoteCodeRefused"
+
+
+PAIRS = b'{"sentence1": "a", "sentence2": "b", "score": 1}\n'
+DATA = {
+    "test.jsonl": PAIRS,
+    "large/test.jsonl": PAIRS * 2,
+    "test.csv": b"sentence1,sentence2,score\r\na,b,1\r\n",
+    "torn.csv": b'sentence1,sentence2,score\r\n"a,b,1\r\n',
+    "test.json": b"[" + PAIRS.strip() + b"]",
+    "list.json": b"[",
+    "huge.jsonl": b"x" * ((8 << 20) + 1),
+    "texts.txt": b"a text\n",
+    "test.parquet": b"PAR1\0\xff",
+}
+
+
+@pytest.fixture
+def data(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    with serving(HubServer("someone/pairs", DATA, kind="datasets")) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        monkeypatch.setattr("time.sleep", lambda _seconds: None)
+        yield server
+
+
+def on_hub(path: str, revision: str = COMMIT, digest: str | None = None, **more: Any) -> dict[str, Any]:
+    file = {"repository": "someone/pairs", "revision": revision, "path": path, **more}
+    return {"huggingFace": file, "digest": digest or digest_of_bytes(DATA.get(path, b""))}
+
+
+def fetch_data(line: Line, folder: Path, dataset: dict[str, Any], *more: object) -> Ended:
+    evaluation = {"name": "sts-own", "metric": "stsSpearman", "dataset": dataset, "maxLoss": "0.1"}
+    flags = ("--evaluations", json.dumps([evaluation]), "--datasets", line.root / "datasets")
+    return line.fetch(folder, *map(str, (*flags, *more)))
+
+
+@pytest.mark.parametrize("path", ["test.jsonl", "large/test.jsonl", "test.csv", "test.json"])
+def test_a_file_of_a_dataset_lies_under_its_digest_where_the_other_steps_read_it(
+    path: str, data: HubServer, folder: Path, line: Line
+) -> None:
+    dataset = on_hub(path)
+    fetch_data(line, folder, dataset, "--calibration", json.dumps(on_hub("texts.txt"))).details["digest"]
+    digests = {digest_of_bytes(DATA[name]).removeprefix("sha256:") for name in (path, "texts.txt")}
+    assert {one.name for one in (line.root / "datasets").iterdir()} == digests
+    found = held.examples(Dataset.model_validate(dataset), line.root / "datasets", "own", 1 << 20)
+    assert {text["score"] for _, one in found if (text := json.loads(one))} <= {1, "1"}
+    assert [number for number, _ in found] == ([2] if path == "test.csv" else [1, 2][: len(found)])
+    asked = len(data.asked)
+    assert fetch_data(line, folder, dataset).summary.reason == "Fetched"
+    assert len(data.asked) == asked, "it is there"
+
+
+def test_the_token_of_a_dataset_is_its_own(
+    data: HubServer, folder: Path, line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data.faults.token = "hf_secret"  # noqa: S105  a made-up one
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert fetch_data(line, folder, on_hub("test.jsonl")).summary.reason == "SourceUnauthorized", "that of the model"
+    monkeypatch.setenv("HF_TOKEN_EVALUATION_STS_OWN", "hf_secret")
+    assert fetch_data(line, folder, on_hub("large/test.jsonl", tokenSecretRef={"name": "hub"})).details["digest"]
+    assert set(data.authorized) == {"hub"}
+
+
+REFUSED_DATA: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
+    "no such file": ({}, on_hub("dev.jsonl"), "SourceNotFound", "has no 'dev.jsonl'; of what can be read it has huge"),
+    "no such revision": ({}, on_hub("test.jsonl", "nope"), "SourceNotFound", "dataset.huggingFace.repository and"),
+    "gated": ({"gated": True}, on_hub("test.jsonl"), "SourceUnauthorized", "is gated or disabled without a token"),
+    "private": ({"token": "hf"}, on_hub("test.jsonl"), "SourceUnauthorized", "check repository and tokenSecretRef"),
+    "a hub out of order": ({"api_status": 503}, on_hub("test.jsonl"), "SourceUnreachable", "could not be read"),
+    "another file": ({}, on_hub("test.jsonl", digest=f"sha256:{'0' * 64}"), "DigestMismatch", "set digest to its"),
+    "another commit": ({"commit": "f" * 40}, on_hub("test.jsonl"), "DigestMismatch", "f" * 40),
+    "too large": ({}, on_hub("huge.jsonl"), "DatasetInvalid", "is larger than 8388608 bytes: take fewer lines"),
+    "binary": ({}, on_hub("test.parquet"), "DatasetInvalid", "is not UTF-8"),
+    "a torn list": ({}, on_hub("list.json"), "DatasetInvalid", "is not what its name says"),
+    "a torn table": ({}, on_hub("torn.csv"), "DatasetInvalid", "is not what its name says"),
+    "a path that leads out": ({}, on_hub("../test.jsonl"), "SourceEscapes", "'../test.jsonl' leads out"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_DATA, ids=lambda case: case.replace(" ", "-"))
+def test_data_that_cannot_be_had_is_refused_by_its_field_before_the_checkpoint_is_fetched(
+    case: str, data: HubServer, folder: Path, line: Line
+) -> None:
+    faults, dataset, reason, words = REFUSED_DATA[case]
+    for name, value in faults.items():
+        setattr(data.faults, name, value)
+    ended = fetch_data(line, folder, dataset)
+    assert ended.summary.reason == reason, ended.summary.message
+    assert words in ended.summary.message
+    if reason not in ("SourceEscapes", "DigestMismatch"):
+        assert "validation.evaluations[sts-own].dataset" in ended.summary.message
+    assert not (line.root / "checkpoints").exists()
+    assert not list((line.root / "datasets").glob("*"))
 
 
 def guard(*, host: str = "hub.example", private: bool = False, loopback: bool = False) -> Guard:

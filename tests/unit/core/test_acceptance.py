@@ -58,6 +58,14 @@ ON_A_CLAIM = {
     "dataset": {"persistentVolumeClaim": {"claimName": "data", "path": "sts.jsonl"}, "digest": "sha256:" + "ab" * 32},
     "maxLoss": "0.01",
 }
+ON_A_HUB = {"repository": "someone/pairs", "revision": COMMIT, "path": "test.jsonl"}
+
+
+def hub_data(revision: str = COMMIT) -> dict[str, Any]:
+    dataset = {"huggingFace": {**ON_A_HUB, "revision": revision}, "digest": "sha256:" + "ab" * 32}
+    return {"evaluations": [{**ON_A_CLAIM, "dataset": dataset}]}
+
+
 TEXTS = {"persistentVolumeClaim": {"claimName": "texts", "path": "shop.txt"}, "digest": "sha256:" + "ab" * 32}
 
 
@@ -70,6 +78,12 @@ TEXTS = {"persistentVolumeClaim": {"claimName": "texts", "path": "shop.txt"}, "d
             {"source": hub("main")},
             {"sources": {"huggingFace": {"allowMutableRevisions": True}}},
             id="a branch where the class allows it",
+        ),
+        pytest.param({"validation": hub_data()}, {}, id="data of a hub by its commit"),
+        pytest.param(
+            {"validation": hub_data("main")},
+            {"sources": {"huggingFace": {"allowMutableRevisions": True}}},
+            id="data of a branch where the class allows it",
         ),
         pytest.param({"serving": {"replicas": 10}}, {}, id="as many replicas as allowed"),
         pytest.param(
@@ -121,6 +135,20 @@ def test_the_class_lets_this_through(spec: dict[str, Any], class_spec: dict[str,
             "SourceNotAllowed",
             "spec.validation.evaluations[sts].dataset.persistentVolumeClaim is not allowed by OnnxModelClass standard",
             id="data on a claim where no claims are allowed",
+        ),
+        pytest.param(
+            {"validation": hub_data()},
+            {"sources": {"allowed": ["persistentVolumeClaim"]}},
+            "SourceNotAllowed",
+            "spec.validation.evaluations[sts].dataset.huggingFace is not allowed by OnnxModelClass standard",
+            id="data of a hub where no hubs are allowed",
+        ),
+        pytest.param(
+            {"validation": hub_data("main")},
+            {},
+            "MutableRevisionNotAllowed",
+            "spec.validation.evaluations[sts].dataset.huggingFace.revision is 'main', a branch or tag",
+            id="data of a branch",
         ),
         pytest.param(
             {"source": hub("main")}, {}, "MutableRevisionNotAllowed", "'main', a branch or tag", id="a branch"

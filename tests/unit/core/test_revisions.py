@@ -152,6 +152,26 @@ def test_the_order_of_evaluations_means_nothing_and_their_data_does() -> None:
     assert one.artifact_key != third.artifact_key
 
 
+def test_data_of_a_hub_is_fetched_anew_when_it_is_another_and_its_token_is_no_part_of_the_revision() -> None:
+    file = {"repository": "someone/pairs", "revision": "a" * 40, "path": "test.jsonl"}
+
+    def of(digest: str = DIGEST, **more: Any) -> dict[str, Any]:
+        return {
+            "validation": {
+                "evaluations": [evaluated("sts") | {"dataset": {"huggingFace": file | more, "digest": digest}}]
+            }
+        }
+
+    plain, token, other = of(), of(tokenSecretRef={"name": "hub"}), of(a_digest("one"))
+    assert name_of(resolved(plain)) == name_of(resolved(token)) != name_of(resolved(other))
+    assert resolved(plain).artifact_key == resolved(token).artifact_key != resolved(other).artifact_key
+    keys = [source_key(offered(spec, {}), "") for spec in ({}, plain, token, other)]
+    assert len({*keys}) == 4
+    mirror = {"sources": {"huggingFace": {"endpoint": "https://mirror.example"}}}
+    assert source_key(offered(plain, mirror), "") not in keys
+    assert source_key(offered({}, mirror), "") == keys[0], "nothing of it is on a hub"
+
+
 def test_an_artifact_without_evaluations_is_the_one_that_it_was_before_there_could_be_any() -> None:
     assert resolved().artifact_key == "1ac1e46d9b2350c0"
 
