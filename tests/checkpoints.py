@@ -369,16 +369,16 @@ def prose() -> tuple[str, list[str]]:
     return "\n".join(line for line in lines if line not in held_out), held_out
 
 
-def trained_decoder(folder: Path) -> Path:
+def trained_decoder(folder: Path, text: str | None = None, steps: int = 200) -> Path:
     """A language model of bytes that has read `prose`, in some ten seconds: three bits for a byte instead of eight."""
-    length, batch, steps = 96, 16, 200
+    length, batch = 96, 16
     # So small a model is slower on more, the more so on a busy machine; and sums have one order.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     tokenizer = _byte_tokenizer()
     special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    ids = torch.tensor(tokenizer(prose()[0], add_special_tokens=False)["input_ids"])
+    ids = torch.tensor(tokenizer(prose()[0] if text is None else text, add_special_tokens=False)["input_ids"])
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(

@@ -73,6 +73,9 @@ def parser() -> argparse.ArgumentParser:
     validate.add_argument("--parity", default="{}", metavar="JSON", help="spec.validation.parity of the OnnxModel")
     validate.add_argument("--evaluations", default="[]", metavar="JSON", help="spec.validation.evaluations")
     validate.add_argument("--datasets", type=Path, default=Path("/datasets"), help="holds a folder for each evaluation")
+    validate.add_argument(
+        "--run-generated-code", action="store_true", help="allow evaluations that run what the model writes"
+    )
     validate.add_argument("--serving", default="{}", metavar="JSON", help="threads and batch size of the benchmark")
     validate.add_argument("--benchmark", type=float, default=0.0, metavar="SECONDS", help="how long to measure speed")
     validate.add_argument("--output", type=Path, default=Path("/validation"))
@@ -159,6 +162,7 @@ def _validate(arguments: argparse.Namespace, progress: Progress) -> tuple[Reason
             arguments.output,
             spec.parse(spec.Evaluations, "--evaluations", arguments.evaluations).root,
             arguments.datasets,
+            arguments.run_generated_code,
         ),
         progress,
     )

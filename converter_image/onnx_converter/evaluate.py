@@ -2,13 +2,15 @@
 
 The definitions of lm-evaluation-harness for language models (loglikelihood_rolling over disjoint windows; acc and
 acc_norm with a space before each choice), of STS and BEIR for embeddings, of jiwer and sacrebleu for texts that are
-written: greedily, each side on its own keys and values, and both as transformers' `generate` begins and leaves out.
+written: greedily, each side on its own keys and values, and both as transformers' `generate` begins and leaves out. Of
+HumanEval for programs: written until they go on to something else, and run where coding.py confines them.
 Only declared files are read, and nothing is fetched. Fails closed: an example that cannot be read, too few of them, an
 answer that is not finite, an original that is no better than chance, so that there would be nothing to lose.
 """
 
 from __future__ import annotations
 
+import ast
 import binascii
 import io
 import re
@@ -23,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from onnx_converter import decoders, generation, held, quality, samples, speech, wording
+from onnx_converter import coding, decoders, generation, held, quality, samples, speech, wording
 from onnx_converter.encoder_decoders import WRITTEN
-from onnx_converter.reasons import DATASET_INVALID, QUALITY_LOST, SPEC_IMPOSSIBLE, Reason, StepFailedError
+from onnx_converter.reasons import DATASET_INVALID, QUALITY_LOST, SPEC_IMPOSSIBLE, Reason, StepFailedError, gist
 from onnx_converter.samples import Sample
 from onnx_converter.spec import TASKS_OF, Metric, Task
 
@@ -46,10 +48,17 @@ _LONGEST: Final = 512
 #: Tokens that are written: those of half a minute of speech, or of a paragraph.
 _LONGEST_ANSWER: Final = 256
 _BYTES_OF_SAMPLE: Final = 2
+#: Tokens of a program, and how many there must be room for.
+_LONGEST_PROGRAM: Final = 512
+_SHORTEST_PROGRAM: Final = 32
+#: In the last tokens a stop is seen when it is whole, even with a token for each byte.
+_TOKENS_OF_STOP: Final = 8
 
 #: What a side answers to a sample, by name: of a model that writes everything, of others the answer of the task.
 Ask = Callable[[Sample], dict[str, NDArray[np.float32]]]
 _Said = Annotated[str, Field(min_length=1)]
+#: A part of a program.
+_Source = Annotated[str, Field(min_length=1, max_length=100_000)]
 
 
 class _Line(BaseModel):
@@ -115,6 +124,28 @@ class _Spoken(_Line):
 class _Answered(_Line):
     source: _Said
     reference: _Said
+
+
+class _Problem(_Line):
+    prompt: _Source
+    test: _Source
+    entry_point: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=100)]
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if f"def {self.entry_point}(" not in self.prompt:
+            raise ValueError(f"prompt does not begin a function {self.entry_point}")
+        try:
+            defined = [one.name for one in ast.parse(self.test).body if isinstance(one, ast.FunctionDef)]
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            raise ValueError(f"test is no Python: {gist(error)}") from error
+        if "check" not in defined:
+            raise ValueError("test defines no function check, which is called with the function that was written")
+        return self
+
+    @property
+    def problem(self) -> coding.Problem:
+        return coding.Problem(self.prompt, self.test, self.entry_point)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,9 +257,10 @@ class Verdict:
     message: str = ""
 
 
-def asks(original: Original, candidate: Candidate) -> tuple[Ask, Ask]:
-    """Both sides."""
-    outputs = original.outputs if original.checkpoint.cross else original.outputs[:1]
+def asks(original: Original, candidate: Candidate, asked: Sequence[Examples]) -> tuple[Ask, Ask]:
+    """Both sides; whoever writes goes on from all that was answered."""
+    writes = original.checkpoint.cross or any(one.evaluation.metric is Metric.PASS_AT_K for one in asked)
+    outputs = original.outputs if writes else original.outputs[:1]
     return (
         lambda sample: _finite("original", sample, original.answer(sample)),
         lambda sample: _finite("graph", sample, candidate.answer(outputs, sample)),
@@ -601,6 +633,65 @@ def _speech_by_chance(examples: Examples) -> float:
     return 1.0
 
 
+# ---- programs
+
+
+def _program(examples: Examples, ask: Ask, number: int, line: _Problem, luck: np.random.Generator | None) -> str:
+    """What is written after the prompt: the likeliest, or as luck has it at a temperature."""
+    checkpoint, temperature = examples.checkpoint, examples.evaluation.sampling.temperature
+    tokenizer: Any = checkpoint.tokenizer
+
+    def drawn(logits: NDArray[np.float32]) -> NDArray[np.int64]:
+        if luck is None:
+            return generation.likeliest(logits)
+        scaled = logits[0, 0].astype(np.float64) / temperature
+        heights = np.exp(scaled - scaled.max()).cumsum()
+        # The same luck for both sides, so that it does not blur their difference.
+        return np.array([[min(int(heights.searchsorted(luck.random() * heights[-1], "right")), len(heights) - 1)]])
+
+    begun = Sample(_name(examples, number), is_text=True, tensors=_prompt(examples, line))
+    before = begun.tensors["input_ids"][0].tolist()
+    tokens: list[int] = []
+    for _, chosen in generation.spell(
+        checkpoint, ask, begun, _LONGEST_PROGRAM, writing=checkpoint.writing, choose=drawn
+    ):
+        if (token := int(chosen[0, 0])) == tokenizer.eos_token_id:
+            break
+        tokens.append(token)
+        if any(stop in tokenizer.decode(tokens[-_TOKENS_OF_STOP:]) for stop in coding.STOPS):
+            break
+    # A tokenizer may write the same tokens without their blank where a text begins with them.
+    start, whole = (tokenizer.decode(one, skip_special_tokens=True) for one in (before, before + tokens))
+    return coding.ended(whole[len(start) :])
+
+
+def _prompt(examples: Examples, line: _Problem) -> dict[str, NDArray[Any]]:
+    return samples.encode(examples.checkpoint, (line.prompt,), examples.checkpoint.max_sequence_length, "right")
+
+
+def _program_rows(examples: Examples, ask: Ask) -> Rows:
+    sampling, found = examples.evaluation.sampling, []
+    with coding.Runner.started() as runner:
+        for number, line in examples.lines:
+            lucks: Sequence[np.random.Generator | None] = [None]
+            if sampling.completions > 1:
+                lucks = [np.random.default_rng((number, each)) for each in range(sampling.completions)]
+            written = Counter(_program(examples, ask, number, line, luck) for luck in lucks)
+            right = sum(times for text, times in written.items() if runner.passes(line.problem, text))
+            found.append([coding.pass_at_k(sampling.completions, right, sampling.k)])
+    return np.array(found)
+
+
+def _programs_by_chance(examples: Examples) -> float:
+    """A function that does nothing."""
+    longest = examples.checkpoint.max_sequence_length - _SHORTEST_PROGRAM
+    for number, line in examples.lines:
+        if _prompt(examples, line)["input_ids"].shape[1] > longest:
+            raise examples.wrong(number, f"prompt: it is more than {longest} tokens, so that none are left to write")
+    with coding.Runner.started() as runner:
+        return float(np.mean([runner.passes(line.problem, "\n    pass\n") for _, line in examples.lines]))
+
+
 _COUNTS: Final[dict[Metric, Callable[[str, str], tuple[int, ...]]]] = {
     Metric.BLEU: wording.bleu_counts,
     Metric.CHRF: wording.chrf_counts,
@@ -624,4 +715,5 @@ KINDS: Final[dict[Metric, Kind]] = {
     Metric.WORD_ERROR_RATE: Kind(TypeAdapter(_Spoken), _speech_rows, _speech_by_chance),
     Metric.BLEU: _ANSWERS,
     Metric.CHRF: _ANSWERS,
+    Metric.PASS_AT_K: Kind(TypeAdapter(_Problem), _program_rows, _programs_by_chance),
 }

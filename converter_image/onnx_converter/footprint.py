@@ -48,6 +48,8 @@ _POSITIONS: Final = {
 }
 _HEAD: Final = 64
 _FP32: Final = 4
+#: Of address space, what one program may take that a model has written.
+PROGRAM: Final = 256 * MEBIBYTE
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +98,10 @@ def told(size: int) -> str:
     return f"{math.ceil(size / MEBIBYTE)}Mi"
 
 
-def refuse_too_little(folder: Path, schemes: Iterable[str], limit: int | None) -> None:
-    """`limit` is the container's, in bytes; None where it has none."""
+def refuse_too_little(folder: Path, schemes: Iterable[str], limit: int | None, *, programs: int = 0) -> None:
+    """`limit` is the container's, in bytes; None where it has none. `programs` is what those of the model may take."""
     sizes = sizes_of(folder)
-    needed, scheme = max((peak(sizes, scheme), scheme) for scheme in schemes)
+    needed, scheme = max((peak(sizes, scheme) + programs, scheme) for scheme in schemes)
     if limit is not None and needed > limit:
         raise StepFailedError(
             MEMORY_TOO_SMALL,

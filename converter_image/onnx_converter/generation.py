@@ -118,22 +118,46 @@ def write(
 
     What `writing` leaves out is not chosen, and with an `end` nothing is written where all texts have come to it.
     """
-    sample = prompts
-    writes = encoder_decoders.WRITTEN if checkpoint.cross else "input_ids"
-    read = sample.tensors[writes]
-    # Of what is read beside, or of what is read and written in one; sounds have none.
-    mask = {name: tensor for name, tensor in sample.tensors.items() if name == "attention_mask"}
-    steps = min(most, checkpoint.max_sequence_length - read.shape[1])
-    cross: dict[str, NDArray[np.float32]] = {}
     logits: list[NDArray[np.float32]] = []
-    for step in range(steps):
-        answer = ask(sample)
-        logits.append(answer[decoders.LOGITS][:, -1:].copy())
-        logits[-1][..., [*writing.never, *(writing.never_first if not step else ())]] = -np.inf
-        chosen = logits[-1].argmax(axis=-1)
-        if step == steps - 1 or (chosen == end).all():
+    written: list[NDArray[np.int64]] = []
+    for answered, chosen in spell(checkpoint, ask, prompts, most, writing=writing):
+        logits.append(answered)
+        written.append(chosen)
+        if (chosen == end).all():
             break
-        read = np.concatenate([read, chosen], axis=1)
+    writes = _writes(checkpoint)
+    read = np.concatenate([prompts.tensors[writes], *written[:-1]], axis=1)
+    mask = _mask(prompts)
+    if not checkpoint.cross:
+        more = ((0, 0), (0, len(written) - 1))
+        mask = {name: np.pad(each, more, constant_values=1) for name, each in mask.items()}
+    steps = min(most, checkpoint.max_sequence_length - prompts.tensors[writes].shape[1])
+    name = f"{steps} greedy tokens, batch {len(read)}"
+    return Sample(name, is_text=True, tensors=prompts.tensors | {writes: read, **mask}), np.concatenate(logits, axis=1)
+
+
+def likeliest(logits: NDArray[np.float32]) -> NDArray[np.int64]:
+    return np.asarray(logits.argmax(axis=-1))
+
+
+def spell(
+    checkpoint: Checkpoint,
+    ask: Ask,
+    prompts: Sample,
+    most: int,
+    *,
+    writing: Writing = FREE,
+    choose: Callable[[NDArray[np.float32]], NDArray[np.int64]] = likeliest,
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+    """Token by token, as long as somebody asks for more: the logits that it is chosen by, and it."""
+    sample, writes, mask = prompts, _writes(checkpoint), _mask(prompts)
+    cross: dict[str, NDArray[np.float32]] = {}
+    for step in range(min(most, checkpoint.max_sequence_length - prompts.tensors[writes].shape[1])):
+        answer = ask(sample)
+        logits = answer[decoders.LOGITS][:, -1:].copy()
+        logits[..., [*writing.never, *(writing.never_first if not step else ())]] = -np.inf
+        chosen = choose(logits)
+        yield logits, chosen
         if not checkpoint.cross:
             mask = {name: np.pad(each, ((0, 0), (0, 1)), constant_values=1) for name, each in mask.items()}
         cross |= {
@@ -144,6 +168,12 @@ def write(
         named = f"token {step + 1} of the graph's own"
         new = {writes: chosen, **mask, **past, **cross}
         sample = Sample(named, is_text=True, tensors=prompts.tensors | new)
-    tensors = prompts.tensors | {writes: read, **mask}
-    name = f"{steps} greedy tokens, batch {len(read)}"
-    return Sample(name, is_text=True, tensors=tensors), np.concatenate(logits, axis=1)
+
+
+def _writes(checkpoint: Checkpoint) -> str:
+    return encoder_decoders.WRITTEN if checkpoint.cross else "input_ids"
+
+
+def _mask(sample: Sample) -> dict[str, NDArray[Any]]:
+    """Of what is read beside, or of what is read and written in one; sounds have none."""
+    return {name: tensor for name, tensor in sample.tensors.items() if name == "attention_mask"}

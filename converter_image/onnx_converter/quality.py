@@ -149,6 +149,7 @@ VALUES: Final[dict[Metric, Callable[[Rows], float]]] = {
     Metric.WORD_ERROR_RATE: _error_rate,
     Metric.BLEU: lambda rows: wording.bleu(rows.sum(axis=0)),
     Metric.CHRF: lambda rows: wording.chrf(rows.sum(axis=0)),
+    Metric.PASS_AT_K: _mean,
 }
 #: What is lost of these is a share of what the original has.
 RELATIVE: Final = frozenset({Metric.WORD_PERPLEXITY, Metric.BYTE_PERPLEXITY, Metric.BITS_PER_BYTE})

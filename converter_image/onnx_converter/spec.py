@@ -394,6 +394,7 @@ class Metric(StrEnum):
     WORD_ERROR_RATE = "wordErrorRate"
     BLEU = "bleu"
     CHRF = "chrf"
+    PASS_AT_K = "passAtK"  # noqa: S105  no secret
 
 
 #: Which tasks it is for.
@@ -412,7 +413,27 @@ TASKS_OF: Final[dict[Metric, tuple[Task, ...]]] = {
     Metric.WORD_ERROR_RATE: (Task.AUTOMATIC_SPEECH_RECOGNITION,),
     Metric.BLEU: (Task.TEXT2TEXT_GENERATION,),
     Metric.CHRF: (Task.TEXT2TEXT_GENERATION,),
+    Metric.PASS_AT_K: (Task.TEXT_GENERATION,),
 }
+
+
+class Sampling(Parameters):
+    """How many programs are written for each problem, and how."""
+
+    k: Annotated[int, Field(ge=1, le=100)] = 1
+    completions: Annotated[int, Field(ge=1, le=100)] = 1
+    temperature: Annotated[Number, Field(gt=0, le=2)] = 0.8
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, given: Any) -> Any:
+        return {"completions": given.get("k", 1)} | given if isinstance(given, dict) else given
+
+    @model_validator(mode="after")
+    def _enough(self) -> Self:
+        if self.completions < self.k:
+            raise ValueError(f"completions must be k = {self.k} at least")
+        return self
 
 
 class Evaluation(Parameters):
@@ -422,6 +443,13 @@ class Evaluation(Parameters):
     metric: Metric
     dataset: Dataset
     max_loss: Annotated[Number, Field(ge=0, le=1)]
+    sampling: Sampling = Sampling()
+
+    @model_validator(mode="after")
+    def _only_programs_are_sampled(self) -> Self:
+        if self.metric is not Metric.PASS_AT_K and self.sampling != Sampling():
+            raise ValueError(f"sampling has no meaning with metric {self.metric}")
+        return self
 
     @property
     def field(self) -> str:

@@ -47,7 +47,7 @@ from onnx_converter.precision import DATATYPES
 from onnx_converter.reasons import ARTIFACT_CORRUPT, NOT_FINITE, SPEC_IMPOSSIBLE, VALIDATED, Reason, StepFailedError
 from onnx_converter.report import BENCHMARK, GOLDEN, PAGE, REPORT
 from onnx_converter.report_html import page
-from onnx_converter.spec import Provider, Scheme
+from onnx_converter.spec import Metric, Provider, Scheme
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -82,6 +82,8 @@ class Validate:
     evaluations: tuple[Evaluation, ...] = ()
     #: Holds a folder for each evaluation.
     datasets: Path = Path("/datasets")
+    #: Whether programs that the model writes may be run.
+    runs_programs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +154,19 @@ def _run(validate: Validate, progress: Progress) -> dict[str, Any]:
     conversion = Conversion.read(validate.graph)
     _refuse_other_spec(conversion, validate)
     verify_checkpoint(validate.checkpoint, conversion.source_digest)
-    footprint.refuse_too_little(validate.checkpoint, validate.spec.schemes, limits.memory_of())
+    programs = [one for one in validate.evaluations if one.metric is Metric.PASS_AT_K]
+    if programs and not validate.runs_programs:
+        raise StepFailedError(
+            SPEC_IMPOSSIBLE,
+            f"{programs[0].field}: {Metric.PASS_AT_K} runs programs that the model writes, which --run-generated-code "
+            "allows: leave the evaluation out, or let the class have validation.runGeneratedCode",
+        )
+    footprint.refuse_too_little(
+        validate.checkpoint,
+        validate.spec.schemes,
+        limits.memory_of(),
+        programs=footprint.PROGRAM if programs else 0,
+    )
     began = time.perf_counter()
     original = Original.load(
         validate.checkpoint, conversion.task, validate.spec.max_sequence_length, validate.spec.scheme
@@ -174,7 +188,7 @@ def _run(validate: Validate, progress: Progress) -> dict[str, Any]:
     if judgement.reason is NOT_FINITE:
         judgement = replace(judgement, message=judgement.message + precision.way_out_of(validate.spec.scheme))
     if judgement.reason is VALIDATED:
-        verdict = evaluate.judge(asked, evaluate.asks(original, candidate), progress)
+        verdict = evaluate.judge(asked, evaluate.asks(original, candidate, asked), progress)
         judgement = replace(judgement, evaluated=verdict.evaluated)
         if verdict.reason is not None:
             judgement = replace(judgement, reason=verdict.reason, message=verdict.message)

@@ -400,6 +400,28 @@ def test_the_fetch_job_alone_loads_data_of_a_hub_and_the_steps_that_read_it_find
     assert Dataset.model_validate_json(args[args.index("--calibration") + 1]).hugging_face is not None
 
 
+def test_the_validate_job_alone_may_run_programs_and_only_where_the_class_says_so() -> None:
+    case = yaml.safe_load((FOLDER / "smallest.in.yaml").read_text())
+    dataset = {"configMap": {"name": "problems", "key": "problems.jsonl"}, "digest": DIGEST}
+    sampling = {"k": 5, "completions": 20, "temperature": "0.6"}
+    evaluation = {"name": "code", "metric": "passAtK", "dataset": dataset, "maxLoss": "0.02", "sampling": sampling}
+    plain = {**evaluation, "metric": "bytePerplexity", "sampling": None}
+    case["spec"] |= {"task": "text-generation", "validation": {"evaluations": [plain]}}
+
+    def jobs() -> dict[str, list[str]]:
+        containers = [one["spec"]["template"]["spec"]["containers"][0] for one in rendered(case) if is_job(one)]
+        return {one["args"][0]: one["args"] for one in containers}
+
+    assert not [step for step, args in jobs().items() if "--run-generated-code" in args]
+    case["class"]["validation"] = {"runGeneratedCode": True}
+    case["spec"]["validation"] = {"evaluations": [evaluation]}
+    found = jobs()
+    assert [step for step, args in found.items() if "--run-generated-code" in args] == ["validate"]
+    args = found["validate"]
+    (asked,) = Evaluations.model_validate_json(args[args.index("--evaluations") + 1]).root
+    assert asked.sampling.model_dump() == {"k": 5, "completions": 20, "temperature": 0.6}
+
+
 def test_both_sides_know_the_same_metrics_of_the_same_tasks() -> None:
     declared = {(str(metric), str(task)) for task, metrics in METRICS.items() for metric in metrics}
     assert declared == {(str(metric), str(task)) for metric, tasks in TASKS_OF.items() for task in tasks}

@@ -464,6 +464,7 @@ class Metric(StrEnum):
     WORD_ERROR_RATE = "wordErrorRate"
     BLEU = "bleu"
     CHRF = "chrf"
+    PASS_AT_K = "passAtK"  # noqa: S105  (a metric's name, not a password)
 
 
 #: What can be measured of which task.
@@ -474,6 +475,7 @@ METRICS: dict[Task, tuple[Metric, ...]] = {
         Metric.BITS_PER_BYTE,
         Metric.MULTIPLE_CHOICE,
         Metric.MULTIPLE_CHOICE_NORMALIZED,
+        Metric.PASS_AT_K,
     ),
     Task.SENTENCE_EMBEDDING: (Metric.STS_SPEARMAN, Metric.RETRIEVAL_NDCG10),
     Task.FEATURE_EXTRACTION: (Metric.STS_SPEARMAN, Metric.RETRIEVAL_NDCG10),
@@ -482,6 +484,29 @@ METRICS: dict[Task, tuple[Metric, ...]] = {
     Task.TEXT2TEXT_GENERATION: (Metric.BLEU, Metric.CHRF),
     Task.AUTOMATIC_SPEECH_RECOGNITION: (Metric.WORD_ERROR_RATE,),
 }
+
+
+class Sampling(ApiModel):
+    """How many programs are written for each problem, and how."""
+
+    model_config = {
+        "json_schema_extra": schema_extra(
+            cel(
+                "!has(self.completions) || self.completions >= (has(self.k) ? self.k : 1)",
+                "completions must be k at least, which is 1 when unset",
+                field_path=".completions",
+            )
+        )
+    }
+
+    # No defaults: they would be inside of a list.
+    k: Annotated[int, Field(ge=1, le=100)] | None = None
+    """One of so many programs has to be right; 1 when unset."""
+    completions: Annotated[int, Field(ge=1, le=100)] | None = None
+    """How many are written, of which the share of right ones is known the better the more there are; k when unset. One
+    is written greedily, several by chance, seeded, with the same luck for both sides."""
+    temperature: Annotated[str, share_field(least="0.01", most="2", example="0.8")] | None = None
+    """How freely several are written, such as "0.8", which it is when unset."""
 
 
 class Evaluation(ApiModel):
@@ -493,7 +518,12 @@ class Evaluation(ApiModel):
                 "!has(self.dataset.huggingFace) || self.dataset.huggingFace.path.matches('[.](jsonl|json|csv)$')",
                 "path must end in .jsonl, .json or .csv, which are what is read; export other formats to one of them",
                 field_path=".dataset.huggingFace.path",
-            )
+            ),
+            cel(
+                "!has(self.sampling) || self.metric == 'passAtK'",
+                "sampling belongs to passAtK; leave it out, or take that metric",
+                field_path=".sampling",
+            ),
         )
     }
 
@@ -501,18 +531,26 @@ class Evaluation(ApiModel):
     """What it is called in reports."""
     metric: Metric
     """What is measured. Of language models wordPerplexity, bytePerplexity, bitsPerByte, multipleChoice and
-    multipleChoiceNormalized, as lm-evaluation-harness defines them; of sentence embeddings stsSpearman and
+    multipleChoiceNormalized, as lm-evaluation-harness defines them, and passAtK, which runs the programs that the model
+    writes and so needs a class that allows it (validation.runGeneratedCode); of sentence embeddings stsSpearman and
     retrievalNdcg10, and of bare encoders the same, on the mean of the tokens' vectors; of text classifiers accuracy and
     f1Macro; of token classifiers entityF1 and tokenAccuracy; of models that read one text and write another bleu and
     chrf (sacrebleu's, from 0 to 1); of speech wordErrorRate."""
     dataset: Dataset
     """JSON lines in UTF-8, 20 to 10000 examples and at most 8 MiB: {text}; {context, choices, answer}; {sentence1,
     sentence2, score}; {id, text} and {query, relevant}; {text, label}; {words, labels}; {source, reference}; {audio,
-    text, language}, at most 32 MiB. A file named .json may hold a list of them, one named .csv has a line of names and
-    then a line for each."""
+    text, language}, at most 32 MiB; {prompt, test, entry_point}, as HumanEval has them. A file named .json may hold a
+    list of them, one named .csv has a line of names and then a line for each."""
+    sampling: Sampling | None = None
+    """For passAtK: how many programs are written; one, greedily, when unset."""
     max_loss: Share
     """The most that may be lost, such as "0.01": of a perplexity and of bits the increase as a share of the original's,
     of a word error rate the increase, of all others what is missing to the original's."""
+
+    @property
+    def runs_programs(self) -> bool:
+        """Whether programs are run that the model writes."""
+        return self.metric is Metric.PASS_AT_K
 
 
 Evaluations = Annotated[

@@ -194,6 +194,15 @@ class Limits(ApiModel):
     """Upper bound of the resources of such a Job, which may name no other; its limits where it names none."""
 
 
+class ValidationPolicy(ApiModel):
+    """What validation may do."""
+
+    run_generated_code: bool = False
+    """Whether evaluations by passAtK may run programs that a model has written. They run in the validate Job, each in a
+    process that the kernel lets compute and nothing else: no file, no network, no other process. That is as good as
+    seccomp and Python are; the Job itself has no network, token or credential."""
+
+
 class OnnxModelClassSpec(ApiModel):
     """What the platform offers."""
 
@@ -216,6 +225,8 @@ class OnnxModelClassSpec(ApiModel):
     """The execution providers on offer."""
     jobs: JobPolicy = JobPolicy()
     """Bounds on Jobs."""
+    validation: ValidationPolicy = ValidationPolicy()
+    """What validation may do."""
     rollout: RolloutDefaults = RolloutDefaults()
     """Rollout of models that say nothing about it."""
     limits: Limits = Limits()

@@ -213,6 +213,18 @@ def _revision_is_mutable(offer: Offer) -> Refusal | None:
     return None
 
 
+def _generated_code_is_not_allowed(offer: Offer) -> Refusal | None:
+    run = [one for one in offer.spec.validation.evaluations if one.runs_programs]
+    if not run or offer.class_spec.validation.run_generated_code:
+        return None
+    message = (
+        f"spec.validation.evaluations[{run[0].name}].metric {run[0].metric} runs programs that the model writes, and "
+        f"validation.runGeneratedCode of OnnxModelClass {offer.class_name} is false: leave the evaluation out; whoever "
+        "may change that class can allow it"
+    )
+    return Refusal(reasons.GENERATED_CODE_NOT_ALLOWED, message)
+
+
 def _provider_is_not_offered(offer: Offer) -> Refusal | None:
     offered = {one.name for one in offer.class_spec.execution_providers}
     missing = [one.name for one in offer.spec.execution_providers if one.name not in offered and not one.name.is_edge]
@@ -472,6 +484,7 @@ def _begins(image: str, allowed: str) -> bool:
 _CHECKS: Final[tuple[Callable[[Offer], Refusal | None], ...]] = (
     _source_is_not_allowed,
     _revision_is_mutable,
+    _generated_code_is_not_allowed,
     _provider_is_not_offered,
     _replicas_are_too_many,
     _step_is_too_long,

@@ -306,7 +306,8 @@ def _memory(view: View, revision: RevisionSeen) -> int | None:
     if source is None or not source.parameters or source.digest != revision.spec.source_digest:
         return None
     sizes = footprint.Sizes(source.parameters, source.vocabulary, source.attention)
-    return max(footprint.peak(sizes, scheme) for scheme in revision.spec.quantization.schemes)
+    programs = footprint.PROGRAM if any(one.runs_programs for one in revision.spec.evaluations) else 0
+    return programs + max(footprint.peak(sizes, scheme) for scheme in revision.spec.quantization.schemes)
 
 
 def _memory_refused(view: View, revision: RevisionSeen, needed: int | None) -> str | None:

@@ -85,6 +85,11 @@ ANALYSIS_JOB_NOT_ALLOWED: Final = Reason(
     "surfaces when the class does not allow the image, the resources or the deadline of a metric's Job",
 )
 
+GENERATED_CODE_NOT_ALLOWED: Final = Reason(
+    "GeneratedCodeNotAllowed",
+    "surfaces when an evaluation runs programs that the model writes, and the class does not allow it",
+)
+
 # SourceResolved
 SOURCE_RESOLVED: Final = Reason("SourceResolved", "surfaces when the checkpoint's digest is known")
 FETCHING: Final = Reason("Fetching", "surfaces when the fetch Job runs")

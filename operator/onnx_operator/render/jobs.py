@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from datetime import timedelta
 
-    from onnx_operator.api.common import ExecutionProvider
     from onnx_operator.api.model import Dataset, Evaluation, HuggingFaceSource
     from onnx_operator.api.revision import OnnxModelRevisionSpec, RevisionProvider
     from onnx_operator.core.actions import (
@@ -179,6 +178,8 @@ def build_validate_job(want: WantValidate) -> Manifest:
     evaluations = revision.spec.evaluations
     if evaluations:
         flags += ["--evaluations", _json(_declared_evaluations(revision.spec))]
+        if want.class_spec.validation.run_generated_code:
+            flags += ["--run-generated-code"]
     volumes = _dataset_volumes({f"dataset-{one.name}": one.dataset for one in evaluations})
     mounts += [
         _dataset_mount(model, f"dataset-{one.name}", one.dataset, f"/datasets/{one.name}") for one in evaluations

@@ -274,6 +274,21 @@ BAD_MODELS: Final = {
         "spec.validation.evaluations[0].dataset.huggingFace.path",
         "path must be relative to the repository's root and must not contain ..",
     ),
+    "an evaluation of fewer programs than are asked for": Bad(
+        {
+            "spec.task": "text-generation",
+            "spec.validation": {
+                "evaluations": [{**EVALUATION, "metric": "passAtK", "sampling": {"k": 10, "completions": 5}}]
+            },
+        },
+        "spec.validation.evaluations[0].sampling.completions",
+        "completions must be k at least",
+    ),
+    "sampling of what is not written": Bad(
+        {"spec.validation": {"evaluations": [{**EVALUATION, "sampling": {"k": 1}}]}},
+        "spec.validation.evaluations[0].sampling",
+        "sampling belongs to passAtK",
+    ),
     "two evaluations of one name": Bad(
         {"spec.validation": {"evaluations": [EVALUATION, EVALUATION]}},
         "spec.validation.evaluations[1]",

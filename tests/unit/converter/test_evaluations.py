@@ -70,6 +70,10 @@ TAGGED = [
     {"words": ["the", "cat", f"{number}", "sat"], "labels": ["LABEL_0", "LABEL_1", "LABEL_1", "LABEL_0"]}
     for number in range(20)
 ]
+PROBLEMS = [
+    {"prompt": "def f(x):\n", "entry_point": "f", "test": f"def check(candidate):\n    assert candidate({number})\n"}
+    for number in range(20)
+]
 GOOD: dict[Metric, Sequence[Mapping[str, Any]]] = {
     Metric.WORD_PERPLEXITY: TEXTS,
     Metric.BYTE_PERPLEXITY: TEXTS,
@@ -85,6 +89,7 @@ GOOD: dict[Metric, Sequence[Mapping[str, Any]]] = {
     Metric.WORD_ERROR_RATE: SPOKEN,
     Metric.BLEU: ANSWERS,
     Metric.CHRF: ANSWERS,
+    Metric.PASS_AT_K: PROBLEMS,
 }
 
 
@@ -253,6 +258,22 @@ FAULTS: dict[str, tuple[Metric, Callable[[list[Any]], Any], str]] = {
         Metric.WORD_ERROR_RATE,
         lambda lines: lines[7].update(text="(…)"),
         "line 8: text: '(…)' has no word",
+    ),
+    "a function of another name": (
+        Metric.PASS_AT_K,
+        lambda lines: lines[2].update(entry_point="g"),
+        "line 3: the line: Value error, prompt does not begin a function g",
+    ),
+    "a test that is no Python": (Metric.PASS_AT_K, lambda lines: lines[2].update(test="def"), "test is no Python"),
+    "a test that checks nothing": (
+        Metric.PASS_AT_K,
+        lambda lines: lines[2].update(test="def checks(f):\n    pass"),
+        "line 3: the line: Value error, test defines no function check",
+    ),
+    "a prompt without end": (
+        Metric.PASS_AT_K,
+        lambda lines: lines[2].update(prompt="# " + "x" * 99 + "\ndef f(x):\n"),
+        "line 3: prompt: it is more than",
     ),
     "documents alone": (Metric.RETRIEVAL_NDCG10, lambda lines: lines.__delitem__(slice(30, None)), "holds 0 examples"),
 }

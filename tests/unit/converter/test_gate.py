@@ -363,7 +363,7 @@ class Real:
         examples = evaluate.Examples.read(declared, folder, self.original.checkpoint)
         # The one that remembers goes by names of samples, and both sentences of a line have one.
         original = Original(self.original.checkpoint, self.original.wrapper)
-        sides = evaluate.asks(original, Candidate.load([graph], Provider.CPU))
+        sides = evaluate.asks(original, Candidate.load([graph], Provider.CPU), [])
         return evaluate.judge([examples], sides, Progress("validate", io.StringIO()))
 
 

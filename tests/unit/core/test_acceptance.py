@@ -58,6 +58,7 @@ ON_A_CLAIM = {
     "dataset": {"persistentVolumeClaim": {"claimName": "data", "path": "sts.jsonl"}, "digest": "sha256:" + "ab" * 32},
     "maxLoss": "0.01",
 }
+PROGRAMS = {"evaluations": [{**ON_A_CLAIM, "metric": "passAtK"}]}
 ON_A_HUB = {"repository": "someone/pairs", "revision": COMMIT, "path": "test.jsonl"}
 
 
@@ -80,6 +81,11 @@ TEXTS = {"persistentVolumeClaim": {"claimName": "texts", "path": "shop.txt"}, "d
             id="a branch where the class allows it",
         ),
         pytest.param({"validation": hub_data()}, {}, id="data of a hub by its commit"),
+        pytest.param(
+            {"task": "text-generation", "validation": PROGRAMS},
+            {"validation": {"runGeneratedCode": True}},
+            id="programs of a model where the class allows it",
+        ),
         pytest.param(
             {"validation": hub_data("main")},
             {"sources": {"huggingFace": {"allowMutableRevisions": True}}},
@@ -142,6 +148,14 @@ def test_the_class_lets_this_through(spec: dict[str, Any], class_spec: dict[str,
             "SourceNotAllowed",
             "spec.validation.evaluations[sts].dataset.huggingFace is not allowed by OnnxModelClass standard",
             id="data of a hub where no hubs are allowed",
+        ),
+        pytest.param(
+            {"task": "text-generation", "validation": PROGRAMS},
+            {},
+            "GeneratedCodeNotAllowed",
+            "spec.validation.evaluations[sts].metric passAtK runs programs that the model writes, and "
+            "validation.runGeneratedCode of OnnxModelClass standard is false: leave the evaluation out",
+            id="programs of a model",
         ),
         pytest.param(
             {"validation": hub_data("main")},
