@@ -10,7 +10,7 @@ import gc
 import itertools
 import shutil
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -37,6 +37,8 @@ from onnx_converter.spec import AS_EXPORTED, Activations, Algorithm, ConversionS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    import torch
 
     from onnx_converter.load import Checkpoint
     from onnx_converter.progress import Progress
@@ -74,8 +76,18 @@ class Convert:
     output: Path
     #: Where the volume with the texts is mounted, if any are declared.
     calibration_root: Path
-    #: Where schemes that begin with the same graphs leave them for each other.
-    shared: Path | None = None
+    #: What schemes that begin with the same graphs leave for each other.
+    shared: Shared | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """A checkpoint that was verified, and by type what was loaded of it and exported: tried and done once."""
+
+    folder: Path
+    #: Without their weights, for which nothing that follows an export asks.
+    checkpoints: dict[torch.dtype, Checkpoint] = field(default_factory=dict)
+    made: dict[tuple[torch.dtype, Provider], routes.Made] = field(default_factory=dict)
 
 
 def run(convert: Convert, progress: Progress) -> dict[str, Any]:
@@ -87,10 +99,12 @@ def _run_each(convert: Convert, progress: Progress) -> dict[str, Any]:
     told: dict[str, Any] = {}
     refused: list[ladder.Row] = []
     convert.output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=convert.output) as shared:
+    _verify(convert, progress)
+    with tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=convert.output) as folder:
+        shared = Shared(Path(folder))
         for spec in ladder.rungs(convert.spec):
             progress.tell("SchemeBegun", percent=0, scheme=str(spec.scheme))
-            rung = replace(convert, spec=spec, output=convert.output / spec.scheme, shared=Path(shared))
+            rung = replace(convert, spec=spec, output=convert.output / spec.scheme, shared=shared)
             try:
                 found = _run(rung, progress)
             except StepFailedError as error:
@@ -116,8 +130,8 @@ def _run(convert: Convert, progress: Progress) -> dict[str, Any]:
         quantize.refuse_without_kernels(scheme, place)
         precision.refuse_without_kernels(scheme, place)
     texts = calibration.read(convert.spec.calibration, convert.calibration_root)
-    verify_checkpoint(convert.checkpoint, convert.source_digest)
-    progress.tell("CheckpointVerified", percent=10)
+    if convert.shared is None:
+        _verify(convert, progress)
     done = _earlier(convert)
     if done is None:
         footprint.refuse_too_little(convert.checkpoint, convert.spec.schemes, limits.memory_of())
@@ -139,6 +153,11 @@ def _brief(signatures: Iterable[Signature]) -> list[dict[str, Any]]:
     """Without the cache, two tensors for each layer, for which a termination message has no room."""
     cache = (f"{decoders.PAST}.", f"{decoders.PRESENT}.")
     return [item.model_dump(mode="json", by_alias=True) for item in signatures if not item.name.startswith(cache)]
+
+
+def _verify(convert: Convert, progress: Progress) -> None:
+    verify_checkpoint(convert.checkpoint, convert.source_digest)
+    progress.tell("CheckpointVerified", percent=10)
 
 
 def verify_checkpoint(folder: Path, digest: str) -> None:
@@ -179,51 +198,29 @@ def _convert(convert: Convert, texts: Sequence[str], progress: Progress) -> Conv
 
 
 def _fill(convert: Convert, texts: Sequence[str], folder: Path, progress: Progress) -> Conversion:
-    spec = convert.spec
-    checkpoint = replace(
-        load.load(convert.checkpoint, spec.task, spec.max_sequence_length, precision.dtype_of(spec.scheme)),
-        kept=precision.border_of(spec.scheme),
+    spec, dtype, shared = convert.spec, precision.dtype_of(convert.spec.scheme), convert.shared or Shared(folder)
+    # A route that was refused once is refused for every scheme that begins with the same graphs.
+    is_exported = dtype in shared.checkpoints and all((dtype, one) in shared.made for one in spec.providers)
+    loaded = (
+        shared.checkpoints[dtype]
+        if is_exported
+        else load.load(convert.checkpoint, spec.task, spec.max_sequence_length, dtype)
     )
-    if spec.scheme is Scheme.INT8_STATIC and checkpoint.cache:
-        raise StepFailedError(
-            SPEC_IMPOSSIBLE,
-            f"quantization.scheme {spec.scheme} is for encoders: use int8-weight-only or int4-weight-only for "
-            f"{checkpoint.architecture}, a language model",
-        )
-    if Provider.TENSORRT in spec.providers and checkpoint.cache:
-        raise StepFailedError(
-            SPEC_IMPOSSIBLE,
-            f"{Provider.TENSORRT} is for encoders: {checkpoint.architecture} begins with keys and values of no token, "
-            f"a shape that no engine is built for; use {Provider.CUDA}",
-        )
-    if spec.components is not None and not checkpoint.cross:
-        raise StepFailedError(
-            SPEC_IMPOSSIBLE,
-            f"quantization.components is for models of two graphs, and {checkpoint.architecture} is one: say its "
-            "scheme in quantization.scheme",
-        )
-    if spec.algorithm is Algorithm.GPTQ and checkpoint.cross:
-        raise StepFailedError(
-            SPEC_IMPOSSIBLE,
-            f"quantization.algorithm {spec.algorithm} is for models of one graph: use rtn for "
-            f"{checkpoint.architecture}",
-        )
-    if spec.calibration is not None and checkpoint.sight:
-        raise StepFailedError(
-            SPEC_IMPOSSIBLE,
-            f"quantization.calibration holds texts, and {checkpoint.architecture} takes images for task "
-            f"{checkpoint.task}: leave it out, and use the images that are generated",
-        )
+    checkpoint = replace(loaded, kept=precision.border_of(spec.scheme))
+    _refuse_misfit(spec, checkpoint)
     progress.tell("CheckpointLoaded", percent=30, architecture=checkpoint.architecture, task=str(checkpoint.task))
-    exported = (convert.shared or folder) / f"exported-{checkpoint.model.dtype}"
+    exported = shared.folder / f"exported-{dtype}"
     made: dict[Provider, routes.Made] = {}
     for provider in spec.providers:
         goal = routes.Goal(provider, spec.scheme, quantize.opset_of(spec))
-        made[provider] = routes.make(checkpoint, convert.checkpoint, exported, goal)
+        if not is_exported:
+            shared.made[dtype, provider] = routes.make(checkpoint, convert.checkpoint, exported, goal)
+        made[provider] = shared.made[dtype, provider]
         progress.tell("GraphExported", percent=60, provider=str(provider), route=made[provider].route)
     # What follows asks for names and sizes alone, and rules of the exporter's optimizer keep the graphs that they saw.
     for weight in (*checkpoint.model.parameters(), *checkpoint.model.buffers()):
         weight.data = weight.data.new_empty(0)
+    shared.checkpoints[dtype] = loaded
     gc.collect()
     facts: dict[Provider, graph.GraphFacts] = {}
     sensitive: dict[str, float] = {}
@@ -269,6 +266,40 @@ def _fill(convert: Convert, texts: Sequence[str], folder: Path, progress: Progre
             path.relative_to(folder).as_posix(): sha256_of(path) for path in sorted(folder.rglob("*")) if path.is_file()
         },
     )
+
+
+def _refuse_misfit(spec: ConversionSpec, checkpoint: Checkpoint) -> None:
+    """What is asked for and this kind of model cannot have."""
+    if spec.scheme is Scheme.INT8_STATIC and checkpoint.cache:
+        raise StepFailedError(
+            SPEC_IMPOSSIBLE,
+            f"quantization.scheme {spec.scheme} is for encoders: use int8-weight-only or int4-weight-only for "
+            f"{checkpoint.architecture}, a language model",
+        )
+    if Provider.TENSORRT in spec.providers and checkpoint.cache:
+        raise StepFailedError(
+            SPEC_IMPOSSIBLE,
+            f"{Provider.TENSORRT} is for encoders: {checkpoint.architecture} begins with keys and values of no token, "
+            f"a shape that no engine is built for; use {Provider.CUDA}",
+        )
+    if spec.components is not None and not checkpoint.cross:
+        raise StepFailedError(
+            SPEC_IMPOSSIBLE,
+            f"quantization.components is for models of two graphs, and {checkpoint.architecture} is one: say its "
+            "scheme in quantization.scheme",
+        )
+    if spec.algorithm is Algorithm.GPTQ and checkpoint.cross:
+        raise StepFailedError(
+            SPEC_IMPOSSIBLE,
+            f"quantization.algorithm {spec.algorithm} is for models of one graph: use rtn for "
+            f"{checkpoint.architecture}",
+        )
+    if spec.calibration is not None and checkpoint.sight:
+        raise StepFailedError(
+            SPEC_IMPOSSIBLE,
+            f"quantization.calibration holds texts, and {checkpoint.architecture} takes images for task "
+            f"{checkpoint.task}: leave it out, and use the images that are generated",
+        )
 
 
 def write_graphs(

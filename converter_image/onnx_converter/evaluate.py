@@ -267,15 +267,22 @@ def asks(original: Original, candidate: Candidate, asked: Sequence[Examples]) ->
     )
 
 
-def judge(asked: Sequence[Examples], sides: tuple[Ask, Ask], progress: Progress) -> Verdict:
-    """Asks both sides all examples; an original that knows nothing ends it, a loss only after all were measured."""
+def judge(
+    asked: Sequence[Examples], sides: tuple[Ask, Ask], progress: Progress, known: dict[str, Rows] | None = None
+) -> Verdict:
+    """Asks both sides all examples; an original that knows nothing ends it, a loss only after all were measured.
+
+    An original that has been asked an evaluation before is not asked it again.
+    """
+    known = {} if known is None else known
     done: list[Evaluated] = []
     try:
         for examples in asked:
-            kind, metric = KINDS[examples.evaluation.metric], examples.evaluation.metric
-            rows = [kind.rows(examples, ask) for ask in sides]
-            compared = quality.compare(metric, *rows)
-            done.append(Evaluated(examples.evaluation, len(examples), compared, examples.pooling))
+            said, kind = examples.evaluation, KINDS[examples.evaluation.metric]
+            if said.name not in known:
+                known[said.name] = kind.rows(examples, sides[0])
+            compared = quality.compare(said.metric, known[said.name], kind.rows(examples, sides[1]))
+            done.append(Evaluated(said, len(examples), compared, examples.pooling))
             _refuse_chance(examples, done[-1].compared.original)
             progress.tell("Evaluated", percent=97, evaluation=examples.evaluation.name)
     except StepFailedError as error:

@@ -48,6 +48,8 @@ _POSITIONS: Final = {
 }
 _HEAD: Final = 64
 _FP32: Final = 4
+#: Of answers of the original, what is kept for the next scheme that is judged beside it.
+REMEMBERED: Final = 64 * MEBIBYTE
 #: Of address space, what one program may take that a model has written.
 PROGRAM: Final = 256 * MEBIBYTE
 
@@ -90,7 +92,7 @@ def _attention(shapes: Mapping[str, tuple[int, ...]]) -> int:
 def peak(sizes: Sizes, scheme: str) -> int:
     """Bytes; of convert and validate whichever takes more."""
     numbers = _TIMES[scheme] * sizes.parameters + _ANSWERED * sizes.vocabulary + _ATTENDED * sizes.attention
-    return _LIBRARIES + round(_FP32 * numbers)
+    return _LIBRARIES + round(_FP32 * numbers) + (REMEMBERED if scheme == "auto" else 0)
 
 
 def told(size: int) -> str:
@@ -98,10 +100,10 @@ def told(size: int) -> str:
     return f"{math.ceil(size / MEBIBYTE)}Mi"
 
 
-def refuse_too_little(folder: Path, schemes: Iterable[str], limit: int | None, *, programs: int = 0) -> None:
-    """`limit` is the container's, in bytes; None where it has none. `programs` is what those of the model may take."""
+def refuse_too_little(folder: Path, schemes: Iterable[str], limit: int | None, *, besides: int = 0) -> None:
+    """`limit` is the container's, in bytes; None where it has none. `besides` is what is taken for something else."""
     sizes = sizes_of(folder)
-    needed, scheme = max((peak(sizes, scheme) + programs, scheme) for scheme in schemes)
+    needed, scheme = max((peak(sizes, scheme) + besides, scheme) for scheme in schemes)
     if limit is not None and needed > limit:
         raise StepFailedError(
             MEMORY_TOO_SMALL,

@@ -37,7 +37,7 @@ from onnx_converter import (
     targets,
 )
 from onnx_converter.benchmark import Benchmark
-from onnx_converter.contest import Candidate, Original
+from onnx_converter.contest import Answers, Candidate, Original
 from onnx_converter.conversion import Conversion
 from onnx_converter.convert import verify_checkpoint
 from onnx_converter.digest import canonical_json, sha256_of
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
     from onnx_converter.load import Checkpoint
     from onnx_converter.progress import Progress
-    from onnx_converter.quality import Estimate
+    from onnx_converter.quality import Estimate, Rows
     from onnx_converter.spec import ConversionSpec, Evaluation, Parity, Serving
 
 
@@ -84,6 +84,27 @@ class Validate:
     datasets: Path = Path("/datasets")
     #: Whether programs that the model writes may be run.
     runs_programs: bool = False
+    #: What schemes that are judged one after the other have in common.
+    shared: Shared | None = None
+
+
+@dataclass(slots=True)
+class Shared:
+    """The checkpoint of this digest, loaded and asked once for every scheme that is judged beside it."""
+
+    digest: str = ""
+    truth: Truth | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What graphs are judged by."""
+
+    original: Original
+    load_seconds: float
+    asked: tuple[Examples, ...]
+    #: What the original comes to in each evaluation.
+    rows: dict[str, Rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +132,7 @@ def _run_each(validate: Validate, progress: Progress) -> dict[str, Any]:
     told: dict[Scheme, dict[str, Any]] = {}
     refused = {row.scheme: row for row in ladder.read(validate.graph)}
     rows: list[ladder.Row] = []
+    shared = Shared()
     for spec in ladder.rungs(validate.spec):
         scheme = spec.scheme
         if validate.provider not in spec.providers:
@@ -118,7 +140,8 @@ def _run_each(validate: Validate, progress: Progress) -> dict[str, Any]:
         if scheme in refused:
             rows.append(refused[scheme])
             continue
-        rung = replace(validate, spec=spec, graph=validate.graph / scheme, output=validate.output / scheme)
+        graphs, output = validate.graph / scheme, validate.output / scheme
+        rung = replace(validate, spec=spec, graph=graphs, output=output, shared=shared)
         progress.tell("SchemeBegun", percent=0, scheme=str(scheme))
         try:
             told[scheme] = run(rung, progress)
@@ -153,26 +176,8 @@ def _run_each(validate: Validate, progress: Progress) -> dict[str, Any]:
 def _run(validate: Validate, progress: Progress) -> dict[str, Any]:
     conversion = Conversion.read(validate.graph)
     _refuse_other_spec(conversion, validate)
-    verify_checkpoint(validate.checkpoint, conversion.source_digest)
-    programs = [one for one in validate.evaluations if one.metric is Metric.PASS_AT_K]
-    if programs and not validate.runs_programs:
-        raise StepFailedError(
-            SPEC_IMPOSSIBLE,
-            f"{programs[0].field}: {Metric.PASS_AT_K} runs programs that the model writes, which --run-generated-code "
-            "allows: leave the evaluation out, or let the class have validation.runGeneratedCode",
-        )
-    footprint.refuse_too_little(
-        validate.checkpoint,
-        validate.spec.schemes,
-        limits.memory_of(),
-        programs=footprint.PROGRAM if programs else 0,
-    )
-    began = time.perf_counter()
-    original = Original.load(
-        validate.checkpoint, conversion.task, validate.spec.max_sequence_length, validate.spec.scheme
-    )
-    load_seconds = time.perf_counter() - began
-    asked = [Examples.read(one, validate.datasets / one.name, original.checkpoint) for one in validate.evaluations]
+    truth = _truth(validate, conversion)
+    original = truth.original
     folder, parts = validate.graph / validate.provider, parts_of(original.checkpoint)
     graph.inspect_parts(folder, parts)
     paths = tuple(folder / part.file for part in parts)
@@ -188,7 +193,7 @@ def _run(validate: Validate, progress: Progress) -> dict[str, Any]:
     if judgement.reason is NOT_FINITE:
         judgement = replace(judgement, message=judgement.message + precision.way_out_of(validate.spec.scheme))
     if judgement.reason is VALIDATED:
-        verdict = evaluate.judge(asked, evaluate.asks(original, candidate, asked), progress)
+        verdict = evaluate.judge(truth.asked, evaluate.asks(original, candidate, truth.asked), progress, truth.rows)
         judgement = replace(judgement, evaluated=verdict.evaluated)
         if verdict.reason is not None:
             judgement = replace(judgement, reason=verdict.reason, message=verdict.message)
@@ -211,12 +216,13 @@ def _run(validate: Validate, progress: Progress) -> dict[str, Any]:
             paths,
             validate.provider,
             validate.serving,
-            load_seconds,
+            truth.load_seconds,
             validate.benchmark,
             told,
             places,
         )
-        benchmarked = benchmark.measure(original, wanted)
+        # Timed is what it takes to answer, not to remember.
+        benchmarked = benchmark.measure(replace(original, answered=None), wanted)
         progress.tell("Benchmarked", percent=99, cells=len(benchmarked.get("cells", ())))
         (validate.output / BENCHMARK).write_bytes(canonical_json({"schema": benchmark.SCHEMA} | benchmarked))
         _write_page(validate, found.value(), benchmarked)
@@ -243,6 +249,42 @@ def _told_before(conversion: Conversion, validate: Validate) -> dict[str, str] |
     folder.mkdir(exist_ok=True)
     length, scheme = conversion.max_sequence_length, str(conversion.spec.scheme)
     return engines.options(engines.parameters(names, scheme, batch=batch, length=length, folder=str(folder)))
+
+
+def _truth(validate: Validate, conversion: Conversion) -> Truth:
+    """The original, as the graphs of a scheme are asked; loaded and read anew only where nobody did before."""
+    shared = validate.shared or Shared()
+    if shared.digest != conversion.source_digest:
+        verify_checkpoint(validate.checkpoint, conversion.source_digest)
+    programs = [one for one in validate.evaluations if one.metric is Metric.PASS_AT_K]
+    if programs and not validate.runs_programs:
+        raise StepFailedError(
+            SPEC_IMPOSSIBLE,
+            f"{programs[0].field}: {Metric.PASS_AT_K} runs programs that the model writes, which --run-generated-code "
+            "allows: leave the evaluation out, or let the class have validation.runGeneratedCode",
+        )
+    besides = (footprint.PROGRAM if programs else 0) + (footprint.REMEMBERED if validate.shared else 0)
+    footprint.refuse_too_little(validate.checkpoint, validate.spec.schemes, limits.memory_of(), besides=besides)
+    truth = shared.truth
+    if truth is None or shared.digest != conversion.source_digest:
+        began = time.perf_counter()
+        original = Original.load(validate.checkpoint, conversion.task, validate.spec.max_sequence_length)
+        load_seconds = time.perf_counter() - began
+        asked = tuple(
+            Examples.read(one, validate.datasets / one.name, original.checkpoint) for one in validate.evaluations
+        )
+        if validate.shared is not None:
+            original = replace(original, answered=Answers(footprint.REMEMBERED))
+        truth = Truth(original, load_seconds, asked, {})
+        shared.digest, shared.truth = conversion.source_digest, truth
+    # The benchmark may have taken it to another device.
+    truth.original.wrapper.to("cpu")
+    checkpoint = replace(truth.original.checkpoint, kept=precision.border_of(validate.spec.scheme))
+    return replace(
+        truth,
+        original=replace(truth.original, checkpoint=checkpoint),
+        asked=tuple(replace(one, checkpoint=checkpoint) for one in truth.asked),
+    )
 
 
 def _write_page(validate: Validate, found: Mapping[str, Any], benchmarked: Mapping[str, Any]) -> None:

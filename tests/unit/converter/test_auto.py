@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from checkpoints import tiny_decoder
 from onnx_converter import ladder, summary
+from onnx_converter.contest import Answers
 from onnx_converter.ladder import Row
 from onnx_converter.reasons import BY_NAME
+from onnx_converter.samples import Sample
 from onnx_converter.spec import Auto, ConversionSpec, Preference, Provider, Scheme
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from numpy.typing import NDArray
 
     from unit.converter.steps import Ended, Line
 
@@ -73,7 +78,9 @@ def ended(new_line: Callable[[str], Line]) -> tuple[Line, dict[str, Any], str, E
     line = new_line("auto")
     spec: dict[str, Any] = {"scheme": "auto", "auto": {"maxQualityLoss": "0.01", "prefer": "size"}}
     digest = line.fetch(tiny_decoder(line.root / "source")).details["digest"]
-    assert line.convert(digest, **spec).code == 0
+    converted = line.convert(digest, **spec)
+    assert converted.code == 0
+    assert [one["event"] for one in converted.lines].count("CheckpointVerified") == 1
     return line, spec, digest, line.validate(digest, **spec)
 
 
@@ -125,6 +132,28 @@ def test_without_what_convert_left_of_its_choice_nothing_is_validated(
 def test_what_schemes_share_is_gone_when_all_are_made(ended: tuple[Line, dict[str, Any], str, Ended]) -> None:
     line, _, _, _ = ended
     assert not [path.name for path in (line.work / "graph").iterdir() if path.name.startswith(".")]
+
+
+def test_an_original_is_asked_the_same_once_as_long_as_there_is_room_to_remember() -> None:
+    asked: list[str] = []
+
+    def ask(sample: Sample) -> dict[str, NDArray[np.float32]]:
+        asked.append(sample.name)
+        return {"answer": np.full(sample.tensors["ids"].shape, len(asked), np.float32)}
+
+    def question(name: str, *ids: int, dtype: type = np.int64) -> Sample:
+        return Sample(name, is_text=True, tensors={"ids": np.array(ids, dtype)})
+
+    answers = Answers(room=12)
+    first = answers.of(question("one", 1, 2), ask)["answer"]
+    assert answers.of(question("the same", 1, 2), ask)["answer"] is first
+    assert not first.flags.writeable, "it is told to others"
+    for other in (question("other", 2, 1), question("of another type", 1, 2, dtype=np.int32)):
+        assert answers.of(other, ask)["answer"][0] > 1
+    answers.of(question("other", 2, 1), ask)
+    answers.of(question("small", 3), ask)
+    answers.of(question("small", 3), ask)
+    assert asked == ["one", "other", "of another type", "other", "small"], "no room for another of two"
 
 
 def test_the_most_that_there_is_to_tell_has_room_in_a_termination_message() -> None:

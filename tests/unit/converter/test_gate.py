@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 from checkpoints import ROOT, minilm, minilm_moved, tiny, tiny_sentence
 from onnx_converter import calibration, evaluate, fetch, parity, quantize, reasons, samples, texts, validate
-from onnx_converter.contest import Candidate, Original
+from onnx_converter.contest import Answers, Candidate, Original
 from onnx_converter.digest import sha256_of
 from onnx_converter.progress import Progress
 from onnx_converter.spec import ConversionSpec, Evaluation, Parity, Provider, Scheme, Task
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from onnx_converter.contest import Answer
-    from onnx_converter.samples import Sample
 
 CPU = "CPUExecutionProvider"
 EVALUATIONS = ROOT / "examples" / "evaluations.yaml"
@@ -330,22 +328,10 @@ def test_int8_of_a_small_model_passes_by_its_own_tolerance(tmp_path: Path, line:
 
 
 @dataclass(frozen=True, slots=True)
-class Remembering(Original):
-    """The original, asked each question once."""
-
-    answers: dict[str, Answer] = field(default_factory=dict)
-
-    def answer(self, sample: Sample) -> Answer:  # type: ignore[explicit-override]
-        if sample.name not in self.answers:
-            self.answers[sample.name] = Original.answer(self, sample)
-        return self.answers[sample.name]
-
-
-@dataclass(frozen=True, slots=True)
 class Real:
     """MiniLM and its fp32 graph."""
 
-    original: Remembering
+    original: Original
     graph: Path
 
     def judge(self, graph: Path, scheme: Scheme) -> validate.Judgement:
@@ -374,7 +360,8 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
     digest = line.fetch(minilm(folder / "minilm")).details["digest"]
     assert line.convert(digest).summary.reason == "Converted"
     original = Original.load(folder / "minilm", Task.AUTO, None)
-    return Real(Remembering(original.checkpoint, original.wrapper), line.work / "graph" / CPU / "model.onnx")
+    # Asked each question once.
+    return Real(replace(original, answered=Answers(1 << 30)), line.work / "graph" / CPU / "model.onnx")
 
 
 def test_minilm_in_fp32_is_the_original_to_the_sixth_digit(real: Real) -> None:
