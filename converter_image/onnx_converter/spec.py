@@ -200,7 +200,8 @@ class Dataset(Parameters):
 
     config_map: ConfigMapFile | None = None
     persistent_volume_claim: ClaimFile | None = None
-    hugging_face: HubFile | None = None
+    #: Left out where there is none, so that artifacts stay what they were before there could be any.
+    hugging_face: Annotated[HubFile | None, Field(exclude_if=lambda file: file is None)] = None
     digest: Annotated[str, Field(pattern=_DIGEST)]
 
     @model_validator(mode="after")

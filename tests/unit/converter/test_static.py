@@ -220,6 +220,7 @@ def test_a_text_a_line_is_read_and_without_any_declared_those_of_the_image(tmp_p
     as_the_kubelet_lays_it_out(tmp_path, data)
     assert calibration.read(declared(data), tmp_path) == ["Where is my parcel?", "東京は今日も雨です。", "ok"]
     assert calibration.read(None, tmp_path / "nowhere") == texts.ALL
+    assert "huggingFace" not in declared(data).model_dump(by_alias=True), "artifacts stay as they were"
 
 
 def _put(data: bytes) -> Callable[[Path], None]:
