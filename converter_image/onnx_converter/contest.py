@@ -6,17 +6,16 @@ Refuses nothing about their answers; parity.py judges those. An error of the gra
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 
-from onnx_converter import load, placement, precision
+from onnx_converter import load, placement
 from onnx_converter.heads import outputs_of, wrap
 from onnx_converter.limits import threads
 from onnx_converter.reasons import PARITY_FAILED, StepFailedError, gist
-from onnx_converter.spec import Scheme
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -70,10 +69,9 @@ class Original:
     answered: Answers | None = None
 
     @classmethod
-    def load(cls, folder: Path, task: Task, max_sequence_length: int | None, scheme: Scheme = Scheme.NONE) -> Self:
-        """To be asked what the graphs of a scheme are asked."""
+    def load(cls, folder: Path, task: Task, max_sequence_length: int | None) -> Self:
         torch.set_num_threads(threads())
-        checkpoint = replace(load.load(folder, task, max_sequence_length), kept=precision.border_of(scheme))
+        checkpoint = load.load(folder, task, max_sequence_length)
         return cls(checkpoint, wrap(checkpoint, folder))
 
     @property
