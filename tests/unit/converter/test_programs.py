@@ -47,7 +47,7 @@ NEXT: Final = Problem(
     test="def check(candidate):\n    assert candidate(1) == 2\n    assert candidate(double(4)) == 9\n",
     entry_point="after",
 )
-#: All but the first would be right, too, if they could do what they do before.
+#: Many of the wrong ones would be right, too, if they could do what they do before.
 RIGHT: Final = {
     "plain": "    return x + 1",
     "with what Python has": "    import math\n    from typing import List\n    return math.floor(x) + 1",
@@ -70,12 +70,11 @@ WRONG: Final = {
         "        try: os.write(number, b'passed')\n        except OSError: pass\n    os._exit(0)"
     ),
     "a fork": "    import os\n    os.fork()\n    return x + 1",
-    "forks without end": "    import os\n    while True: os.fork()",
+    "forks of forks": "    import os\n    for _ in range(5): os.fork()\n    return x + 1",
     "a daemon": ("    import os\n    if os.fork(): return x + 1\n    os.setsid()\n    while True: pass"),
     "a thread": "    import threading\n    threading.Thread(target=print).start()\n    return x + 1",
     "another program": "    import subprocess\n    subprocess.run(['true'])\n    return x + 1",
     "the end of its parent": "    import os, signal\n    os.kill(os.getppid(), signal.SIGKILL)\n    return x + 1",
-    "the end of everybody": "    import os, signal\n    os.kill(-1, signal.SIGKILL)\n    return x + 1",
     "the environment": "    open('/proc/self/environ').read()\n    return x + 1",
     "a file": "    open('/etc/hostname').read()\n    return x + 1",
     "a folder": "    import os\n    os.listdir('/')\n    return x + 1",
