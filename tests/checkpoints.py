@@ -447,12 +447,12 @@ def tiny_encoder_decoder(folder: Path, name: str = "t5", seed: int = 0, *, sprea
     """A small model that reads one text and writes another, or hears it."""
     shape = ENCODER_DECODERS[name]
     if shape.model is transformers.WhisperForConditionalGeneration:
-        return _tiny_speech(folder, shape, seed, **sizes)
+        return _tiny_speech(folder, shape, seed, spread, **sizes)
     tokenizer = _byte_tokenizer(pad_token="<s>")  # noqa: S106  no password
     special = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1}
     torch.manual_seed(seed)
-    settled = {**shape.sizes, **sizes}
-    model = shape.model(shape.model.config_class(vocab_size=len(tokenizer.get_vocab()), **special, **settled))
+    settled = {"vocab_size": len(tokenizer.get_vocab()), **shape.sizes, **sizes}
+    model = shape.model(shape.model.config_class(**special, **settled))
     for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=spread)
@@ -463,7 +463,7 @@ def tiny_encoder_decoder(folder: Path, name: str = "t5", seed: int = 0, *, sprea
     return folder
 
 
-def _tiny_speech(folder: Path, shape: DecoderShape, seed: int, **sizes: Any) -> Path:
+def _tiny_speech(folder: Path, shape: DecoderShape, seed: int, spread: float, **sizes: Any) -> Path:
     """A small model that hears a second, with the files that such checkpoints are published with."""
     pieces = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = transformers.WhisperTokenizer(
@@ -476,11 +476,11 @@ def _tiny_speech(folder: Path, shape: DecoderShape, seed: int, **sizes: Any) -> 
     end, start, english, german, transcribe, translate = map(number, _SPEECH_TOKENS[:6])
     special = {"pad_token_id": end, "bos_token_id": end, "eos_token_id": end, "decoder_start_token_id": start}
     torch.manual_seed(seed)
-    config = shape.model.config_class(vocab_size=len(tokenizer), **special, **{**shape.sizes, **sizes})
+    config = shape.model.config_class(**{"vocab_size": len(tokenizer), **special, **shape.sizes, **sizes})
     model = shape.model(config)
     for parameter in model.parameters():
         if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.3)
+            torch.nn.init.normal_(parameter, std=spread)
     model.generation_config = transformers.GenerationConfig(
         **special,
         is_multilingual=True,
