@@ -376,11 +376,15 @@ class Growth:
         named = dict(self.few.layers[number].named_parameters())
         made = {}
         for value, (where, name, form) in self.weights.items():
-            if where == place:
-                title = f"{_WITHIN}{self.few.path}.{number}.{name}{form}"
-                tensor = TorchTensor(_FORMS[form](named[name].detach()), name=title)
-                made[value] = onnx_ir.Value(name=title, shape=tensor.shape, type=value.type, const_value=tensor)
-                self.graph.register_initializer(made[value])
+            if where != place or value.const_value is None:
+                continue
+            title = f"{_WITHIN}{self.few.path}.{number}.{name}{form}"
+            dtype, shape = value.const_value.dtype, onnx_ir.Shape(list(value.const_value.numpy().shape))
+            # Made of what the model holds when it is written: rules of the optimizer keep the graphs that they saw, and
+            # those would keep the weights.
+            tensor = onnx_ir.LazyTensor(partial(_formed, form, named[name], title), dtype, shape, name=title)
+            made[value] = onnx_ir.Value(name=title, shape=shape, type=value.type, const_value=tensor)
+            self.graph.register_initializer(made[value])
         return made
 
 
@@ -395,6 +399,10 @@ _DTYPES: Final = {
     onnx_ir.DataType.FLOAT16: torch.float16,
     onnx_ir.DataType.BFLOAT16: torch.bfloat16,
 }
+
+
+def _formed(form: str, weight: Tensor, title: str) -> TorchTensor:
+    return TorchTensor(_FORMS[form](weight.detach()), name=title)
 
 
 def _tensor(constant: onnx_ir.TensorProtocol) -> Tensor:

@@ -241,7 +241,8 @@ class Watched:
             held = 0
             for path in self._folder.rglob("*"):
                 try:
-                    held += path.lstat().st_size
+                    # What was given back in the middle of a file is no longer taken.
+                    held += path.lstat().st_blocks * 512
                 except FileNotFoundError:
                     continue  # a step removes what it needs no more
             self.most = max(self.most, held)
