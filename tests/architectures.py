@@ -30,7 +30,8 @@ def note(row: Mapping[str, Any]) -> None:
 
 def rows(folder: Path) -> list[dict[str, Any]]:
     """Those that were kept, in the order of the alphabet."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    kept = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+    return sorted(kept, key=lambda row: [row[key] for key in KEYS])
 
 
 def table(kept: Iterable[Mapping[str, Any]]) -> str:

@@ -84,16 +84,30 @@ class PersistentVolumeClaimSource(ApiModel):
     """Folder inside the claim that holds config.json and the weights; empty is the claim's root."""
 
 
+_KeyOfSecret = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")]
+#: What tokens are called inside of Secrets.
+TOKEN_KEY: Final = "token"  # noqa: S105  (the name of a key)
+
+
 class SecretKey(ApiModel):
     """A key of a Secret in the model's own namespace; mounted by the fetch Job, never read by the operator."""
 
     name: ObjectName
     """Name of the Secret."""
-    key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")] = "token"
+    key: _KeyOfSecret = TOKEN_KEY
     """Key inside the Secret."""
 
 
-class HuggingFaceSource(ApiModel):
+class ListedSecretKey(ApiModel):
+    """The same inside of a list, where a default would be a change at every apply."""
+
+    name: ObjectName
+    """Name of the Secret."""
+    key: _KeyOfSecret | None = None
+    """Key inside the Secret; token when unset."""
+
+
+class HubRepository(ApiModel):
     """A repository on a Hugging Face hub; the class says which hub."""
 
     repository: Annotated[
@@ -123,6 +137,11 @@ class HuggingFaceSource(ApiModel):
     ]
     """The commit as 40 hexadecimal digits. A branch or tag is taken only where the class allows mutable
     revisions; it is resolved once and stays pinned until the source or retryToken changes."""
+
+
+class HuggingFaceSource(HubRepository):
+    """A repository on a Hugging Face hub; the class says which hub."""
+
     token_secret_ref: SecretKey | None = None
     """Where the access token for a private repository is kept."""
 
@@ -170,9 +189,11 @@ class ClaimFile(ApiModel):
     """The file inside the claim."""
 
 
-class HubFile(HuggingFaceSource):
+class HubFile(HubRepository):
     """A file of a dataset repository on the class's hub; loaded by the fetch Job, with what source may load too."""
 
+    token_secret_ref: ListedSecretKey | None = None
+    """Where the access token for a private repository is kept."""
     path: Annotated[str, Field(min_length=1), _path_in("repository")]
     """The file inside the repository."""
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from onnx_converter.footprint import MEBIBYTE, told
 from onnx_converter.reasons import PERMANENT_CODES, USAGE
 from onnx_operator.api.common import ExecutionProvider, Resources, parse_duration, parse_quantity
+from onnx_operator.api.model import TOKEN_KEY
 from onnx_operator.api.rollout import DEFAULT_FAIL_EXIT_CODES, DEFAULT_JOB_DEADLINE
 from onnx_operator.core.names import (
     COMPONENT_LABEL,
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from datetime import timedelta
 
-    from onnx_operator.api.model import Dataset, Evaluation, HuggingFaceSource
+    from onnx_operator.api.model import Dataset, Evaluation, HubFile, HuggingFaceSource
     from onnx_operator.api.revision import OnnxModelRevisionSpec, RevisionProvider
     from onnx_operator.core.actions import (
         WantAnalysisJob,
@@ -433,10 +434,10 @@ def _mount(path: str, folder: str, *, read_only: bool = False) -> Manifest:
     return mount | {"readOnly": True} if read_only else mount
 
 
-def _token(variable: str, hub: HuggingFaceSource) -> list[Manifest]:
+def _token(variable: str, hub: HuggingFaceSource | HubFile) -> list[Manifest]:
     if (secret := hub.token_secret_ref) is None:
         return []
-    reference = {"name": secret.name, "key": secret.key}
+    reference = {"name": secret.name, "key": secret.key or TOKEN_KEY}
     return [{"name": variable, "valueFrom": {"secretKeyRef": reference}}]
 
 

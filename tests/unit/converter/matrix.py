@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
@@ -14,25 +15,34 @@ from onnx_converter.contest import Candidate, Original
 from onnx_converter.heads import parts_of
 from onnx_converter.progress import Progress
 from onnx_converter.spec import AS_EXPORTED, ConversionSpec, Parity, Provider, Scheme, Task
+from unit.converter.steps import Line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-
-    from unit.converter.steps import Line
 
 #: What such a graph may end with: everything else is a fault of the converter's.
 JUDGED = {"Validated", "ParityFailed"}
 
 
 def fill(
-    architecture: str, line: Line, digest: str, converted: Mapping[str, Any], told: Mapping[str, Any], **spec: Any
+    architecture: str,
+    line: Line,
+    digest: str,
+    converted: Mapping[str, Any],
+    told: Mapping[str, Any],
+    *,
+    is_first: bool = True,
+    **spec: Any,
 ) -> dict[str, dict[str, Any]]:
     """Quantises what was converted with scheme none, judges each, and keeps the row; what the validation told is its
-    first cell."""
+    first cell. What has to be exported anew is asked of the first of an architecture's tasks.
+    """
     graphs = line.work / "graph" / Provider.CPU
     original = Remembering.of(Original.load(line.checkpoint(digest), Task.AUTO, spec.get("maxSequenceLength")))
     cells = {"none": {"reason": "Validated", **told["parity"]}}
+    if is_first:
+        cells[Scheme.FLOAT16] = exported_in_half(line, digest, **spec)
     for name in architectures.SCHEMES:
         scheme = Scheme(name)
         if scheme not in AS_EXPORTED and not (scheme is Scheme.INT8_STATIC and original.checkpoint.cache):
@@ -42,8 +52,21 @@ def fill(
         {"architecture": architecture, "task": converted["task"], "route": route, "cells": cells},
     )
     assert {cell["reason"] for cell in cells.values()} <= JUDGED
-    assert all(float(cell["minCosine"]) < 0.99999 for scheme, cell in cells.items() if scheme != "none"), "quantised"
+    rounded = {scheme: cell for scheme, cell in cells.items() if Scheme(scheme) not in AS_EXPORTED}
+    assert all(float(cell["minCosine"]) < 0.99999 for cell in rounded.values()), "it was quantised"
     return cells
+
+
+def exported_in_half(line: Line, digest: str, **spec: Any) -> dict[str, Any]:
+    """One cell, in folders of its own."""
+    half = Line(line.root / "half")
+    half.root.mkdir()
+    (half.root / "checkpoints").symlink_to(line.root / "checkpoints")
+    spec["scheme"] = str(Scheme.FLOAT16)
+    assert half.convert(digest, **spec).code == 0
+    ended = half.validate(digest, **spec)
+    measured = json.loads((half.work / f"validation-{Provider.CPU}" / report.REPORT).read_text())["parity"]
+    return {"reason": ended.summary.reason, **measured}
 
 
 def judged(original: Original, scheme: Scheme, exported: Path, target: Path) -> dict[str, Any]:

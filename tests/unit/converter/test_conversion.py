@@ -58,7 +58,7 @@ def test_the_graph_of_every_architecture_and_task_agrees_with_torch(
     assert float(validated["parity"]["minCosine"]) > 0.99999
     assert (validated["parity"]["minLabelAgreement"] is None) == (head in ("encoder", "embedder"))
     assert set(validated["placement"]) == {CPU}
-    matrix.fill(architecture, line, digest, converted, validated)
+    matrix.fill(architecture, line, digest, converted, validated, is_first=head == SHAPES[architecture].heads[0])
 
 
 def test_the_encoder_for_texts_of_a_whole_clip_gives_the_vectors_that_are_compared_with_images(

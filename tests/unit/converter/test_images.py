@@ -240,7 +240,8 @@ def test_the_graph_of_every_architecture_that_sees_answers_as_transformers_does(
     assert validated.summary.reason == "Validated", validated.summary.message
     assert (validated.details["parity"]["minLabelAgreement"] is not None) == (head == "classifier")
     if architecture in VISION:
-        matrix.fill(architecture, line, digest, converted, validated.details)
+        is_first = head == VISION[architecture].heads[0]
+        matrix.fill(architecture, line, digest, converted, validated.details, is_first=is_first)
     sight = Original.load(folder, Task.AUTO, None).checkpoint.sight
     assert sight is not None
     pixels = everything(sight)
