@@ -234,20 +234,23 @@ class Growth:
 
     def _settle(self, kept: Sequence[onnx_ir.Value], answers: Sequence[onnx_ir.Value]) -> None:
         """Inputs and outputs of the whole model, and nothing left of the shallow one."""
-        for names, values in ((self.inputs, kept), (self.outputs, answers)):
-            ends = self.graph.inputs if names is self.inputs else self.graph.outputs
-            rest = [item for item in ends if not str(item.name).startswith((decoders.PAST, decoders.PRESENT))]
-            for item in ends:
-                if item not in rest:
-                    item.name = f"shallow_{item.name}"
-            ends.clear()
-            ends.extend([*rest, *values])
-        prefixes = (decoders.PAST, decoders.PRESENT)
-        for prefix, values in zip(prefixes, (kept, answers), strict=True):
+        sides = (
+            (self.graph.inputs, decoders.PAST, kept),
+            (self.graph.outputs, decoders.PRESENT, answers),
+        )
+        for ends, prefix, values in sides:
+            old = [item for item in ends if str(item.name).startswith(f"{prefix}.")]
+            rest = [item for item in ends if item not in old]
+            for item in old:
+                item.name = f"shallow_{item.name}"
             for name, value in zip(decoders.names_of(prefix, self.cache), values, strict=True):
                 value.name = name
+            ends.clear()
+            ends.extend([*rest, *values])
         self.graph.sort()
         RemoveUnusedNodesPass()(self.model)
+        if left := self.weights.keys() & set(self.graph.initializers.values()):
+            raise UnlikeError(f"{next(iter(left)).name} of one layer is used by more than that layer")
         self.model.opset_imports.pop(_DOMAIN, None)
         self.graph.opset_imports.pop(_DOMAIN, None)
 
@@ -331,7 +334,7 @@ class Growth:
                 node.domain,
                 node.op_type,
                 tuple(sorted((name, _said(attribute)) for name, attribute in node.attributes.items())),
-                tuple(said.get(value, _shared(value)) if value is not None else None for value in node.inputs),
+                tuple(said[value] if value in said else _shared(value) for value in node.inputs),
             )
             digest = hashlib.sha256(repr(words).encode()).hexdigest()
             said |= {value: (digest, at) for at, value in enumerate(node.outputs)}
@@ -410,9 +413,9 @@ def _tensor(constant: onnx_ir.TensorProtocol) -> Tensor:
     return raw if isinstance(raw, Tensor) else torch.from_numpy(constant.numpy())
 
 
-def _shared(value: onnx_ir.Value) -> Hashable:
-    """What all layers have: a small constant by its content, as there may be several of it, else the very value."""
-    constant = value.const_value
+def _shared(value: onnx_ir.Value | None) -> Hashable:
+    """What all layers have: a constant by its content, as there may be several of it, else the very value."""
+    constant = value.const_value if value is not None else None
     if constant is None:
         return id(value)
     return str(constant.dtype), tuple(constant.shape), hashlib.sha256(constant.tobytes()).hexdigest()
