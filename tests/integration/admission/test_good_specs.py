@@ -132,8 +132,8 @@ def stored(installation: Installation, namespace: str, path: Path) -> list[Manif
 
 
 def the_model(installation: Installation, namespace: str, path: Path) -> Manifest:
-    (found,) = (one for one in stored(installation, namespace, path) if one["kind"] == "OnnxModel")
-    return found
+    """The first one of the file."""
+    return next(one for one in stored(installation, namespace, path) if one["kind"] == "OnnxModel")
 
 
 def versions(manifests: list[Manifest]) -> list[str]:
