@@ -22,7 +22,7 @@ from onnx_converter.reasons import EXPORT_FAILED, StepFailedError, gist
 from onnx_converter.speech import FEATURES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from onnx_converter.graph import Part
@@ -85,8 +85,16 @@ def axes_of(checkpoint: Checkpoint, name: str) -> dict[int, str]:
     return {0: BATCH, 1: SEQUENCE}
 
 
-def trace(checkpoint: Checkpoint, part: Part, module: torch.nn.Module, opset: int) -> onnx_ir.Model:
-    """The graph in memory as torch's exporter writes it, its weights still those of the module."""
+def export(
+    checkpoint: Checkpoint,
+    part: Part,
+    module: torch.nn.Module,
+    opset: int,
+    provider: Provider,
+    *,
+    grow: Callable[[onnx_ir.Model], None] | None = None,
+) -> onnx_ir.Model:
+    """The graph for a provider in memory, its weights still those of the module; `grow` makes what was traced whole."""
     axes = {spec.name: axes_of(checkpoint, spec.name) for spec in part.inputs}
     sample = sample_of(checkpoint)
     try:
@@ -113,13 +121,10 @@ def trace(checkpoint: Checkpoint, part: Part, module: torch.nn.Module, opset: in
         raise StepFailedError(
             EXPORT_FAILED, f"torch's exporter returned nothing for {checkpoint.architecture} at opset {opset}"
         )
-    model: onnx_ir.Model = program.model
-    return model
-
-
-def settle(model: onnx_ir.Model, checkpoint: Checkpoint, provider: Provider) -> onnx_ir.Model:
-    """The same graph in the words of the provider, with names that people know and nothing of this machine in it."""
-    axes = {str(item.name): axes_of(checkpoint, str(item.name)) for item in model.graph.inputs}
+    model = program.model
+    if grow is not None:
+        grow(model)
+        axes = {str(item.name): axes_of(checkpoint, str(item.name)) for item in model.graph.inputs}
     idioms.settle(model, provider)
     _name_layers(model)
     precision.keep_masks_finite(model)

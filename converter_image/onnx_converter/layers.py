@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from onnx_converter import decoders
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
     from onnx_converter.load import Checkpoint
 
@@ -51,27 +51,26 @@ class UnlikeError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Stack:
-    """The layers of a model: what their list is called, the first of each kind, and which kind each is of."""
-
-    path: str
-    layers: nn.ModuleList
-    firsts: tuple[int, ...]
-    kinds: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Shallow:
-    """The model that stands in: two layers of each kind, one kind after the other."""
+    """The model that stands in, and what the whole one is made of."""
 
     checkpoint: Checkpoint
-    stack: Stack
+    #: The layers of the whole model, and of each the place in the shallow one that it is made after.
+    layers: tuple[nn.Module, ...]
+    places: tuple[int, ...]
+    #: What the list of layers is called inside of the model.
+    path: str
     #: The weights of chance, by place.
     weights: tuple[Mapping[str, Tensor], ...]
 
 
-def stack_of(checkpoint: Checkpoint) -> Stack | None:
-    """None where tracing less would gain nothing, and where it is not known what to trace."""
+def is_deep(checkpoint: Checkpoint) -> bool:
+    """Whether there is anything to gain."""
+    return _plan(checkpoint) is not None
+
+
+def _plan(checkpoint: Checkpoint) -> tuple[str, nn.ModuleList, list[int], list[int]] | None:
+    """The list of layers by its name, the first layer of each kind, and for each layer which of those it is like."""
     model = checkpoint.model
     if not checkpoint.cache or checkpoint.cross:
         return None
@@ -83,66 +82,36 @@ def stack_of(checkpoint: Checkpoint) -> Stack | None:
     ]
     if len(found) != 1:
         return None
-    ((path, layers),) = found
-    kinds = [kind_of(layer) for layer in layers]
-    firsts = tuple(kinds.index(kind) for kind in dict.fromkeys(kinds))
-    if _OF_EACH * len(firsts) >= len(layers):
+    ((path, stack),) = found
+    kinds = [kind_of(layer) for layer in stack]
+    firsts = [kinds.index(kind) for kind in dict.fromkeys(kinds)]
+    if _OF_EACH * len(firsts) >= len(stack):
         return None
-    return Stack(path, layers, firsts, tuple(firsts.index(kinds.index(kind)) for kind in kinds))
+    return path, stack, firsts, [firsts.index(kinds.index(kind)) for kind in kinds]
 
 
 @contextmanager
-def shallow(checkpoint: Checkpoint, stack: Stack) -> Iterator[Shallow]:
-    """Inside, the model of the checkpoint is the shallow one, and marks where its layers begin and end."""
-    config = checkpoint.model.config
-    chosen = [first for first in stack.firsts for _ in range(_OF_EACH)]
-    modules = [_copy(stack.layers[layer], place, config) for place, layer in enumerate(chosen)]
-    for place, layer in enumerate(modules):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(place)
-            for weight in layer.parameters():
-                # All of them different, so that none is taken for another.
-                weight.data = torch.randn_like(weight)
-        layer.register_forward_hook(_leave)
-    modules[0].register_forward_pre_hook(_enter, with_kwargs=True)
-    with _standing_in(checkpoint, stack, modules, chosen) as traced:
-        yield Shallow(traced, stack, tuple(dict(layer.named_parameters()) for layer in modules))
-
-
-@contextmanager
-def some(checkpoint: Checkpoint, stack: Stack) -> Iterator[tuple[Checkpoint, list[nn.Module], list[int]]]:
-    """Inside, the model of the checkpoint has the first layers of each kind, and one more of them than the shallow one;
-    with what they are, and of which kind.
-    """
-    config = checkpoint.model.config
-    chosen = [
-        layer
-        for kind in range(len(stack.firsts))
-        for layer in [at for at, other in enumerate(stack.kinds) if other == kind][: _OF_EACH + 1]
-    ]
-    modules = [
-        _copy(stack.layers[layer], place, config, *stack.layers[layer].parameters())
-        for place, layer in enumerate(chosen)
-    ]
-    with _standing_in(checkpoint, stack, modules, chosen) as less:
-        yield less, modules, [stack.kinds[layer] for layer in chosen]
-
-
-@contextmanager
-def _standing_in(
-    checkpoint: Checkpoint, stack: Stack, modules: Sequence[nn.Module], chosen: Sequence[int]
-) -> Iterator[Checkpoint]:
-    """Inside, the model has these layers, which are like those that were chosen."""
-    config = checkpoint.model.config
-    owner, _, name = stack.path.rpartition(".")
-    parent = checkpoint.model.get_submodule(owner)
+def shallow(checkpoint: Checkpoint) -> Iterator[Shallow | None]:
+    """Inside, the model of the checkpoint is the shallow one; None where that would not be shallower."""
+    model, config = checkpoint.model, checkpoint.model.config
+    plan = _plan(checkpoint)
+    if plan is None:
+        yield None
+        return
+    path, stack, firsts, likes = plan
+    chosen = [first for first in firsts for _ in range(_OF_EACH)]
+    few = nn.ModuleList(_by_chance(stack[layer], place, config) for place, layer in enumerate(chosen))
+    few.eval()
+    owner, _, name = path.rpartition(".")
+    parent = model.get_submodule(owner)
     lists = {
         key: value
         for key, value in vars(config).items()
-        if isinstance(value, list | tuple) and len(value) == len(stack.layers)
+        if isinstance(value, list | tuple) and len(value) == len(stack)
     }
-    few = nn.ModuleList(modules)
-    few.eval()
+    borders = [few[0].register_forward_pre_hook(_enter, with_kwargs=True)]
+    borders += [layer.register_forward_hook(_leave) for layer in few]
+    depth = config.num_hidden_layers
     try:
         setattr(parent, name, few)
         config.num_hidden_layers = len(few)
@@ -150,12 +119,20 @@ def _standing_in(
             setattr(config, key, type(value)(value[layer] for layer in chosen))
         cache = tuple(item for layer in chosen for item in checkpoint.cache[2 * layer : 2 * layer + 2])
         inputs = (*decoders.INPUTS, *decoders.names_of(decoders.PAST, cache))
-        yield replace(checkpoint, cache=cache, inputs=inputs)
+        yield Shallow(
+            replace(checkpoint, cache=cache, inputs=inputs),
+            tuple(stack),
+            tuple(_OF_EACH * like for like in likes),
+            path,
+            tuple(dict(layer.named_parameters()) for layer in few),
+        )
     finally:
-        setattr(parent, name, stack.layers)
-        config.num_hidden_layers = len(stack.layers)
+        setattr(parent, name, stack)
+        config.num_hidden_layers = depth
         for key, value in lists.items():
             setattr(config, key, value)
+        for border in borders:
+            border.remove()
 
 
 def kind_of(layer: nn.Module) -> Hashable:
@@ -185,9 +162,13 @@ def _digest(tensor: Tensor) -> Hashable:
     return tensor.dtype, tuple(tensor.shape), hashlib.sha256(content.data).digest()
 
 
-def _copy(layer: nn.Module, place: int, *same: object) -> nn.Module:
-    """With a number of its own, and what is to stay the same."""
-    made = copy.deepcopy(layer, {id(one): one for one in same})
+def _by_chance(layer: nn.Module, place: int, config: object) -> nn.Module:
+    """A copy with other weights, all of them different, so that none is taken for another."""
+    made = copy.deepcopy(layer, {id(config): config})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(place)
+        for weight in made.parameters():
+            weight.data = torch.randn_like(weight)
     for module in made.modules():
         if hasattr(module, _NUMBER):
             module.layer_idx = place  # type: ignore[assignment]
@@ -210,11 +191,9 @@ def _leave(_layer: nn.Module, _given: object, answer: Any) -> Any:
     return _border(answer) if isinstance(answer, Tensor) else (_border(answer[0]), *answer[1:])
 
 
-def grow(
-    model: onnx_ir.Model, few: Shallow, layers: Iterable[nn.Module], kinds: Iterable[int], cache: decoders.Cache
-) -> None:
-    """The graph of a model of these layers, in place of that of the shallow one."""
-    Growth(model, few, cache).run(layers, kinds)
+def grow(model: onnx_ir.Model, few: Shallow, cache: decoders.Cache) -> None:
+    """The graph of the whole model, in place of that of the shallow one."""
+    Growth(model, few, cache).run()
 
 
 class Growth:
@@ -235,19 +214,18 @@ class Growth:
         self.weights = self._weights()
         self.tags = self._tags()
 
-    def run(self, layers: Iterable[nn.Module], kinds: Iterable[int]) -> None:
+    def run(self) -> None:
         if len(self.borders) != len(self.few.weights) + 1:
             raise UnlikeError(f"{len(self.borders)} borders of {len(self.few.weights)} layers are left")
-        for place in range(0, len(self.few.weights), _OF_EACH):
+        for place in set(self.few.places):
             if self._meaning(place) != self._meaning(place + 1):
                 raise UnlikeError(f"two layers of one kind came out differently, those at {place} and {place + 1}")
         for value in self.weights:
             value.name = f"shallow_{value.name}"
         hidden = self._before(0)
         kept, answers = [], []
-        for number, (layer, kind) in enumerate(zip(layers, kinds, strict=True)):
-            weights = dict(layer.named_parameters())
-            hidden, given, answered = self._put(number, _OF_EACH * kind, weights, hidden)
+        for number, place in enumerate(self.few.places):
+            hidden, given, answered = self._put(number, place, hidden)
             kept += given
             answers += answered
         after = self.borders[-1].outputs[0]
@@ -366,7 +344,7 @@ class Growth:
         return [node for node in self.graph if node not in self.borders and self.tags.get(node.outputs[0]) == place]
 
     def _put(
-        self, number: int, place: int, weights: Mapping[str, Tensor], hidden: onnx_ir.Value
+        self, number: int, place: int, hidden: onnx_ir.Value
     ) -> tuple[onnx_ir.Value, list[onnx_ir.Value], list[onnx_ir.Value]]:
         """One more layer: its answer, and what is kept of it before and after."""
         begins, ends = self._begins(place), self._ends(place)
@@ -375,7 +353,7 @@ class Growth:
             for at, value in enumerate(begins[1:])
         ]
         known: dict[onnx_ir.Value, onnx_ir.Value] = dict(zip(begins, (hidden, *past), strict=True))
-        known |= self._own_weights(number, place, weights)
+        known |= self._own_weights(number, place)
         for node in self._nodes(place):
             outputs = [
                 onnx_ir.Value(name=f"layer{number}_{value.name}", shape=value.shape, type=value.type)
@@ -391,26 +369,23 @@ class Growth:
                 name=f"layer{number}_{node.name}",
             )
             scopes = node.metadata_props.get(SCOPES, "")
-            made.metadata_props[SCOPES] = re.sub(
-                rf"({re.escape(self.few.stack.path)}\.){place}\b", rf"\g<1>{number}", scopes
-            )
+            made.metadata_props[SCOPES] = re.sub(rf"({re.escape(self.few.path)}\.){place}\b", rf"\g<1>{number}", scopes)
             known |= dict(zip(node.outputs, outputs, strict=True))
             self.graph.append(made)
         answer, *present = (known[value] for value in ends)
         return answer, past, present
 
-    def _own_weights(
-        self, number: int, place: int, weights: Mapping[str, Tensor]
-    ) -> dict[onnx_ir.Value, onnx_ir.Value]:
+    def _own_weights(self, number: int, place: int) -> dict[onnx_ir.Value, onnx_ir.Value]:
+        named = dict(self.few.layers[number].named_parameters())
         made = {}
         for value, (where, name, form) in self.weights.items():
             if where != place or value.const_value is None:
                 continue
-            title = f"{_WITHIN}{self.few.stack.path}.{number}.{name}{form}"
+            title = f"{_WITHIN}{self.few.path}.{number}.{name}{form}"
             dtype, shape = value.const_value.dtype, onnx_ir.Shape(list(value.const_value.numpy().shape))
             # Made of what the model holds when it is written: rules of the optimizer keep the graphs that they saw, and
             # those would keep the weights.
-            tensor = onnx_ir.LazyTensor(partial(_formed, form, weights[name], title), dtype, shape, name=title)
+            tensor = onnx_ir.LazyTensor(partial(_formed, form, named[name], title), dtype, shape, name=title)
             made[value] = onnx_ir.Value(name=title, shape=shape, type=value.type, const_value=tensor)
             self.graph.register_initializer(made[value])
         return made

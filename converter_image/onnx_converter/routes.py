@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import shutil
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -22,7 +23,7 @@ from onnx_converter.reasons import StepFailedError, gist
 from onnx_converter.spec import AS_EXPORTED, Parity, Provider, Scheme, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from transformers import PreTrainedModel
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _SMALL: Final = 4_000_000
 _WORDS: Final = 512
 _LENGTH: Final = 256
+#: Layers of each kind, and one more, so that what grows has to.
 _LAYERS: Final = 2
 #: Longest reason, since a termination message holds them all.
 _TOLD: Final = 200
@@ -99,100 +101,61 @@ def make(checkpoint: Checkpoint, source: Path, folder: Path, goal: Goal) -> Made
 
 def _made(route: Route, checkpoint: Checkpoint, source: Path, folder: Path, goal: Goal) -> str | None:
     """Makes the graphs, or says why not: from a few layers where that is shown to be right, else from all of them."""
-    if _proved(_grow, route, checkpoint, source, folder, goal) is None:
-        return None
-    if route is ROUTES[-1]:
+    reason = _proved(route, checkpoint, source, folder, goal, grows=True) if layers.is_deep(checkpoint) else "not deep"
+    if reason is not None and route is ROUTES[-1]:
         _export(route, checkpoint, source, folder, goal)
         return None
-    return _proved(_try, route, checkpoint, source, folder, goal)
+    return reason and _proved(route, checkpoint, source, folder, goal)
 
 
-def _proved(make: Callable[..., str | None], route: Route, *given: Any) -> str | None:
-    """What making it says, or ends with: whatever that is, there is another way."""
-    folder: Path = given[2]
+def _proved(
+    route: Route, checkpoint: Checkpoint, source: Path, folder: Path, goal: Goal, *, grows: bool = False
+) -> str | None:
     try:
-        reason = make(route, *given)
+        reason = tried(route, checkpoint, source, folder, goal, grows=grows)
+        if reason is None and not folder.exists():
+            _export(route, checkpoint, source, folder, goal, grows=grows)
     except (OSError, MemoryError):
         # Of the machine and not of the route: which one is taken must not depend on where.
         raise
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001  whatever a trial ends with, there is another way
         reason = error.message if isinstance(error, StepFailedError) else gist(error)
     if reason is not None:
         shutil.rmtree(folder, ignore_errors=True)
     return reason
 
 
-def _try(route: Route, checkpoint: Checkpoint, source: Path, folder: Path, goal: Goal) -> str | None:
-    reason = tried(route, checkpoint, source, folder, goal)
-    if reason is None and not folder.exists():
-        _export(route, checkpoint, source, folder, goal)
-    return reason
-
-
-def _grow(route: Route, checkpoint: Checkpoint, source: Path, folder: Path, goal: Goal) -> str | None:
-    """Traces two layers of each kind, grows that to some of them first, and if those answer as torch does to all."""
-    stack = layers.stack_of(checkpoint)
-    if stack is None:
-        return "it has no more layers than are traced"
-    with route.traced(checkpoint.model), layers.shallow(checkpoint, stack) as few:
-        (part,), (module,) = parts_of(few.checkpoint), modules_of(few.checkpoint, source)
-        graph = export.trace(few.checkpoint, part, module, goal.opset)
-    with layers.some(checkpoint, stack) as (less, these, kinds), _beside(folder) as place:
-        some = graph.clone()
-        layers.grow(some, few, these, kinds, less.cache)
-        export.save(export.settle(some, less, goal.provider), place / part.file)
-        original = Original(less, decoders.wrap(less.model, less.max_sequence_length))
-        reason = _differs(original, replace(less, max_sequence_length=_length_of(less)), place, goal)
-    if reason is None:
-        layers.grow(graph, few, stack.layers, stack.kinds, checkpoint.cache)
-        folder.mkdir(parents=True)
-        export.save(export.settle(graph, checkpoint, goal.provider), folder / part.file)
-    return reason
-
-
-def _export(route: Route, checkpoint: Checkpoint, source: Path, folder: Path, goal: Goal) -> None:
+def _export(
+    route: Route, checkpoint: Checkpoint, source: Path, folder: Path, goal: Goal, *, grows: bool = False
+) -> None:
     folder.mkdir(parents=True)
-    with route.traced(checkpoint.model):
-        for part, module in zip(parts_of(checkpoint), modules_of(checkpoint, source), strict=True):
-            graph = export.trace(checkpoint, part, module, goal.opset)
-            export.save(export.settle(graph, checkpoint, goal.provider), folder / part.file)
+    whole: AbstractContextManager[layers.Shallow | None] = nullcontext()
+    with route.traced(checkpoint.model), layers.shallow(checkpoint) if grows else whole as few:
+        traced = checkpoint if few is None else few.checkpoint
+        grow = None if few is None else partial(layers.grow, few=few, cache=checkpoint.cache)
+        for part, module in zip(parts_of(traced), modules_of(traced, source), strict=True):
+            export.save(export.export(traced, part, module, goal.opset, goal.provider, grow=grow), folder / part.file)
 
 
-def tried(route: Route, checkpoint: Checkpoint, source: Path, folder: Path, goal: Goal) -> str | None:
+def tried(
+    route: Route, checkpoint: Checkpoint, source: Path, folder: Path, goal: Goal, *, grows: bool = False
+) -> str | None:
     """Why the route is not to be taken; of a small model the graphs that were tried stay, as they are those wanted."""
     trial = shrunk(checkpoint)
-    with nullcontext(folder) if trial is checkpoint else _beside(folder) as place:
-        shutil.rmtree(place, ignore_errors=True)
-        _export(route, trial, source, place, goal)
-        return _differs(Original(trial, decoders.wrap(trial.model, trial.max_sequence_length)), trial, place, goal)
-
-
-@contextmanager
-def _beside(folder: Path) -> Iterator[Path]:
-    """A folder that is gone afterwards."""
-    place = folder.with_name(f"{folder.name}-tried")
-    place.mkdir(parents=True)
+    place = folder if trial is checkpoint else folder.with_name(f"{folder.name}-tried")
     try:
-        yield place
+        _export(route, trial, source, place, goal, grows=grows)
+        original = Original(trial, decoders.wrap(trial.model, trial.max_sequence_length))
+        candidate = Candidate.load([place / part.file for part in parts_of(trial)], Provider.CPU)
+        measured = parity.total(
+            parity.compare(trial.task, sample, original.answer(sample), candidate.answer(original.outputs, sample))
+            for sample in samples.continuations(trial)
+        )
     finally:
-        shutil.rmtree(place, ignore_errors=True)
-
-
-def _differs(original: Original, asked: Checkpoint, place: Path, goal: Goal) -> str | None:
-    """How the graph in a folder answers the samples that break graphs otherwise than the original."""
-    candidate = Candidate.load([place / part.file for part in parts_of(asked)], Provider.CPU)
-    measured = parity.total(
-        parity.compare(asked.task, sample, original.answer(sample), candidate.answer(original.outputs, sample))
-        for sample in samples.continuations(asked)
-    )
+        if place is not folder:
+            shutil.rmtree(place, ignore_errors=True)
     scheme = goal.scheme if goal.scheme in AS_EXPORTED else Scheme.NONE
-    return next(iter(parity.violations(measured, parity.tolerance_of(Parity(), scheme, asked.task))), None)
-
-
-def _length_of(checkpoint: Checkpoint) -> int:
-    """Long enough that a window, if there is one, ends within."""
-    window = getattr(checkpoint.model.config, "sliding_window", None) or 0
-    return min(checkpoint.max_sequence_length, _LENGTH + int(window))
+    return next(iter(parity.violations(measured, parity.tolerance_of(Parity(), scheme, trial.task))), None)
 
 
 def shrunk(checkpoint: Checkpoint) -> Checkpoint:
@@ -202,12 +165,12 @@ def shrunk(checkpoint: Checkpoint) -> Checkpoint:
         return checkpoint
     kinds = list(dict.fromkeys(getattr(config, "layer_types", None) or ()))
     less: dict[str, Any] = {
-        "num_hidden_layers": min(config.num_hidden_layers, max(_LAYERS, len(kinds))),
+        "num_hidden_layers": min(config.num_hidden_layers, _LAYERS * max(1, len(kinds)) + 1),
         "vocab_size": min(config.vocab_size, _WORDS),
         **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),
     }
     if kinds:
-        less["layer_types"] = (kinds * _LAYERS)[: less["num_hidden_layers"]]
+        less["layer_types"] = (kinds * (_LAYERS + 1))[: less["num_hidden_layers"]]
     if hasattr(config, "intermediate_size"):
         less["intermediate_size"] = min(config.intermediate_size, _LENGTH)
     for name, value in less.items():
@@ -223,7 +186,12 @@ def shrunk(checkpoint: Checkpoint) -> Checkpoint:
     small.requires_grad_(requires_grad=False)
     decoders.settle_rotation(small)
     cache = decoders.cache_of(small)
-    trial = replace(
-        checkpoint, model=small, inputs=(*decoders.INPUTS, *decoders.names_of(decoders.PAST, cache)), cache=cache
+    # Long enough that a window, if there is one, ends within.
+    length = _LENGTH + (getattr(config, "sliding_window", None) or 0)
+    return replace(
+        checkpoint,
+        model=small,
+        inputs=(*decoders.INPUTS, *decoders.names_of(decoders.PAST, cache)),
+        max_sequence_length=min(checkpoint.max_sequence_length, length),
+        cache=cache,
     )
-    return replace(trial, max_sequence_length=_length_of(trial))

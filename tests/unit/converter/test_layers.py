@@ -8,13 +8,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import torch
-from onnx_ir.tensor_adapters import TorchTensor
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from checkpoints import tiny_decoder
-from onnx_converter import decoders, layers, load, routes
-from onnx_converter.contest import Original
+from onnx_converter import layers, load, routes
 from onnx_converter.routes import Goal
 from onnx_converter.spec import Provider, Scheme, Task
 
@@ -50,10 +47,9 @@ def answers(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("route", [FUSED, TRACE], ids=lambda route: route.name)
 def test_it_answers_as_the_one_that_was_traced_whole_to_the_last_bit(route: routes.Route, tmp_path: Path) -> None:
     checkpoint = checkpoint_of(tmp_path / "model")
-    assert routes._grow(route, checkpoint, tmp_path / "model", tmp_path / "grown", GOAL) is None
-    routes._export(route, checkpoint, tmp_path / "model", tmp_path / "whole", GOAL)
-    assert {path.name for path in tmp_path.iterdir()} == {"model", "grown", "whole"}
-    grown, whole = (onnx.load(tmp_path / name / "model.onnx").graph for name in ("grown", "whole"))
+    for grows in (True, False):
+        routes._export(route, checkpoint, tmp_path / "model", tmp_path / str(grows), GOAL, grows=grows)
+    grown, whole = (onnx.load(tmp_path / str(grows) / "model.onnx").graph for grows in (True, False))
     # What each layer makes of the same lengths is made once, so of some others there are fewer.
     for kind in ("MatMul", "MultiHeadAttention", "Softmax", "RotaryEmbedding", "ReduceMean"):
         assert len({node.name for node in grown.node if node.op_type == kind}) == sum(
@@ -63,7 +59,7 @@ def test_it_answers_as_the_one_that_was_traced_whole_to_the_last_bit(route: rout
     assert layers_of[0] == layers_of[1]
     assert "model.layers.4.self_attn.q_proj" in layers_of[0]
     assert [item.name for item in grown.input] == [item.name for item in whole.input]
-    wanted, found = answers(tmp_path / "whole"), answers(tmp_path / "grown")
+    wanted, found = answers(tmp_path / "False"), answers(tmp_path / "True")
     assert list(found) == list(wanted)
     assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
     assert checkpoint.model.config.num_hidden_layers == len(checkpoint.model.model.layers) == 5, (
@@ -78,13 +74,11 @@ def test_layers_of_several_kinds_are_each_what_they_are(kind: str, tmp_path: Pat
         checkpoint.model.model.layers[3].self_attn.scaling = 0.05
     else:
         checkpoint = checkpoint_of(tmp_path / "model", "gemma3_text", layer_types=KINDS)
-    stack = layers.stack_of(checkpoint)
-    assert stack is not None
-    assert (stack.firsts, stack.kinds) == ((0, 3), (0, 0, 0, 1, 0))
-    assert routes._grow(FUSED, checkpoint, tmp_path / "model", tmp_path / "graph", GOAL) is None
-    # Some were tried before: here it is all of them, in the order of the model.
-    original = Original(checkpoint, decoders.wrap(checkpoint.model, checkpoint.max_sequence_length))
-    assert routes._differs(original, checkpoint, tmp_path / "graph", GOAL) is None
+    plan = layers._plan(checkpoint)
+    assert plan is not None
+    assert plan[2:] == ([0, 3], [0, 0, 0, 1, 0])
+    # Small enough to be the trial itself.
+    assert routes.tried(FUSED, checkpoint, tmp_path / "model", tmp_path / "graph", GOAL, grows=True) is None
 
 
 def test_layers_that_compute_with_their_number_are_traced_one_by_one(
@@ -98,27 +92,16 @@ def test_layers_that_compute_with_their_number_are_traced_one_by_one(
     monkeypatch.setattr(LlamaDecoderLayer, "forward", counting)
     checkpoint = checkpoint_of(tmp_path / "model", depth=3)
     with pytest.raises(layers.UnlikeError, match="two layers of one kind came out differently"):
-        routes._grow(FUSED, checkpoint, tmp_path / "model", tmp_path / "grown", GOAL)
+        routes._export(FUSED, checkpoint, tmp_path / "model", tmp_path / "grown", GOAL, grows=True)
     assert routes.make(checkpoint, tmp_path / "model", tmp_path / "made", GOAL).route == FUSED.name
 
 
-def test_growing_that_is_wrong_is_found_on_some_layers_and_the_model_traced_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    checkpoint = checkpoint_of(tmp_path / "model", depth=3)
-    monkeypatch.setattr(
-        layers, "_formed", lambda _form, weight, title: TorchTensor(torch.zeros_like(weight), name=title)
-    )
-    given = (FUSED, checkpoint, tmp_path / "model", tmp_path / "grown", GOAL)
-    reason = routes._proved(routes._grow, *given)
-    assert "tolerance" in str(reason)
-    assert {path.name for path in tmp_path.iterdir()} == {"model"}
-
-
 def test_layers_that_were_told_their_number_are_all_of_a_kind_of_their_own(tmp_path: Path) -> None:
-    assert layers.stack_of(checkpoint_of(tmp_path / "alike", "gpt2")) is not None
-    assert layers.stack_of(checkpoint_of(tmp_path / "scaled", "gpt2", scale_attn_by_inverse_layer_idx=True)) is None
+    assert layers.is_deep(checkpoint_of(tmp_path / "alike", "gpt2"))
+    assert not layers.is_deep(checkpoint_of(tmp_path / "scaled", "gpt2", scale_attn_by_inverse_layer_idx=True))
 
 
 def test_a_model_that_is_no_deeper_than_two_layers_of_each_kind_is_traced_as_it_is(tmp_path: Path) -> None:
-    assert layers.stack_of(load.load(tiny_decoder(tmp_path / "model"), Task.AUTO, None)) is None
+    assert not layers.is_deep(load.load(tiny_decoder(tmp_path / "model"), Task.AUTO, None))
+    with layers.shallow(load.load(tmp_path / "model", Task.AUTO, None)) as few:
+        assert few is None

@@ -97,8 +97,8 @@ def test_a_large_model_is_tried_as_a_small_one_with_a_layer_of_each_kind_and_a_w
     large = load.load(folder, Task.AUTO, None)
     monkeypatch.setattr(routes, "_SMALL", 0)
     small = routes.shrunk(large)
-    assert small.model.config.layer_types == ["sliding_attention", "full_attention"]
-    assert len(small.cache) == 4
+    assert small.model.config.layer_types == ["sliding_attention", "full_attention", "sliding_attention"]
+    assert len(small.cache) == 6
     assert len(large.cache) == 6
     assert small.max_sequence_length > small.model.config.sliding_window
     windowless = Route("windowless", FUSED.misses, without_windows)
