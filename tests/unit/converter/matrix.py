@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from typing_extensions import override
-
 import architectures
-from onnx_converter import convert, parity, report, texts, validate
-from onnx_converter.contest import Candidate, Original
+from onnx_converter import convert, footprint, parity, report, texts, validate
+from onnx_converter.contest import Answers, Candidate, Original
 from onnx_converter.heads import parts_of
 from onnx_converter.progress import Progress
 from onnx_converter.spec import AS_EXPORTED, ConversionSpec, Parity, Provider, Scheme, Task
@@ -39,7 +37,10 @@ def fill(
     first cell. What has to be exported anew is asked of the first of an architecture's tasks.
     """
     graphs = line.work / "graph" / Provider.CPU
-    original = Remembering.of(Original.load(line.checkpoint(digest), Task.AUTO, spec.get("maxSequenceLength")))
+    original = replace(
+        Original.load(line.checkpoint(digest), Task.AUTO, spec.get("maxSequenceLength")),
+        answered=Answers(footprint.REMEMBERED),
+    )
     cells = {"none": {"reason": "Validated", **told["parity"]}}
     if is_first:
         cells[Scheme.FLOAT16] = exported_in_half(line, digest, **spec)
@@ -83,21 +84,3 @@ def judged(original: Original, scheme: Scheme, exported: Path, target: Path) -> 
         "minCosine": report.cosine(measured.min_cosine),
         "minLabelAgreement": measured.label_agreement,
     }
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Remembering(Original):
-    """The original, asked once what it is asked for each scheme."""
-
-    known: dict[object, Any] = dataclasses.field(default_factory=dict)
-
-    @classmethod
-    def of(cls, original: Original) -> Remembering:
-        return cls(original.checkpoint, original.wrapper)
-
-    @override
-    def answer(self, sample: Any) -> Any:
-        key = tuple((name, values.shape, values.tobytes()) for name, values in sample.tensors.items())
-        if key not in self.known:
-            self.known[key] = Original.answer(self, sample)
-        return self.known[key]
