@@ -58,9 +58,19 @@ def fill(
     return cells
 
 
+def graphs_of(line: Line, scheme: str) -> Path:
+    """Where the graphs of a cell are that was filled."""
+    return halves(line).work / "graph" / Provider.CPU if scheme == Scheme.FLOAT16 else line.root / scheme
+
+
+def halves(line: Line) -> Line:
+    """What is exported anew has folders of its own."""
+    return Line(line.root / "half")
+
+
 def exported_in_half(line: Line, digest: str, **spec: Any) -> dict[str, Any]:
-    """One cell, in folders of its own."""
-    half = Line(line.root / "half")
+    """One cell."""
+    half = halves(line)
     half.root.mkdir()
     (half.root / "checkpoints").symlink_to(line.root / "checkpoints")
     spec["scheme"] = str(Scheme.FLOAT16)

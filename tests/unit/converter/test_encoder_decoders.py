@@ -65,7 +65,7 @@ def test_every_encoder_decoder_agrees_with_torch_and_writes_what_transformers_ge
     assert_no_weight_lies_twice(folder_of(line))
     cells = matrix.fill(name, line, digest, converted, validated, maxSequenceLength=ANSWER_LENGTH)
     for scheme in cells.keys() - {"none"}:
-        assert_no_weight_lies_twice(line.root / scheme)
+        assert_no_weight_lies_twice(matrix.graphs_of(line, scheme))
     assert all(cells[scheme]["reason"] == "Validated" for scheme in QUANTISED.get(name, ()))
 
 
