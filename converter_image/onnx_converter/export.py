@@ -15,10 +15,11 @@ import onnx_ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-from onnx_converter import decoders, encoder_decoders, idioms, precision, wire
+from onnx_converter import decoders, encoder_decoders, idioms, precision, siblings, wire
 from onnx_converter.images import PIXELS
 from onnx_converter.layers import SCOPES
 from onnx_converter.reasons import EXPORT_FAILED, StepFailedError, gist
+from onnx_converter.spec import Provider
 from onnx_converter.speech import FEATURES
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     from onnx_converter.graph import Part
     from onnx_converter.load import Checkpoint
-    from onnx_converter.spec import Provider
 
 BATCH: Final = "batch"
 SEQUENCE: Final = "sequence"
@@ -127,6 +127,8 @@ def export(
         axes = {str(item.name): axes_of(checkpoint, str(item.name)) for item in model.graph.inputs}
     idioms.settle(model, provider)
     _name_layers(model)
+    if checkpoint.cache and provider is Provider.CPU:
+        siblings.join(model)
     precision.keep_masks_finite(model)
     ClearMetadataAndDocStringPass()(model)
     model.metadata_props.clear()

@@ -1,0 +1,123 @@
+"""Products of the same rows as one: a layer's queries, keys and values; its gate and what that lets through.
+
+A model that writes multiplies one row for a token, and what such a product takes is mostly to wake the threads for it.
+Side by side the weights are one matrix, and the answer is cut where they meet: each column is a sum of its own, so the
+numbers stay, in fewer bits as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A tensor that one node alone reads."""
+
+    value: onnx_ir.Value
+    tensor: onnx_ir.TensorProtocol
+
+    @property
+    def width(self) -> int:
+        return self.tensor.shape.numpy()[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A product with a weight, and what adds the bias to it, if any does."""
+
+    nodes: tuple[onnx_ir.Node, ...]
+    weight: Constant
+    bias: Constant | None
+
+    @classmethod
+    def of(cls, node: onnx_ir.Node) -> Layer | None:
+        weight = _constant(node.inputs[1]) if node.op_type == "MatMul" else None
+        if weight is None:
+            return None
+        added = [use.node for use in node.outputs[0].uses()]
+        if len(added) == 1 and added[0].op_type == "Add":
+            for value in added[0].inputs:
+                if (bias := _constant(value)) is not None and len(bias.tensor.shape) == 1:
+                    return cls((node, added[0]), weight, bias)
+        return cls((node,), weight, None)
+
+    @property
+    def end(self) -> onnx_ir.Value:
+        return self.nodes[-1].outputs[0]
+
+
+def join(model: onnx_ir.Model) -> None:
+    """In place; what comes of several layers has the names of them all."""
+    alike: dict[object, list[Layer]] = {}
+    for node in model.graph:
+        if (layer := Layer.of(node)) is not None:
+            alike.setdefault((node.inputs[0], layer.weight.tensor.dtype, layer.bias is None), []).append(layer)
+    for layers in alike.values():
+        if len(layers) > 1:
+            _join(model.graph, layers)
+
+
+def _join(graph: onnx_ir.Graph, layers: Sequence[Layer]) -> None:
+    first = layers[0].nodes[0]
+    name = _name(str(layer.nodes[0].name) for layer in layers)
+    weight = _beside(graph, [layer.weight for layer in layers], f"{name}.weight")
+    made = [onnx_ir.node("MatMul", [first.inputs[0], weight], name=name)]
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    if biases:
+        bias = _beside(graph, biases, f"{name}.bias")
+        made.append(onnx_ir.node("Add", [made[0].outputs[0], bias], name=f"{name}.sum"))
+    sizes = onnx_ir.tensor(np.array([layer.weight.width for layer in layers]), name=f"{name}.widths")
+    widths = onnx_ir.Value(name=sizes.name, const_value=sizes)
+    graph.register_initializer(widths)
+    cut = onnx_ir.node(
+        "Split", [made[-1].outputs[0], widths], {"axis": -1}, num_outputs=len(layers), name=f"{name}.parts"
+    )
+    onnx_ir.convenience.replace_nodes_and_values(
+        graph,
+        first,
+        [node for layer in layers for node in layer.nodes],
+        [*made, cut],
+        [layer.end for layer in layers],
+        cut.outputs,
+    )
+
+
+def _beside(graph: onnx_ir.Graph, constants: Sequence[Constant], name: str) -> onnx_ir.Value:
+    """One constant of several, put together when it is written, as what they are made of is read only then."""
+    tensors = [constant.tensor for constant in constants]
+    dtype, shape = (
+        tensors[0].dtype,
+        onnx_ir.Shape([*tensors[0].shape.numpy()[:-1], sum(item.width for item in constants)]),
+    )
+    lazy = onnx_ir.LazyTensor(partial(_concatenated, tensors, name), dtype, shape, name=name)
+    made = onnx_ir.Value(name=name, shape=shape, type=constants[0].value.type, const_value=lazy)
+    graph.register_initializer(made)
+    for constant in constants:
+        graph.initializers.pop(str(constant.value.name))
+    return made
+
+
+def _concatenated(tensors: Sequence[onnx_ir.TensorProtocol], name: str) -> onnx_ir.TensorProtocol:
+    # Each in the order of its rows first: of matrices that were turned all would be written number by number.
+    rows = [np.ascontiguousarray(tensor.numpy()) for tensor in tensors]
+    return onnx_ir.tensor(np.concatenate(rows, axis=-1), name=name)
+
+
+def _constant(value: onnx_ir.Value | None) -> Constant | None:
+    tensor = value.const_value if value is not None and value.is_initializer() and len(value.uses()) == 1 else None
+    return None if value is None or tensor is None else Constant(value, tensor)
+
+
+def _name(layers: Iterable[str]) -> str:
+    """As in `layers.0.mlp.gate_proj+up_proj`: of those after the first only what they are called in their block."""
+    first, *rest = layers
+    return "+".join([first, *(name.rpartition(".")[2] for name in rest)])
