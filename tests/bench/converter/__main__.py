@@ -281,10 +281,11 @@ def _peak_wanted(row: Row) -> float | None:
 
 
 def _machine() -> dict[str, Any]:
-    facts = dict(line.split("\t: ", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if "\t: " in line)
+    lines = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
+    facts = {name.strip(): value.strip() for name, _, value in lines}
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIGABYTE
     kinds = ", ".join(
-        kind for kind in ("avx2", "avx512_vnni", "avx_vnni", "amx_int8") if kind in facts.get("flags", "")
+        kind for kind in ("avx2", "avx512_vnni", "avx_vnni", "amx_int8") if kind in facts.get("flags", "").split()
     )
     return {
         "cpu": facts.get("model name", platform.machine()),
