@@ -101,7 +101,7 @@ _ORDER = (
     "test_disturbances",
     "test_bad_checkpoints",
     "test_providers",
-    "test_language_model",
+    "test_other_kinds",
     "test_without_gateway",
     "test_deletion",
 )

@@ -1,4 +1,6 @@
-"""Models that write, through the whole cluster: converted in Jobs, served on Triton, asked for token after token."""
+"""Models of every kind but plain encoders, through the whole cluster: converted in Jobs, served on Triton, asked for
+token after token, or about an image.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ import torch
 import transformers
 import tritonclient.http
 
-from checkpoints import tiny_decoder, tiny_encoder_decoder
+from checkpoints import IMAGE_SIZE, tiny_clip, tiny_decoder, tiny_encoder_decoder
 from demo import checkpoints as claims
 from demo import installation
 from demo.model import Model
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 NAME = "writer"
 TRANSLATOR = "translator"
 HEARER = "hearer"
+SEER = "seer"
 TOKENS = 8
 #: What the small checkpoint begins every answer with.
 START = 1
@@ -207,6 +210,29 @@ def test_a_model_that_hears_answers_what_torch_answers_and_auto_takes_what_loses
     assert {"int8-dynamic", "int8-weight-only"} <= lost.keys()
     assert all(loss > 0 for scheme, loss in lost.items() if scheme != "none")
     models.delete("onnxmodel", HEARER)
+
+
+def test_a_model_that_sees_answers_through_the_gateway_what_torch_answers(
+    cluster: Site, models: Kubectl, tmp_path: Path
+) -> None:
+    folder = tiny_clip(tmp_path / SEER)
+    archives = {SEER: claims.packed_folder(folder)}
+    claims.put(models, archives, claim=installation.CHECKPOINTS, image=cluster.images["operator"])
+    models.delete("onnxmodel", SEER)
+    # The checkpoint has an encoder for texts, too.
+    model = applied(models, declared(SEER, task="image-feature-extraction"))
+
+    assert model.is_promoted, model.message("Ready")
+    assert model.status.endpoint is not None
+    images = np.random.default_rng(0).standard_normal((3, 3, IMAGE_SIZE, IMAGE_SIZE)).astype(np.float32)
+    with torch.inference_mode():
+        original = transformers.CLIPModel.from_pretrained(folder).eval()
+        wanted = original.get_image_features(torch.from_numpy(images)).pooler_output.numpy()
+    gateway, headers = gateway_of(cluster), {"Host": model.status.endpoint.host}
+    with tritonclient.http.InferenceServerClient(f"{gateway.address}:{gateway.http_port}") as client:
+        seen = client.infer(SEER, [tensor("pixel_values", images)], headers=headers).as_numpy("image_embeds")
+    np.testing.assert_allclose(seen, wanted, rtol=1e-4, atol=1e-4)
+    models.delete("onnxmodel", SEER)
 
 
 def answered(cluster: Site, model: Model, read: dict[str, Any], start: int) -> list[int]:
