@@ -40,13 +40,13 @@ class Layer:
 
     @classmethod
     def of(cls, node: onnx_ir.Node) -> Layer | None:
-        weight = _constant(node.inputs[1]) if node.op_type == "MatMul" else None
+        weight = _constant(node.inputs[1], 2) if node.op_type == "MatMul" else None
         if weight is None:
             return None
         added = [use.node for use in node.outputs[0].uses()]
         if len(added) == 1 and added[0].op_type == "Add":
             for value in added[0].inputs:
-                if (bias := _constant(value)) is not None and len(bias.tensor.shape) == 1:
+                if (bias := _constant(value, 1)) is not None and bias.width == weight.width:
                     return cls((node, added[0]), weight, bias)
         return cls((node,), weight, None)
 
@@ -107,14 +107,17 @@ def _beside(graph: onnx_ir.Graph, constants: Sequence[Constant], name: str) -> o
 
 
 def _concatenated(tensors: Sequence[onnx_ir.TensorProtocol], name: str) -> onnx_ir.TensorProtocol:
-    # Each in the order of its rows first: of matrices that were turned all would be written number by number.
-    rows = [np.ascontiguousarray(tensor.numpy()) for tensor in tensors]
-    return onnx_ir.tensor(np.concatenate(rows, axis=-1), name=name)
+    arrays = [tensor.numpy() for tensor in tensors]
+    # In the order of rows, as it is written: those of matrices that are turned would come out turned as well.
+    made = np.empty((*arrays[0].shape[:-1], sum(array.shape[-1] for array in arrays)), arrays[0].dtype)
+    return onnx_ir.tensor(np.concatenate(arrays, axis=-1, out=made), name=name)
 
 
-def _constant(value: onnx_ir.Value | None) -> Constant | None:
-    tensor = value.const_value if value is not None and value.is_initializer() and len(value.uses()) == 1 else None
-    return None if value is None or tensor is None else Constant(value, tensor)
+def _constant(value: onnx_ir.Value | None, rank: int) -> Constant | None:
+    if value is None or not value.is_initializer() or len(value.uses()) > 1:
+        return None
+    tensor = value.const_value
+    return Constant(value, tensor) if tensor is not None and len(tensor.shape) == rank else None
 
 
 def _name(layers: Iterable[str]) -> str:
