@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -127,7 +128,8 @@ this page. The checkpoints have the shapes that they are named after and random 
 depend on; what quantisation costs in likeness is in [reference/architectures.md](reference/architectures.md).
 
 Measured on {{cpu}}, of whose instructions for whole numbers there are: {{kinds}}; {{threads}} threads for either side,
-{{memory}} GB of memory; torch {{torch}}, transformers {{transformers}}, onnxruntime {{onnxruntime}}. {{busy}}
+{{memory}} GB of memory, read by them at {{bandwidth}} GB/s, so that no token of a model with a gigabyte of weights
+takes less than {{least}} ms; torch {{torch}}, transformers {{transformers}}, onnxruntime {{onnxruntime}}. {{busy}}
 
 - **Speed**: how many times as fast as torch in fp32 with eager attention, medians of one text at a time, both asked in
   turns of some requests in one process for up to {SECONDS} s: for encoders texts of 128 tokens, for all that write one
@@ -287,7 +289,10 @@ def _machine() -> dict[str, Any]:
     kinds = ", ".join(
         kind for kind in ("avx2", "avx512_vnni", "avx_vnni", "amx_int8") if kind in facts.get("flags", "").split()
     )
+    bandwidth = _bandwidth()
     return {
+        "bandwidth": f"{bandwidth / GIGABYTE:.0f}",
+        "least": f"{1000 * GIGABYTE / bandwidth:.0f}",
         "cpu": facts.get("model name", platform.machine()),
         "kinds": kinds or "none of them",
         "threads": threads(),
@@ -296,6 +301,17 @@ def _machine() -> dict[str, Any]:
         "transformers": transformers.__version__,
         "onnxruntime": onnxruntime.__version__,
     }
+
+
+def _bandwidth() -> float:
+    """Bytes a second, of something that no cache holds."""
+    torch.set_num_threads(threads())
+    numbers, took = torch.ones(1 << 28), []
+    for _ in range(5):
+        began = time.perf_counter()
+        numbers.sum()
+        took.append(time.perf_counter() - began)
+    return numbers.nbytes / min(took)
 
 
 if __name__ == "__main__":
