@@ -57,7 +57,7 @@ def test_it_answers_as_the_one_that_was_traced_whole_to_the_last_bit(route: rout
         )
     layers_of = [{node.name for node in graph.node if "_proj" in node.name} for graph in (grown, whole)]
     assert layers_of[0] == layers_of[1]
-    assert "model.layers.4.self_attn.q_proj" in layers_of[0]
+    assert "model.layers.4.self_attn.q_proj+k_proj+v_proj" in layers_of[0]
     assert [item.name for item in grown.input] == [item.name for item in whole.input]
     wanted, found = answers(tmp_path / "False"), answers(tmp_path / "True")
     assert list(found) == list(wanted)
