@@ -216,7 +216,13 @@ def _fill(convert: Convert, texts: Sequence[str], folder: Path, progress: Progre
         if not is_exported:
             shared.made[dtype, provider] = routes.make(checkpoint, convert.checkpoint, exported, goal)
         made[provider] = shared.made[dtype, provider]
-        progress.tell("GraphExported", percent=60, provider=str(provider), route=made[provider].route)
+        progress.tell(
+            "GraphExported",
+            percent=60,
+            provider=str(provider),
+            route=made[provider].route,
+            trialSeconds=round(goal.trials.seconds, 1),
+        )
     # What follows asks for names and sizes alone, and rules of the exporter's optimizer keep the graphs that they saw.
     for weight in (*checkpoint.model.parameters(), *checkpoint.model.buffers()):
         weight.data = weight.data.new_empty(0)

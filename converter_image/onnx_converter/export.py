@@ -23,7 +23,7 @@ from onnx_converter.spec import Provider
 from onnx_converter.speech import FEATURES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from onnx_converter.graph import Part
@@ -86,15 +86,14 @@ def axes_of(checkpoint: Checkpoint, name: str) -> dict[int, str]:
 
 
 def export(
-    checkpoint: Checkpoint,
-    part: Part,
-    module: torch.nn.Module,
-    opset: int,
-    provider: Provider,
-    *,
-    grow: Callable[[onnx_ir.Model], None] | None = None,
+    checkpoint: Checkpoint, part: Part, module: torch.nn.Module, opset: int, provider: Provider
 ) -> onnx_ir.Model:
-    """The graph for a provider in memory, its weights still those of the module; `grow` makes what was traced whole."""
+    """The graph for a provider in memory, its weights still those of the module."""
+    return settle(trace(checkpoint, part, module, opset), checkpoint, provider)
+
+
+def trace(checkpoint: Checkpoint, part: Part, module: torch.nn.Module, opset: int) -> onnx_ir.Model:
+    """The same as torch's exporter writes it."""
     axes = {spec.name: axes_of(checkpoint, spec.name) for spec in part.inputs}
     sample = sample_of(checkpoint)
     try:
@@ -121,10 +120,13 @@ def export(
         raise StepFailedError(
             EXPORT_FAILED, f"torch's exporter returned nothing for {checkpoint.architecture} at opset {opset}"
         )
-    model = program.model
-    if grow is not None:
-        grow(model)
-        axes = {str(item.name): axes_of(checkpoint, str(item.name)) for item in model.graph.inputs}
+    model: onnx_ir.Model = program.model
+    return model
+
+
+def settle(model: onnx_ir.Model, checkpoint: Checkpoint, provider: Provider) -> onnx_ir.Model:
+    """The same graph in the words of the provider, with names that people know and nothing of this machine in it."""
+    axes = {str(item.name): axes_of(checkpoint, str(item.name)) for item in model.graph.inputs}
     idioms.settle(model, provider)
     _name_layers(model)
     if checkpoint.cache and provider is Provider.CPU:

@@ -196,6 +196,48 @@ def grow(model: onnx_ir.Model, few: Shallow, cache: decoders.Cache) -> None:
     Growth(model, few, cache).run()
 
 
+def grow_small(model: onnx_ir.Model, few: Shallow, whole: Checkpoint, small: Checkpoint) -> onnx_ir.Model:
+    """The same graph grown to a small model of the same configuration, with all the weights of that; a new one."""
+    plan = _plan(small)
+    if plan is None or {_OF_EACH * like for like in plan[-1]} != set(few.places):
+        raise UnlikeError("the small model has other kinds of layers")
+    made = model.clone()
+    _exchange(made, few, whole.model, dict(small.model.named_parameters()))
+    grow(made, replace(few, layers=tuple(plan[1]), places=tuple(_OF_EACH * like for like in plan[-1])), small.cache)
+    return made
+
+
+def forget_sizes(model: onnx_ir.Model) -> None:
+    """What is told of values that are computed, and is that of the large model."""
+    for node in model.graph:
+        for value in node.outputs:
+            value.shape = None
+
+
+def _exchange(model: onnx_ir.Model, few: Shallow, whole: nn.Module, others: Mapping[str, Tensor]) -> None:
+    """The weights that are in no layer, by what the exporter made of them."""
+    outside = [item for item in whole.named_parameters() if not item[0].startswith(f"{few.path}.")]
+    for value in model.graph.initializers.values():
+        constant = value.const_value
+        if constant is None or constant.dtype not in _DTYPES:
+            continue
+        held = _tensor(constant)
+        found = (
+            TorchTensor(made(others[name].detach().to(held.dtype)).contiguous(), name=value.name)
+            for name, weight in outside
+            for made in _FORMS.values()
+            if _is_same(made(weight.detach()), held)
+        )
+        if (other := next(found, None)) is not None:
+            value.const_value, value.shape = other, onnx_ir.Shape(other.shape)
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    return (one.data_ptr(), one.stride()) == (other.data_ptr(), other.stride()) or torch.equal(one, other)
+
+
 class Growth:
     """One graph on its way from two layers of each kind to all of them."""
 
@@ -382,10 +424,12 @@ class Growth:
             if where != place or value.const_value is None:
                 continue
             title = f"{_WITHIN}{self.few.path}.{number}.{name}{form}"
-            dtype, shape = value.const_value.dtype, onnx_ir.Shape(list(value.const_value.numpy().shape))
+            dtype = value.const_value.dtype
+            make = partial(_formed, form, named[name], _DTYPES[dtype], title)
+            shape = onnx_ir.Shape(make().shape)
             # Made of what the model holds when it is written: rules of the optimizer keep the graphs that they saw, and
             # those would keep the weights.
-            tensor = onnx_ir.LazyTensor(partial(_formed, form, named[name], title), dtype, shape, name=title)
+            tensor = onnx_ir.LazyTensor(make, dtype, shape, name=title)
             made[value] = onnx_ir.Value(name=title, shape=shape, type=value.type, const_value=tensor)
             self.graph.register_initializer(made[value])
         return made
@@ -404,8 +448,8 @@ _DTYPES: Final = {
 }
 
 
-def _formed(form: str, weight: Tensor, title: str) -> TorchTensor:
-    return TorchTensor(_FORMS[form](weight.detach()), name=title)
+def _formed(form: str, weight: Tensor, dtype: torch.dtype, title: str) -> TorchTensor:
+    return TorchTensor(_FORMS[form](weight.detach().to(dtype)), name=title)
 
 
 def _tensor(constant: onnx_ir.TensorProtocol) -> Tensor:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import shutil
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+import time
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,7 +24,7 @@ from onnx_converter.reasons import StepFailedError, gist
 from onnx_converter.spec import AS_EXPORTED, Parity, Provider, Scheme, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from transformers import PreTrainedModel
@@ -40,6 +41,21 @@ _LAYERS: Final = 2
 _TOLD: Final = 200
 
 
+@dataclass(slots=True)
+class Trials:
+    """How long was tried: a proof, and no part of what a conversion takes."""
+
+    seconds: float = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - began
+
+
 @dataclass(frozen=True, slots=True)
 class Goal:
     """What the graphs are for."""
@@ -47,6 +63,7 @@ class Goal:
     provider: Provider
     scheme: Scheme
     opset: int
+    trials: Trials = field(default_factory=Trials, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,40 +118,71 @@ def make(checkpoint: Checkpoint, source: Path, folder: Path, goal: Goal) -> Made
 
 def _made(route: Route, checkpoint: Checkpoint, source: Path, folder: Path, goal: Goal) -> str | None:
     """Makes the graphs, or says why not: from a few layers where that is shown to be right, else from all of them."""
-    reason = _proved(route, checkpoint, source, folder, goal, grows=True) if layers.is_deep(checkpoint) else "not deep"
+    given = (route, checkpoint, source, folder, goal)
+    reason: str | None = "it is not deep"
+    if layers.is_deep(checkpoint):
+        reason = _proved(partial(_grown, *given), folder) and _proved(partial(_whole, *given, grows=True), folder)
     if reason is not None and route is ROUTES[-1]:
-        _export(route, checkpoint, source, folder, goal)
+        _export(*given)
         return None
-    return reason and _proved(route, checkpoint, source, folder, goal)
+    return reason and _proved(partial(_whole, *given), folder)
 
 
-def _proved(
-    route: Route, checkpoint: Checkpoint, source: Path, folder: Path, goal: Goal, *, grows: bool = False
-) -> str | None:
+def _proved(make: Callable[[], str | None], folder: Path) -> str | None:
+    """What making it says, or ends with: whatever that is, there is another way."""
     try:
-        reason = tried(route, checkpoint, source, folder, goal, grows=grows)
-        if reason is None and not folder.exists():
-            _export(route, checkpoint, source, folder, goal, grows=grows)
+        reason = make()
     except (OSError, MemoryError):
         # Of the machine and not of the route: which one is taken must not depend on where.
         raise
-    except Exception as error:  # noqa: BLE001  whatever a trial ends with, there is another way
+    except Exception as error:  # noqa: BLE001
         reason = error.message if isinstance(error, StepFailedError) else gist(error)
     if reason is not None:
         shutil.rmtree(folder, ignore_errors=True)
     return reason
 
 
+def _grown(route: Route, checkpoint: Checkpoint, source: Path, folder: Path, goal: Goal) -> str | None:
+    """The very graph that is wanted is tried first, with few layers, few words and weights of chance."""
+    if (trial := shrunk(checkpoint)) is checkpoint:
+        return "it is small enough to be its own trial"
+    with route.traced(checkpoint.model), layers.shallow(checkpoint) as few:
+        assert few is not None  # noqa: S101  only deep ones come here
+        (part,), (module,) = parts_of(few.checkpoint), modules_of(few.checkpoint, source)
+        graph = export.trace(few.checkpoint, part, module, goal.opset)
+    with goal.trials.running(), _beside(folder) as place:
+        small = export.settle(layers.grow_small(graph, few, checkpoint, trial), trial, goal.provider)
+        layers.forget_sizes(small)
+        export.save(small, place / part.file)
+        reason = _differs(trial, place, goal)
+    if reason is None:
+        layers.grow(graph, few, checkpoint.cache)
+        folder.mkdir(parents=True)
+        export.save(export.settle(graph, checkpoint, goal.provider), folder / part.file)
+    return reason
+
+
+def _whole(
+    route: Route, checkpoint: Checkpoint, source: Path, folder: Path, goal: Goal, *, grows: bool = False
+) -> str | None:
+    reason = tried(route, checkpoint, source, folder, goal, grows=grows)
+    if reason is None and not folder.exists():
+        _export(route, checkpoint, source, folder, goal, grows=grows)
+    return reason
+
+
 def _export(
     route: Route, checkpoint: Checkpoint, source: Path, folder: Path, goal: Goal, *, grows: bool = False
 ) -> None:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     whole: AbstractContextManager[layers.Shallow | None] = nullcontext()
     with route.traced(checkpoint.model), layers.shallow(checkpoint) if grows else whole as few:
         traced = checkpoint if few is None else few.checkpoint
-        grow = None if few is None else partial(layers.grow, few=few, cache=checkpoint.cache)
         for part, module in zip(parts_of(traced), modules_of(traced, source), strict=True):
-            export.save(export.export(traced, part, module, goal.opset, goal.provider, grow=grow), folder / part.file)
+            graph = export.trace(traced, part, module, goal.opset)
+            if few is not None:
+                layers.grow(graph, few, checkpoint.cache)
+            export.save(export.settle(graph, checkpoint, goal.provider), folder / part.file)
 
 
 def tried(
@@ -142,18 +190,30 @@ def tried(
 ) -> str | None:
     """Why the route is not to be taken; of a small model the graphs that were tried stay, as they are those wanted."""
     trial = shrunk(checkpoint)
-    place = folder if trial is checkpoint else folder.with_name(f"{folder.name}-tried")
-    try:
+    with goal.trials.running(), nullcontext(folder) if trial is checkpoint else _beside(folder) as place:
         _export(route, trial, source, place, goal, grows=grows)
-        original = Original(trial, decoders.wrap(trial.model, trial.max_sequence_length))
-        candidate = Candidate.load([place / part.file for part in parts_of(trial)], Provider.CPU)
-        measured = parity.total(
-            parity.compare(trial.task, sample, original.answer(sample), candidate.answer(original.outputs, sample))
-            for sample in samples.continuations(trial)
-        )
+        return _differs(trial, place, goal)
+
+
+@contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """A folder that is gone afterwards."""
+    place = folder.with_name(f"{folder.name}-tried")
+    place.mkdir(parents=True)
+    try:
+        yield place
     finally:
-        if place is not folder:
-            shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _differs(trial: Checkpoint, place: Path, goal: Goal) -> str | None:
+    """How the graphs in a folder answer the samples that break graphs otherwise than torch does."""
+    original = Original(trial, decoders.wrap(trial.model, trial.max_sequence_length))
+    candidate = Candidate.load([place / part.file for part in parts_of(trial)], Provider.CPU)
+    measured = parity.total(
+        parity.compare(trial.task, sample, original.answer(sample), candidate.answer(original.outputs, sample))
+        for sample in samples.continuations(trial)
+    )
     scheme = goal.scheme if goal.scheme in AS_EXPORTED else Scheme.NONE
     return next(iter(parity.violations(measured, parity.tolerance_of(Parity(), scheme, trial.task))), None)
 

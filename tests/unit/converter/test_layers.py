@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from checkpoints import tiny_decoder
-from onnx_converter import layers, load, routes
+from onnx_converter import export, layers, load, routes
 from onnx_converter.routes import Goal
 from onnx_converter.spec import Provider, Scheme, Task
 
@@ -44,11 +46,21 @@ def answers(folder: Path) -> dict[str, Any]:
     return dict(zip((item.name for item in session.get_outputs()), session.run(None, given), strict=True))
 
 
+@pytest.fixture
+def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkpoint:
+    """With more words and a larger inner width than its trial."""
+    monkeypatch.setattr(routes, "_SMALL", 0)
+    return checkpoint_of(tmp_path / "model", vocab_size=700, intermediate_size=300)
+
+
 @pytest.mark.parametrize("route", [FUSED, TRACE], ids=lambda route: route.name)
-def test_it_answers_as_the_one_that_was_traced_whole_to_the_last_bit(route: routes.Route, tmp_path: Path) -> None:
-    checkpoint = checkpoint_of(tmp_path / "model")
-    for grows in (True, False):
-        routes._export(route, checkpoint, tmp_path / "model", tmp_path / str(grows), GOAL, grows=grows)
+def test_it_answers_as_the_one_that_was_traced_whole_to_the_last_bit(
+    route: routes.Route, large: Checkpoint, tmp_path: Path
+) -> None:
+    checkpoint = large
+    assert routes._grown(route, checkpoint, tmp_path / "model", tmp_path / "True", GOAL) is None
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "True"}, "what was tried is gone"
+    routes._export(route, checkpoint, tmp_path / "model", tmp_path / "False", GOAL)
     grown, whole = (onnx.load(tmp_path / str(grows) / "model.onnx").graph for grows in (True, False))
     # What each layer makes of the same lengths is made once, so of some others there are fewer.
     for kind in ("MatMul", "MultiHeadAttention", "Softmax", "RotaryEmbedding", "ReduceMean"):
@@ -79,6 +91,46 @@ def test_layers_of_several_kinds_are_each_what_they_are(kind: str, tmp_path: Pat
     assert plan[2:] == ([0, 3], [0, 0, 0, 1, 0])
     # Small enough to be the trial itself.
     assert routes.tried(FUSED, checkpoint, tmp_path / "model", tmp_path / "graph", GOAL, grows=True) is None
+
+
+#: What of a growth is made wrong, and what the trial says.
+WRONG: dict[str, tuple[str, Any, str]] = {
+    "the layers are in another order": (
+        "Growth.__init__",
+        lambda growth, model, few, cache, init=layers.Growth.__init__: init(
+            growth, model, replace(few, layers=few.layers[::-1]), cache
+        ),
+        "tolerance",
+    ),
+    "a layer is left out": (
+        "Growth._put",
+        lambda growth, number, place, hidden, put=layers.Growth._put: (
+            put(growth, number, place, hidden) if number else (hidden, *put(growth, number, place, hidden)[1:])
+        ),
+        "tolerance",
+    ),
+    "the words are those of the large model": ("_exchange", lambda *_: None, "answers with shape"),
+}
+
+
+def test_a_growth_that_is_wrong_is_refused_by_its_trial(
+    large: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traced: list[Any] = []
+
+    def once(*given: Any, trace: Any = export.trace) -> Any:
+        traced[:] = traced or [trace(*given)]
+        return traced[0].clone()
+
+    monkeypatch.setattr(export, "trace", once)
+    folder = tmp_path / "grown"
+    grown = partial(routes._grown, FUSED, large, tmp_path / "model", folder, GOAL)
+    for name, (what, instead, words) in WRONG.items():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(f"onnx_converter.layers.{what}", instead)
+            assert words in str(routes._proved(grown, folder)), name
+        assert [path.name for path in tmp_path.iterdir()] == ["model"], name
+    assert routes._proved(grown, folder) is None
 
 
 def test_layers_that_compute_with_their_number_are_traced_one_by_one(
