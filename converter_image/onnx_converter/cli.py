@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import gc
 import logging
 import os
 import signal
@@ -128,8 +129,24 @@ def _fetch(arguments: argparse.Namespace, progress: Progress) -> tuple[Reason, s
     return reasons.FETCHED, f"{details['files']} files, {details['bytes']} bytes", details
 
 
+@contextmanager
+def _importing() -> Iterator[None]:
+    """Modules stay: to look through them for waste again and again takes a fifth of their import, and later as much of
+    a trace.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        # Once: where a process runs several steps, what the last one left is waste.
+        if not gc.get_freeze_count():
+            gc.freeze()
+
+
 def _convert(arguments: argparse.Namespace, progress: Progress) -> tuple[Reason, str, dict[str, Any]]:
-    from onnx_converter import convert, precision, spec  # noqa: PLC0415
+    with _importing():
+        from onnx_converter import convert, precision, spec  # noqa: PLC0415
 
     wanted = spec.parse(spec.ConversionSpec, "--spec", arguments.spec)
     details = convert.run(
@@ -145,7 +162,8 @@ def _convert(arguments: argparse.Namespace, progress: Progress) -> tuple[Reason,
 
 
 def _validate(arguments: argparse.Namespace, progress: Progress) -> tuple[Reason, str, dict[str, Any]]:
-    from onnx_converter import spec, validate  # noqa: PLC0415
+    with _importing():
+        from onnx_converter import spec, validate  # noqa: PLC0415
 
     wanted = spec.parse(spec.ConversionSpec, "--spec", arguments.spec)
     provider = spec.provider_of(arguments.provider)
@@ -288,4 +306,6 @@ def run_as_program() -> NoReturn:
     os.dup2(2, 1)
     code = main(stream=own)
     own.flush()
+    # What is left ends with the process; to look through it for waste before takes longer than many a step.
+    gc.freeze()
     sys.exit(code)

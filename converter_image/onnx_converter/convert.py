@@ -248,6 +248,8 @@ def _fill(convert: Convert, texts: Sequence[str], folder: Path, progress: Progre
     if convert.shared is None:
         shutil.rmtree(exported, ignore_errors=True)
     _pack_tokenizer(checkpoint, convert.checkpoint, folder / "tokenizer")
+    # That of a model's only graph is read once.
+    known = {folder / name / graph.MODEL: found.digest.removeprefix("sha256:") for name, found in facts.items()}
     first = facts[spec.providers[0]]
     return Conversion(
         source_digest=convert.source_digest,
@@ -269,7 +271,9 @@ def _fill(convert: Convert, texts: Sequence[str], folder: Path, progress: Progre
         },
         sensitive={layer: f"{error:.3g}" for layer, error in sensitive.items()},
         files={
-            path.relative_to(folder).as_posix(): sha256_of(path) for path in sorted(folder.rglob("*")) if path.is_file()
+            path.relative_to(folder).as_posix(): known.get(path) or sha256_of(path)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
         },
     )
 
