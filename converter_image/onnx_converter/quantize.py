@@ -1,4 +1,4 @@
-"""Fewer bits for each weight, by onnxruntime's own quantizers.
+"""Fewer bits for each weight, mostly by onnxruntime's own quantizers.
 
 Refuses to quantise for a provider that has no kernels for it, and to call a graph quantised in which nothing was.
 """
@@ -6,34 +6,27 @@ Refuses to quantise for a provider that has no kernels for it, and to call a gra
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
-import numpy as np
 import onnx
 from onnx import helper
-from onnx.external_data_helper import (
-    ExternalDataInfo,
-    load_external_data_for_model,
-    set_external_data,
-    uses_external_data,
-)
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from typing_extensions import override
 
 from onnx_converter import decoders, gptq, sensitivity, wire
+from onnx_converter.integers import Integers
 from onnx_converter.reasons import EXPORT_FAILED, SPEC_IMPOSSIBLE, StepFailedError, gist
 from onnx_converter.spec import Activations, Algorithm, Provider, Scheme
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Iterator
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from onnx_converter.spec import ConversionSpec
 
-#: The operators that hold nearly all weights.
-_OPERATORS: Final = ["MatMul", "Gemm", "Gather"]
 _PRODUCTS: Final = ("MatMul", "Gemm")
 #: It reads rounded values around an operator, and neither operators of integers nor those of onnxruntime's own.
 _OF_TENSORRT: Final = frozenset({Scheme.NONE, Scheme.FLOAT16, Scheme.BFLOAT16, Scheme.INT8_STATIC})
@@ -75,59 +68,21 @@ def quantise(
     if spec.scheme is Scheme.INT8_STATIC:
         return int8_static(spec, source, target, requests, is_symmetric=provider is Provider.TENSORRT)
     if spec.scheme is Scheme.INT8_DYNAMIC:
-        int8_dynamic(source, target)
+        int8_dynamic(source, target, is_last=is_last)
     else:
         weight_only(spec, source, target, requests, is_last=is_last)
     return {}
 
 
-def int8_dynamic(source: Path, target: Path) -> None:
-    # By its path: of a model in memory the quantizer makes two copies more. The weights stay in the source.
-    model, bare = wire.outline(source), source.with_name(f"bare-{source.name}")
-    beside, is_large = bare.with_suffix(".data"), _is_large(model, source)
-    # The quantizer transposes weights and leaves the shapes written beside them as they were.
-    del model.graph.value_info[:]
-    try:
-        _turn(model.graph, beside)
-        onnx.save(model, bare)
-        quantize_dynamic(
-            bare,
-            target,
-            # A quarter of what was too large for one file may be, too.
-            use_external_data_format=is_large,
-            op_types_to_quantize=_OPERATORS,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            # Seven bits for weights: on processors without VNNI the sum of two products of full range saturates,
-            # silently, and the gate runs on another machine than the one that will serve.
-            reduce_range=True,
-            # What comes out of an operator of onnxruntime's own has no type that onnx could infer.
-            extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
-        )
-    except Exception as error:
-        raise _given_up(error) from error
-    finally:
-        for path in (bare, beside):
-            path.unlink(missing_ok=True)
-    _refuse_unquantised(wire.outline(target), "MatMulInteger", "DynamicQuantizeMatMul", "QLinearMatMul")
-
-
-def _turn(graph: onnx.GraphProto, beside: Path) -> None:
-    """A weight that words in and out share becomes one for each, as the quantizer leaves out what is not constant: it
-    would be multiplied in floats, and turned anew for every token.
-    """
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    for node in [node for node in graph.node if turned_by(node, constants)]:
-        matrix = wire.mapped(constants[node.input[0]], beside.parent)
-        tensor = graph.initializer.add(name=node.output[0], dims=matrix.shape[::-1])
-        tensor.data_type = constants[node.input[0]].data_type
-        with beside.open("ab") as stream:
-            # Only what has bytes can be told where they are.
-            tensor.raw_data = b""
-            set_external_data(tensor, beside.name, offset=stream.tell(), length=matrix.nbytes)
-            tensor.ClearField("raw_data")
-            np.ascontiguousarray(matrix.T).tofile(stream)
-        graph.node.remove(node)
+def int8_dynamic(source: Path, target: Path, *, is_last: bool = False) -> None:
+    """Layers and tables in whole numbers."""
+    model = wire.outline(source)
+    is_large, integers = _is_large(model, source), Integers()
+    spent, made = _replace_layers(model.graph, source.parent, None, integers.product, integers.looked_up)
+    _refuse_unquantised(model, "MatMulInteger")
+    if is_last:
+        wire.give_back(spent, source.parent)
+    _write(model, source.parent, made, target, is_large=is_large)
 
 
 def turned_by(node: onnx.NodeProto, constants: Container[str]) -> bool:
@@ -193,8 +148,8 @@ def int8_static(
             activation_type=activation_type,
             weight_type=QuantType.QInt8,
             per_channel=True,
-            # As for int8-dynamic. With 16 bits onnxruntime multiplies in floats, where nothing saturates, nor does it
-            # on a GPU.
+            # As in integers.py. With 16 bits onnxruntime multiplies in floats, where nothing saturates, nor does it on
+            # a GPU.
             reduce_range=not (is_wide or is_symmetric),
             extra_options={
                 "OpTypesToExcludeOutputQuantization": list(_PRODUCTS),
@@ -264,18 +219,16 @@ def weight_only(
         config = DefaultWeightOnlyQuantConfig(**asked, op_types_to_quantize=("MatMul",))
         quantizer = MatMulNBitsQuantizer(alone, **asked, algo_config=config)
         quantizer.process()
-        made = onnx.GraphProto()
+        layer: onnx.GraphProto = quantizer.model.model.graph
         if inputs is not None and product.name != head:
             moment = inputs.moment(product.input[0], len(weight))
             gptq.rounded(weight, moment, options["block_size"], symmetric=options["is_symmetric"]).fill(
-                quantizer.model.model.graph, options["block_size"]
+                layer, options["block_size"]
             )
-        # A copy, as each part of a message keeps all of it in memory, here the weight that was quantised.
-        made.CopyFrom(quantizer.model.model.graph)
-        return made
+        return layer
 
     try:
-        spent = _replace_layers(model.graph, source.parent, head if spec.keep_output_head else None, quantised)
+        spent, made = _replace_layers(model.graph, source.parent, head if spec.keep_output_head else None, quantised)
     except Exception as error:
         raise _given_up(error) from error
     _refuse_unquantised(model, "MatMulNBits")
@@ -283,11 +236,25 @@ def weight_only(
         wire.give_back(spent, source.parent)
     if all(item.domain != "com.microsoft" for item in model.opset_import):
         model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    if is_large:
-        load_external_data_for_model(model, str(source.parent))
-        onnx.save_model(model, target, save_as_external_data=True, location=f"{target.name}.data")
-    else:
-        wire.write(model, target, lambda tensor, stream: stream.write(wire.mapped(tensor, source.parent).data))
+    _write(model, source.parent, made, target, is_large=is_large)
+
+
+def _write(model: onnx.ModelProto, folder: Path, made: Mapping[str, bytes], target: Path, *, is_large: bool) -> None:
+    """With the bytes of weights that were made, and of those that are in files of the folder."""
+
+    def put(tensor: onnx.TensorProto, stream: BinaryIO) -> None:
+        stream.write(made[tensor.name] if tensor.name in made else wire.mapped(tensor, folder).data)
+
+    if not is_large:
+        wire.write(model, target, put)
+        return
+    beside = target.with_name(f"{target.name}.data")
+    with beside.open("wb") as stream:
+        for tensor in filter(uses_external_data, model.graph.initializer):
+            begin = stream.tell()
+            put(tensor, stream)
+            wire.refer(tensor, beside.name, begin, stream.tell() - begin)
+    onnx.save(model, target)
 
 
 def head_of(graph: onnx.GraphProto) -> str | None:
@@ -304,32 +271,49 @@ def _replace_layers(
     folder: Path,
     spared: str | None,
     quantised: Callable[[onnx.NodeProto, NDArray[Any]], onnx.GraphProto],
-) -> list[onnx.TensorProto]:
-    """Every layer but one, one after the other, so that one weight at a time is read from the folder.
+    looked_up: Callable[[onnx.NodeProto, NDArray[Any]], onnx.GraphProto] | None = None,
+) -> tuple[list[onnx.TensorProto], dict[str, bytes]]:
+    """Every layer but one, and tables if they are asked for, so that one weight at a time is read from the folder.
 
-    Gives the weights that nothing reads any more.
+    Gives the weights that nothing reads any more, and the bytes of new ones.
     """
     constants = {tensor.name: tensor for tensor in graph.initializer}
     # A weight that words in and out share lies there once, and is turned on the way to the layer.
     turned = {node.output[0]: node.input[0] for node in graph.node if turned_by(node, constants)}
-    nodes: list[onnx.NodeProto] = []
-    made: dict[str, onnx.TensorProto] = {}
+    done, made = onnx.GraphProto(), dict[str, bytes]()
     for node in graph.node:
         layer = _layer_of(node, constants, turned) if node.op_type in _PRODUCTS and node.name != spared else None
-        if layer is None:
-            nodes.append(node)
+        if layer is not None:
+            weight, product, rest = layer
+            matrix = wire.mapped(weight, folder)
+            part = quantised(product, matrix if product.input[1] == weight.name else matrix.T)
+        elif looked_up is not None and _is_table_of(node, constants):
+            part, rest = looked_up(node, wire.mapped(constants[node.input[0]], folder)), []
+        else:
+            done.node.append(node)
             continue
-        weight, product, rest = layer
-        matrix = wire.mapped(weight, folder)
-        part = quantised(product, matrix if product.input[1] == weight.name else matrix.T)
-        nodes += [*part.node, *rest]
-        made |= {tensor.name: tensor for tensor in part.initializer if tensor.name not in constants}
+        # Copies, as each part of a message keeps all of it in memory, here the weight that was quantised.
+        done.node.extend([*part.node, *rest])
+        for tensor in part.initializer:
+            if tensor.name not in constants and tensor.name not in made:
+                bare, made[tensor.name] = wire.lifted(tensor)
+                done.initializer.append(bare)
+    asked = {name for node in done.node for name in node.input} | {output.name for output in graph.output}
+    nodes = [node for node in done.node if not asked.isdisjoint(node.output)]
     read = {name for node in nodes for name in node.input}
     kept = [tensor for tensor in graph.initializer if tensor.name in read]
     del graph.node[:], graph.initializer[:]
-    graph.node.extend(node for node in nodes if node.output[0] not in turned or node.output[0] in read)
-    graph.initializer.extend([*kept, *made.values()])
-    return [tensor for name, tensor in constants.items() if name not in read]
+    graph.node.extend(nodes)
+    graph.initializer.extend([*kept, *done.initializer])
+    return [tensor for name, tensor in constants.items() if name not in read], made
+
+
+def _is_table_of(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> bool:
+    return (
+        node.op_type == "Gather"
+        and node.input[0] in constants
+        and constants[node.input[0]].data_type == onnx.TensorProto.FLOAT
+    )
 
 
 def _layer_of(
@@ -370,5 +354,5 @@ def _refuse_unquantised(model: onnx.ModelProto, *operators: str) -> None:
     if not any(node.op_type in operators for node in model.graph.node):
         raise StepFailedError(
             EXPORT_FAILED,
-            "onnxruntime's quantizer quantised no multiplication: the graph has none with constant weights",
+            "no multiplication was quantised: the graph has none with constant weights",
         )

@@ -68,10 +68,25 @@ def _outlined(data: Buffer, begin: int, end: int, location: str) -> TensorProto:
             kept += data[field_begin:field_end]
     tensor = TensorProto.FromString(bytes(kept))
     if raw[1]:
-        tensor.raw_data = b""
-        set_external_data(tensor, location, offset=raw[0], length=raw[1] - raw[0])
-        tensor.ClearField("raw_data")
+        refer(tensor, location, raw[0], raw[1] - raw[0])
     return tensor
+
+
+def refer(tensor: TensorProto, location: str, offset: int, length: int) -> None:
+    """Tells of a weight without bytes where they are."""
+    # onnx tells it only of what has some.
+    tensor.raw_data = b""
+    set_external_data(tensor, location, offset=offset, length=length)
+    tensor.ClearField("raw_data")
+
+
+def lifted(tensor: TensorProto) -> tuple[TensorProto, bytes]:
+    """A weight that says how many bytes it has, and those: a message copies all that is in it whenever it is moved."""
+    raw, bare = tensor.raw_data, TensorProto()
+    tensor.ClearField("raw_data")
+    bare.CopyFrom(tensor)
+    refer(bare, "", 0, len(raw))
+    return bare, raw
 
 
 def write(model: ModelProto, path: Path, put: Callable[[TensorProto, BinaryIO], object]) -> None:
