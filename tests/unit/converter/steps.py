@@ -55,6 +55,12 @@ class Line:
             ("--spec", json.dumps(spec), "--output", self.work / "graph", *flags),
         )
 
+    def refuses(self, folder: Path, reason: str, words: str, *flags: str, **spec: Any) -> None:
+        """A checkpoint that is fetched, and not converted: for this reason, in these words."""
+        ended = self.convert(self.fetch(folder).details["digest"], *flags, **spec)
+        assert ended.summary.reason == reason, ended.summary.message
+        assert words in ended.summary.message
+
     def validate(self, digest: str, parity: dict[str, str] | None = None, **spec: Any) -> Ended:
         provider = spec.get("providers", ["CPUExecutionProvider"])[0]
         return run(

@@ -121,10 +121,9 @@ def test_one_graph_may_stay_as_it_is(tmp_path: Path, line: Line) -> None:
 
 
 def test_a_model_of_one_graph_has_no_components(tmp_path: Path, line: Line) -> None:
-    digest = line.fetch(tiny(tmp_path / "model")).details["digest"]
-    ended = line.convert(digest, components={"encoder": {"scheme": "int8-dynamic"}})
-    assert ended.summary.reason == "SpecImpossible"
-    assert "quantization.components is for models of two graphs, and bert is one" in ended.summary.message
+    words = "quantization.components is for models of two graphs, and bert is one"
+    asked = {"encoder": {"scheme": "int8-dynamic"}}
+    line.refuses(tiny(tmp_path / "model"), "SpecImpossible", words, components=asked)
 
 
 @pytest.mark.parametrize(
@@ -520,6 +519,4 @@ def test_what_is_no_supported_encoder_decoder_is_refused_by_name(case: str, tmp_
     name, config, spec, reason, words = REFUSED[case]
     folder = tiny_encoder_decoder(tmp_path / "model", name)
     change_json(folder / "config.json", **config)
-    ended = line.convert(line.fetch(folder).details["digest"], **spec)
-    assert ended.summary.reason == reason, ended.summary.message
-    assert words in ended.summary.message
+    line.refuses(folder, reason, words, **spec)

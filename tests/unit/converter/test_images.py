@@ -375,9 +375,7 @@ def test_what_is_no_supported_model_of_images_is_refused_by_name(
     spoil, spec, reason, words = REFUSED[case]
     folder = shutil.copytree(seen.folder, tmp_path / "model")
     spoil(folder)
-    ended = line.convert(line.fetch(folder).details["digest"], **spec)
-    assert ended.summary.reason == reason, ended.summary.message
-    assert words in ended.summary.message
+    line.refuses(folder, reason, words, **spec)
 
 
 def test_texts_to_measure_on_are_refused(seen: Seen, tmp_path: Path, line: Line) -> None:
@@ -385,9 +383,8 @@ def test_texts_to_measure_on_are_refused(seen: Seen, tmp_path: Path, line: Line)
     texts.write_text("a text that nobody reads\n")
     said = {"configMap": {"name": "m", "key": "texts"}, "digest": f"sha256:{sha256_of(texts)}"}
     spec = SEEING | {"scheme": "int8-static", "calibration": said}
-    ended = line.convert(line.fetch(seen.folder).details["digest"], "--calibration-root", str(tmp_path), **spec)
-    assert ended.summary.reason == "SpecImpossible", ended.summary.message
-    assert "quantization.calibration holds texts" in ended.summary.message
+    words, flags = "quantization.calibration holds texts", ("--calibration-root", str(tmp_path))
+    line.refuses(seen.folder, "SpecImpossible", words, *flags, **spec)
 
 
 def test_a_processor_that_is_told_with_others_is_found(seen: Seen, tmp_path: Path) -> None:

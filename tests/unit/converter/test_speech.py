@@ -276,9 +276,7 @@ def test_what_is_no_supported_model_of_speech_is_refused_by_name(
     spoil, spec, reason, words = REFUSED[case]
     folder = shutil.copytree(heard.folder, tmp_path / "model")
     spoil(folder)
-    ended = line.convert(line.fetch(folder).details["digest"], **spec)
-    assert ended.summary.reason == reason, ended.summary.message
-    assert words in ended.summary.message
+    line.refuses(folder, reason, words, **spec)
 
 
 def test_an_extractor_that_is_told_with_its_processor_is_found(heard: Heard, tmp_path: Path) -> None:
