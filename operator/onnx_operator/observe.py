@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pydantic import ValidationError
 
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from onnx_operator.workqueue import Key
 
 Object = Mapping[str, Any]
+Spec = TypeVar("Spec", OnnxModelSpec, OnnxModelClassSpec)
 
 _CHILD_KINDS: Final = (
     kube.JOB,
@@ -113,11 +114,7 @@ async def observe(key: Key, context: Context, now: datetime) -> Observation | No
 
 def _model(manifest: Object) -> ModelSeen:
     metadata = manifest["metadata"]
-    spec, problem = None, ""
-    try:
-        spec = OnnxModelSpec.model_validate(manifest["spec"])
-    except ValidationError as error:
-        problem = _words(error)
+    spec, problem = _spec(OnnxModelSpec, manifest)
     return ModelSeen(
         namespace=metadata["namespace"],
         name=metadata["name"],
@@ -133,11 +130,7 @@ def _model(manifest: Object) -> ModelSeen:
 
 def _class(manifest: Object) -> ClassSeen:
     metadata = manifest["metadata"]
-    spec, problem = None, ""
-    try:
-        spec = OnnxModelClassSpec.model_validate(manifest["spec"])
-    except ValidationError as error:
-        problem = _words(error)
+    spec, problem = _spec(OnnxModelClassSpec, manifest)
     return ClassSeen(
         name=metadata["name"],
         spec=spec,
@@ -145,6 +138,14 @@ def _class(manifest: Object) -> ClassSeen:
         is_default=(metadata.get("annotations") or {}).get(DEFAULT_CLASS_ANNOTATION) == "true",
         created=metadata.get("creationTimestamp", ""),
     )
+
+
+def _spec(kind: type[Spec], manifest: Object) -> tuple[Spec | None, str]:
+    """Or what is wrong with it."""
+    try:
+        return kind.model_validate(manifest["spec"]), ""
+    except ValidationError as error:
+        return None, _words(error)
 
 
 def _revisions(context: Context, model: ModelSeen) -> tuple[RevisionSeen, ...]:

@@ -86,9 +86,14 @@ def shortage(capacity: Capacity, steps: Sequence[tuple[int, int]]) -> Shortage |
         max(capacity.to_move(before, reach), capacity.to_stay(weight, reach))
         for (before, _), (weight, reach) in pairwise(stops)
     ]
+    return _short(capacity, taken)
+
+
+def _short(capacity: Capacity, taken: Sequence[int]) -> Shortage | None:
+    """By the servers that each step takes, and the end of the last one."""
     for step, servers in enumerate(taken):
         if servers > capacity.limit:
-            return Shortage(step if step < len(steps) else None, servers, max(taken))
+            return Shortage(step if step < len(taken) - 1 else None, servers, max(taken))
     return None
 
 
@@ -152,11 +157,7 @@ def _off(pair: Sides, weight: int) -> tuple[Fraction, int]:
 def shortage_by_ratio(capacity: Capacity, steps: Sequence[tuple[int, int | None]]) -> Shortage | None:
     """The first of these steps, each a weight and a declared number of servers, that there is no room for."""
     stops: Final = ((0, None), *steps, (FULL, None))
-    taken = [_least_limit(capacity, before, *step) for (before, _), step in pairwise(stops)]
-    for step, servers in enumerate(taken):
-        if servers > capacity.limit:
-            return Shortage(step if step < len(steps) else None, servers, max(taken))
-    return None
+    return _short(capacity, [_least_limit(capacity, before, *step) for (before, _), step in pairwise(stops)])
 
 
 def _least_limit(capacity: Capacity, before: int, weight: int, declared: int | None) -> int:

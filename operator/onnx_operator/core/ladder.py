@@ -62,7 +62,6 @@ if TYPE_CHECKING:
     from onnx_operator.api.common import ExecutionProvider
     from onnx_operator.api.revision import OnnxModelRevisionStatus
     from onnx_operator.core.actions import Want
-    from onnx_operator.core.jobs import JobState
     from onnx_operator.core.observation import RevisionSeen
     from onnx_operator.core.view import View
 
@@ -147,7 +146,7 @@ def _accepted(view: View) -> Rung:
     return _met(Finding(ConditionType.ACCEPTED, "True", reasons.ACCEPTED, message))
 
 
-def _source_resolved(view: View) -> Rung:  # noqa: PLR0911  (a table of Job states)
+def _source_resolved(view: View) -> Rung:
     source = view.source
     if source is not None and source.digest is None:
         return _stalled(Finding(ConditionType.SOURCE_RESOLVED, "False", source.reason, source.message))
@@ -159,22 +158,31 @@ def _source_resolved(view: View) -> Rung:  # noqa: PLR0911  (a table of Job stat
     name = fetch_job_name(view.seen.model.name, view.source_key)
     image = view.offer.class_spec.images.converter or view.seen.images.converter
     want = WantFetch(view.seen.model, view.offer, view.source_key, image)
-    match view.seen.jobs.get(name):
-        case None:
-            return _waiting(
-                Finding(ConditionType.SOURCE_RESOLVED, "Unknown", reasons.FETCHING, f"Job {name} is being created"),
-                want,
-            )
-        case JobRunning(message, has_pod):
-            finding = Finding(ConditionType.SOURCE_RESOLVED, "Unknown", reasons.FETCHING, message)
-            return _waiting(finding, want, look_at=None if has_pod else view.now + _POD_PATIENCE)
-        case JobBlocked(reason, message):
-            return _waiting(Finding(ConditionType.SOURCE_RESOLVED, "False", reason, message), want)
+    match _end_of(view, name, ConditionType.SOURCE_RESOLVED, reasons.FETCHING, want):
         case JobSucceeded(summary, _):
             return _note_source(view, name, _source_of(view, summary))
-        case JobFailed(reason, _, exit_code, _) as failed:
-            message = _with_what_blocked_it(view, ConditionType.SOURCE_RESOLVED, failed)
+        case JobFailed(reason, message, exit_code, _):
             return _note_source(view, name, _no_source(view, reason, message), exit_code)
+        case waiting:
+            return waiting
+
+
+def _end_of(
+    view: View, name: str, condition: ConditionType, under_way: str, want: Want
+) -> JobSucceeded | JobFailed | Rung:
+    """How the wanted Job ended, or what is told of it until then."""
+    match view.seen.jobs.get(name):
+        case None:
+            return _waiting(Finding(condition, "Unknown", under_way, f"Job {name} is being created"), want)
+        case JobRunning(message, has_pod):
+            finding = Finding(condition, "Unknown", under_way, message)
+            return _waiting(finding, want, look_at=None if has_pod else view.now + _POD_PATIENCE)
+        case JobBlocked(reason, message):
+            return _waiting(Finding(condition, "False", reason, message), want)
+        case JobSucceeded() as succeeded:
+            return succeeded
+        case JobFailed() as failed:
+            return replace(failed, message=_with_what_blocked_it(view, condition, failed))
         case unreachable:
             assert_never(unreachable)
 
@@ -407,23 +415,13 @@ class _Story:
 
 def _job(view: View, revision: RevisionSeen, story: _Story, want: Want) -> Rung:
     name = stage_job_name(revision.name, story.job, revision.status.attempt)
-    state: JobState | None = view.seen.jobs.get(name)
-    match state:
-        case None:
-            message = f"Job {name} is being created"
-            return _waiting(Finding(story.condition, "Unknown", story.under_way, message), want)
-        case JobRunning(message, has_pod):
-            finding = Finding(story.condition, "Unknown", story.under_way, message)
-            return _waiting(finding, want, look_at=None if has_pod else view.now + _POD_PATIENCE)
-        case JobBlocked(reason, message):
-            return _waiting(Finding(story.condition, "False", reason, message), want)
+    match _end_of(view, name, story.condition, story.under_way, want):
         case JobSucceeded(summary, seconds):
             return _note_result(view, revision, story, summary, seconds)
-        case JobFailed():
-            message = _with_what_blocked_it(view, story.condition, state)
-            return _note_failure(view, revision, story, replace(state, message=message))
-        case unreachable:
-            assert_never(unreachable)
+        case JobFailed() as failed:
+            return _note_failure(view, revision, story, failed)
+        case waiting:
+            return waiting
 
 
 def _with_what_blocked_it(view: View, kind: ConditionType, failed: JobFailed) -> str:
