@@ -71,14 +71,20 @@ def run(publish: Publish, progress: Progress) -> dict[str, Any]:
         digest = digest_of_bytes(data)
         _settle(folder, publish.store / hex_of(digest), digest)
         benchmarks = {str(provider): _benchmark_of(publish.work, provider) for provider in made}
-        named = {"artifact": {"digest": digest}, **lineage}
-        _put_beside(publish.store / hex_of(digest), PAGE, page(reports, named, benchmarks).encode(), incoming)
+        drawn = page(reports, {"artifact": {"digest": digest}, **lineage}, benchmarks).encode()
+        _put_beside(publish.store / hex_of(digest), PAGE, drawn, incoming)
         _put_beside(publish.store / hex_of(digest), BENCHMARK, canonical_json(benchmarks), incoming)
     finally:
         shutil.rmtree(incoming, ignore_errors=True)
     progress.tell("ArtifactPublished", percent=100, digest=digest, bytes=manifest.size)
     report_digest = next("sha256:" + entry.sha256 for entry in manifest.files if entry.path == REPORT)
-    return {"digest": digest, "bytes": manifest.size, "files": len(manifest.files), "reportDigest": report_digest}
+    return {
+        "digest": digest,
+        "bytes": manifest.size,
+        "files": len(manifest.files),
+        "reportDigest": report_digest,
+        "pageDigest": digest_of_bytes(drawn),
+    }
 
 
 def _refuse_unproved(publish: Publish) -> None:

@@ -283,6 +283,8 @@ class ArtifactStatus(ApiModel):
     """Total size."""
     report_digest: Digest | None = None
     """Digest of report.json inside it."""
+    page_digest: Digest | None = None
+    """Digest of <digest>.report.html, as it was written when this revision was published."""
 
 
 class QuarantineStatus(ApiModel):

@@ -231,7 +231,9 @@ def test_golden_requests_are_mixed_in_length_and_answered_by_the_published_graph
 def test_the_page_lies_beside_the_artifact_and_names_it(published: tuple[Line, dict[str, Any]], folder: Path) -> None:
     beside = sorted(path.name for path in folder.parent.iterdir())
     assert beside == [folder.name, f"{folder.name}.benchmark.json", f"{folder.name}.report.html"]
-    text = folder.with_name(f"{folder.name}.report.html").read_text()
+    page = folder.with_name(f"{folder.name}.report.html").read_bytes()
+    assert published[1]["pageDigest"] == f"sha256:{hashlib.sha256(page).hexdigest()}"
+    text = page.decode()
     assert published[1]["digest"] in text
     assert text.index("Passed") < text.index("Smallest cosine") < text.index("Lineage")
     assert json.loads(folder.with_name(f"{folder.name}.benchmark.json").read_text()) == {CPU: {}}
@@ -242,11 +244,12 @@ def test_how_fast_a_graph_was_changes_the_page_and_no_byte_of_the_artifact(
 ) -> None:
     line, details = published
     (line.work / f"validation-{CPU}" / "benchmark.json").write_text(json.dumps(a_benchmark()))
-    assert line.publish().details == details
-    assert "Speed on" in folder.with_name(f"{folder.name}.report.html").read_text()
+    timed, page = line.publish().details, folder.with_name(f"{folder.name}.report.html")
+    assert timed == details | {"pageDigest": f"sha256:{hashlib.sha256(page.read_bytes()).hexdigest()}"} != details
+    assert "Speed on" in page.read_text()
     (line.work / f"validation-{CPU}" / "benchmark.json").write_text("{")
     assert line.publish().details == details
-    assert "Speed on" not in folder.with_name(f"{folder.name}.report.html").read_text()
+    assert "Speed on" not in page.read_text()
     artifact.verify(folder, details["digest"])
 
 

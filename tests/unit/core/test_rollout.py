@@ -16,7 +16,7 @@ from onnx_operator.core.counts import Counts
 from onnx_operator.core.jobs import JobBlocked, JobRunning, JobSucceeded
 from onnx_operator.core.observation import ObjectName
 from onnx_operator.core.pods import Trouble
-from unit.core.worlds import CPU, World, a_benchmark, a_class, a_spec, a_summary, an_evaluation, evaluated
+from unit.core.worlds import CPU, World, a_benchmark, a_class, a_digest, a_spec, a_summary, an_evaluation, evaluated
 
 INT8 = {"scheme": "int8-dynamic"}
 
@@ -666,7 +666,10 @@ def test_pods_of_another_size_are_a_new_revision_with_the_same_artifact(serving:
     serving.finish()
     assert serving.stable_number == 2
     assert {name for name in serving.jobs if not name.endswith("-fetch")} == jobs
-    assert serving.numbered(2).status.artifact == serving.numbered(1).status.artifact
+    shared = serving.numbered(2).status.artifact
+    assert shared == serving.numbered(1).status.artifact
+    assert shared is not None
+    assert shared.page_digest == a_digest("page"), "of the page that was written with it"
     assert serving.numbered(2).status.benchmark == serving.numbered(1).status.benchmark != []
 
 

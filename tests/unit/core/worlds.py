@@ -563,7 +563,8 @@ class World:
                 told |= {"checked": "3 of 116 nodes fall back to the CPU by its table"}
             return a_summary("validate", provider=provider, parity=parity, samples=300, **told, **self.timed)
         if "-publish-" in job:
-            return a_summary("publish", digest=a_digest(job.split("-publish-", 1)[0]), bytes=90)
+            made = a_digest(job.split("-publish-", 1)[0])
+            return a_summary("publish", digest=made, bytes=90, files=12, pageDigest=a_digest("page"))
         return a_summary("convert")
 
 
