@@ -127,16 +127,20 @@ def cache_of(model: PreTrainedModel) -> Cache:
             kept = model(input_ids=torch.zeros((1, 1), dtype=torch.long), use_cache=True).past_key_values
         tensors = tensors_of(kept)
     except RuntimeError as error:
-        # Heads that do not divide, a window of nothing: the weights fit, and no token can be asked.
-        raise StepFailedError(
-            CONFIG_INVALID, f"{policy.CONFIG} describes a model that cannot read one token: {gist(error)}"
-        ) from error
+        raise unreadable(error) from error
     except (AttributeError, TypeError, ValueError) as error:
         raise StepFailedError(
             ARCHITECTURE_UNSUPPORTED,
             f"{policy.CONFIG}: this model keeps something else than keys and values of each layer: {gist(error)}",
         ) from error
     return tuple((int(tensor.shape[1]), int(tensor.shape[3])) for tensor in tensors)
+
+
+def unreadable(error: RuntimeError) -> StepFailedError:
+    """Heads that do not divide, a window of nothing: the weights fit, and no token can be asked."""
+    return StepFailedError(
+        CONFIG_INVALID, f"{policy.CONFIG} describes a model that cannot read one token: {gist(error)}"
+    )
 
 
 def empty(checkpoint: Checkpoint, batch: int) -> dict[str, NDArray[Any]]:

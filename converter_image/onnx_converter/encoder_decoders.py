@@ -19,8 +19,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from typing_extensions import override
 
 from onnx_converter import policy, precision, speech
-from onnx_converter.decoders import DEFAULT_LENGTH, Cache, Family, kept_of, tensors_of
-from onnx_converter.reasons import ARCHITECTURE_UNSUPPORTED, CONFIG_INVALID, SPEC_IMPOSSIBLE, StepFailedError, gist
+from onnx_converter.decoders import DEFAULT_LENGTH, Cache, Family, kept_of, tensors_of, unreadable
+from onnx_converter.reasons import ARCHITECTURE_UNSUPPORTED, CONFIG_INVALID, SPEC_IMPOSSIBLE, StepFailedError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -198,9 +198,7 @@ def caches_of(model: PreTrainedModel, heard: tuple[int, int] | None) -> tuple[Ca
         with torch.inference_mode():
             answer = model(**asked, decoder_input_ids=one, use_cache=True)
     except RuntimeError as error:
-        raise StepFailedError(
-            CONFIG_INVALID, f"{policy.CONFIG} describes a model that cannot read one token: {gist(error)}"
-        ) from error
+        raise unreadable(error) from error
     kept = answer.past_key_values
     written, read = (
         tuple((int(tensor.shape[1]), int(tensor.shape[3])) for tensor in tensors_of(cache))

@@ -76,15 +76,29 @@ class _Log:
             yield self.at(10.0**power), "0" if self.has_zero and power == self.low else f"{10.0**power:g}"
 
 
+def _across(heights: _Log) -> list[str]:
+    """A line with its value for each tick."""
+    parts = []
+    for y, words in heights.ticks():
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(_text(_LEFT - 8, y + 4, words, "end"))
+    return parts
+
+
+def _bound(heights: _Log, bound: float) -> list[str]:
+    y = heights.at(bound)
+    return [
+        f'<line class="bound" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>',
+        _text(_WIDTH - _RIGHT + 8, y + 4, f"bound {bound:.3g}", "strong"),
+    ]
+
+
 def by_sample(name: str, title: str, samples: Sequence[tuple[str, float]], bound: float | None) -> str:
     """A dot for each sample in the order of the table, and the bound that all must stay below."""
     bounds = [] if bound is None else [bound]
     foot = _TOP + _HEIGHT
     heights = _Log.over([value for _, value in samples] + bounds, foot, -_HEIGHT)
-    parts = []
-    for y, words in heights.ticks():
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(_text(_LEFT - 8, y + 4, words, "end"))
+    parts = _across(heights)
     step = (_WIDTH - _LEFT - _RIGHT) / max(len(samples), 1)
     every = max(1, math.ceil(len(samples) / _TICKS))
     for number, (sample, value) in enumerate(samples, 1):
@@ -97,10 +111,8 @@ def by_sample(name: str, title: str, samples: Sequence[tuple[str, float]], bound
         if number % every == 0 or len(samples) == 1:
             parts.append(_text(x, foot + 18, str(number), "middle"))
     parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, foot + 36, "sample", "middle"))
-    if bound is not None:
-        y = heights.at(bound)
-        parts.append(f'<line class="bound" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(_text(_WIDTH - _RIGHT + 8, y + 4, f"bound {bound:.3g}", "strong"))
+    for one in bounds:
+        parts += _bound(heights, one)
     worst = max(samples, key=lambda one: one[1], default=("none", 0.0))
     said = f"The largest is {worst[1]:.3g}, of {worst[0]}."
     return _svg(name, title, said, foot + _FOOT, parts)
@@ -137,16 +149,11 @@ def against(name: str, title: str, dots: Sequence[tuple[str, float, float]], bou
     drawn = {one: 0.0 if loss < bound / 1000 else loss for one, _, loss in dots}
     heights = _Log.over([*drawn.values(), bound], foot, -_HEIGHT)
     widths = _Log.over([value for _, value, _ in dots], _LEFT, _WIDTH - _LEFT - _RIGHT)
-    parts = []
-    for y, words in heights.ticks():
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(_text(_LEFT - 8, y + 4, words, "end"))
+    parts = _across(heights)
     for x, words in widths.ticks():
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{foot}"/>')
         parts.append(_text(x, foot + 18, words, "middle"))
-    y = heights.at(bound)
-    parts.append(f'<line class="bound" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-    parts.append(_text(_WIDTH - _RIGHT + 8, y + 4, f"bound {bound:.3g}", "strong"))
+    parts += _bound(heights, bound)
     for number, (one, value, loss) in enumerate(sorted(dots, key=lambda dot: dot[1])):
         x, y = widths.at(value), heights.at(drawn[one])
         mood = "dot" if loss <= bound else "dot beyond"
