@@ -54,7 +54,7 @@ class Integers:
                     "DynamicQuantizeLinear", [entering], self._known[entering], name=f"{entering}_QuantizeLinear"
                 )
             )
-        left, right, made = self._known[entering], _Names.of(name), f"{product.name}_quant"
+        left, right, made = self._known[entering], _Names.of(name), f"{product.name or leaving}_quant"
         whole, scales = f"{leaving}_output_quantized", f"{made}_scales_mul:0"
         in_floats = f"{whole}_cast_output"
         part.node.extend(
