@@ -12,12 +12,14 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -45,6 +47,9 @@ GIGABYTE: Final = 1e9
 LARGEST: Final = "Llama, 135 M (SmolLM)"
 MARIAN: Final = "Marian, 75 M (English to German)"
 WHISPER: Final = "Whisper, 38 M (tiny)"
+BUILDER: Final = "onnxruntime_genai.models.builder"
+#: How often it and a conversion are timed.
+TURNS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +171,7 @@ def main() -> None:
     parser.add_argument("--scheme", action="append", choices=list(Scheme), help="only this scheme, and write no page")
     asked = parser.parse_args()
     load = os.getloadavg()[0]
-    rows = []
+    rows, wall = [], ""
     for name, case in CASES.items():
         if asked.case and name not in asked.case:
             continue
@@ -176,7 +181,9 @@ def main() -> None:
                 if not asked.scheme or scheme in asked.scheme:
                     rows.append(measure(name, case, scheme, source, Path(folder, scheme)))
                     print(rows[-1], flush=True)
-    page = page_of(rows, load)
+            if name == LARGEST:
+                wall = beside_builder(source, Path(folder))
+    page = page_of(rows, load) + wall
     print(page)
     if not (asked.case or asked.scheme):
         TARGET.write_text(page)
@@ -219,6 +226,38 @@ def step(*flags: str, checkpoint: Path, output: Path) -> dict[str, Any]:
     if found["ended"]["exitCode"]:
         sys.exit(f"{flags[0]}: {found['ended']['message']}")
     return found
+
+
+def beside_builder(source: Path, folder: Path) -> str:
+    """Whole processes of a conversion and of onnxruntime-genai's builder, in turns, with bytecode as in an image."""
+    if find_spec(BUILDER.partition(".")[0]) is None:
+        return f"\nWall time of a whole conversion beside {BUILDER}: that is not installed.\n"
+    environment = os.environ | {"PYTHONPYCACHEPREFIX": str(folder / "bytecode"), "HF_HUB_OFFLINE": "1"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    build = [BUILDER, "-m", str(source), "-p", "fp32", "-e", "cpu", "-c", str(folder / "cache")]
+    convert = ["onnx_converter", "convert", "--checkpoint", str(source), "--spec", "{}"]
+    convert += ["--source-digest", tree_digest(check_folder(source)), "--termination-log", os.devnull]
+
+    def timed(command: list[str]) -> tuple[float, str]:
+        began = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", *command], check=True, env=environment, capture_output=True, text=True
+        )
+        return time.perf_counter() - began, done.stdout
+
+    ours, theirs, trials = list[float](), list[float](), list[float]()
+    for turn in range(TURNS + 1):
+        seconds, said = timed([*convert, "--output", str(folder / f"turn-{turn}")])
+        ours.append(seconds)
+        trials.append(next(line["trialSeconds"] for line in map(json.loads, said.splitlines()) if "route" in line))
+        theirs.append(timed([*build, "-o", str(folder / f"built-{turn}")])[0])
+    # The first of each compiled what it imports.
+    one, other, trial = (statistics.median(taken[1:]) for taken in (ours, theirs, trials))
+    return (
+        f"\nA whole conversion of {LARGEST} to `none`, imports included, takes {one:.1f} s of wall time, {trial:.1f} s "
+        f"of it the trial; {BUILDER} takes {other:.1f} s. Without the trial that is "
+        f"{(one - trial) / other:.1f} times as long.\n"
+    )
 
 
 class Watched:
