@@ -69,6 +69,7 @@ def test_a_route_that_is_wrong_or_gives_up_is_refused_with_a_reason_and_the_next
     assert [refused["route"] for refused in found["routesRefused"]] == ["unrotated", "given-up"]
     assert "tolerance" in found["routesRefused"][0]["reason"]
     assert found["routesRefused"][1]["reason"] == "there is no such operator"
+    assert next(said["trialSeconds"] for said in converted.lines if said["event"] == "GraphExported") > 0
     written = json.loads((line.work / "graph" / "conversion.json").read_text())["graphs"][CPU]
     assert written == found
     graph = onnx.load(line.work / "graph" / CPU / "model.onnx").graph
