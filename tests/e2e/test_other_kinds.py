@@ -55,12 +55,17 @@ def declared(name: str = NAME, **spec: Any) -> Manifest:
     }
 
 
+def lay_out(cluster: Site, models: Kubectl, folder: Path) -> None:
+    """A checkpoint on the claim, by its name, which no model has yet."""
+    archives = {folder.name: claims.packed_folder(folder)}
+    claims.put(models, archives, claim=installation.CHECKPOINTS, image=cluster.images["operator"])
+    models.delete("onnxmodel", folder.name)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(cluster: Site, models: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tiny_decoder(tmp_path_factory.mktemp("decoder") / NAME)
-    archives = {NAME: claims.packed_folder(folder)}
-    claims.put(models, archives, claim=installation.CHECKPOINTS, image=cluster.images["operator"])
-    models.delete("onnxmodel", NAME)
+    lay_out(cluster, models, folder)
     yield folder
     models.delete("onnxmodel", NAME)
 
@@ -165,9 +170,7 @@ def test_a_model_that_reads_and_writes_answers_through_the_gateway_what_torch_an
     cluster: Site, models: Kubectl, tmp_path: Path
 ) -> None:
     folder = tiny_encoder_decoder(tmp_path / TRANSLATOR, "bart")
-    archives = {TRANSLATOR: claims.packed_folder(folder)}
-    claims.put(models, archives, claim=installation.CHECKPOINTS, image=cluster.images["operator"])
-    models.delete("onnxmodel", TRANSLATOR)
+    lay_out(cluster, models, folder)
     model = applied(models, declared(TRANSLATOR))
 
     assert model.is_promoted, model.message("Ready")
@@ -184,9 +187,7 @@ def test_a_model_that_hears_answers_what_torch_answers_and_auto_takes_what_loses
     cluster: Site, models: Kubectl, tmp_path: Path
 ) -> None:
     folder = tiny_encoder_decoder(tmp_path / HEARER, "whisper")
-    archives = {HEARER: claims.packed_folder(folder)}
-    claims.put(models, archives, claim=installation.CHECKPOINTS, image=cluster.images["operator"])
-    models.delete("onnxmodel", HEARER)
+    lay_out(cluster, models, folder)
     model = applied(models, declared(HEARER, quantization={"scheme": "auto", "auto": {"maxQualityLoss": "0"}}))
 
     assert model.is_promoted, model.message("Ready")
@@ -216,9 +217,7 @@ def test_a_model_that_sees_answers_through_the_gateway_what_torch_answers(
     cluster: Site, models: Kubectl, tmp_path: Path
 ) -> None:
     folder = tiny_clip(tmp_path / SEER)
-    archives = {SEER: claims.packed_folder(folder)}
-    claims.put(models, archives, claim=installation.CHECKPOINTS, image=cluster.images["operator"])
-    models.delete("onnxmodel", SEER)
+    lay_out(cluster, models, folder)
     # The checkpoint has an encoder for texts, too.
     model = applied(models, declared(SEER, task="image-feature-extraction"))
 
