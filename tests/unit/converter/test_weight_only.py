@@ -128,6 +128,17 @@ def test_int8_dynamic_answers_to_the_bit_as_the_graph_that_onnxruntime_itself_wo
     np.testing.assert_allclose(answer(target), answer(source), atol=0.1)
 
 
+def test_of_a_weight_that_words_in_and_out_share_int8_dynamic_makes_one_for_each(tmp_path: Path) -> None:
+    source, target = write(tmp_path / "source.onnx", LAYERS["a product"]), tmp_path / "target.onnx"
+    quantize.quantise(ConversionSpec.model_validate({"scheme": "int8-dynamic"}), source, target)
+    graph = onnx.load(target).graph
+    assert {node.op_type for node in graph.node} & {"MatMul", "Transpose"} == set()
+    assert len([node for node in graph.node if node.op_type == "MatMulInteger"]) == 2
+    assert all(tensor.data_type != TensorProto.FLOAT for tensor in graph.initializer if len(tensor.dims) > 1)
+    assert {path.name for path in tmp_path.iterdir()} == {"source.onnx", "target.onnx"}
+    np.testing.assert_allclose(answer(target), answer(source), atol=0.05)
+
+
 def test_what_is_no_layer_with_weights_is_left_as_it_is_and_a_graph_without_any_is_refused(tmp_path: Path) -> None:
     layers = [
         helper.make_node("Gemm", ["words", "square", "bias"], ["scaled"], name="scaled", alpha=2.0),
