@@ -85,15 +85,8 @@ def axes_of(checkpoint: Checkpoint, name: str) -> dict[int, str]:
     return {0: BATCH, 1: SEQUENCE}
 
 
-def export(
-    checkpoint: Checkpoint, part: Part, module: torch.nn.Module, opset: int, provider: Provider
-) -> onnx_ir.Model:
-    """The graph for a provider in memory, its weights still those of the module."""
-    return settle(trace(checkpoint, part, module, opset), checkpoint, provider)
-
-
 def trace(checkpoint: Checkpoint, part: Part, module: torch.nn.Module, opset: int) -> onnx_ir.Model:
-    """The same as torch's exporter writes it."""
+    """The graph in memory as torch's exporter writes it, its weights still those of the module."""
     axes = {spec.name: axes_of(checkpoint, spec.name) for spec in part.inputs}
     sample = sample_of(checkpoint)
     try:

@@ -94,11 +94,8 @@ def _join(graph: onnx_ir.Graph, layers: Sequence[Layer]) -> None:
 def _beside(graph: onnx_ir.Graph, constants: Sequence[Constant], name: str) -> onnx_ir.Value:
     """One constant of several, put together when it is written, as what they are made of is read only then."""
     tensors = [constant.tensor for constant in constants]
-    dtype, shape = (
-        tensors[0].dtype,
-        onnx_ir.Shape([*tensors[0].shape.numpy()[:-1], sum(item.width for item in constants)]),
-    )
-    lazy = onnx_ir.LazyTensor(partial(_concatenated, tensors, name), dtype, shape, name=name)
+    shape = onnx_ir.Shape([*tensors[0].shape.numpy()[:-1], sum(constant.width for constant in constants)])
+    lazy = onnx_ir.LazyTensor(partial(_concatenated, tensors, shape.numpy(), name), tensors[0].dtype, shape, name=name)
     made = onnx_ir.Value(name=name, shape=shape, type=constants[0].value.type, const_value=lazy)
     graph.register_initializer(made)
     for constant in constants:
@@ -106,10 +103,10 @@ def _beside(graph: onnx_ir.Graph, constants: Sequence[Constant], name: str) -> o
     return made
 
 
-def _concatenated(tensors: Sequence[onnx_ir.TensorProtocol], name: str) -> onnx_ir.TensorProtocol:
+def _concatenated(tensors: Sequence[onnx_ir.TensorProtocol], shape: Sequence[int], name: str) -> onnx_ir.TensorProtocol:
     arrays = [tensor.numpy() for tensor in tensors]
     # In the order of rows, as it is written: those of matrices that are turned would come out turned as well.
-    made = np.empty((*arrays[0].shape[:-1], sum(array.shape[-1] for array in arrays)), arrays[0].dtype)
+    made = np.empty(shape, arrays[0].dtype)
     return onnx_ir.tensor(np.concatenate(arrays, axis=-1, out=made), name=name)
 
 

@@ -87,7 +87,7 @@ def test_keys_and_values_of_bfloat16_are_float32_at_the_border_and_bfloat16_insi
 def exported(folder: Path, dtype: torch.dtype) -> onnx_ir.Model:
     checkpoint = load.load(folder, Task.AUTO, None, dtype)
     (part,), (module,) = parts_of(checkpoint), modules_of(checkpoint, folder)
-    return export.export(checkpoint, part, module, 18, Provider.CPU)
+    return export.settle(export.trace(checkpoint, part, module, 18), checkpoint, Provider.CPU)
 
 
 def test_bfloat16_on_the_cpu_is_refused_before_anything_is_loaded(tmp_path: Path, line: Line) -> None:
