@@ -396,8 +396,8 @@ class Quantization(ApiModel):
     @property
     def schemes(self) -> set[str]:
         """Of all graphs."""
-        parts = [self.components.encoder, self.components.decoder] if self.components else []
-        return {str(self.scheme), *(str(one.scheme) for one in parts if one)}
+        parts = [self.components.encoder, self.components.decoder] if self.components else [None]
+        return {str(one.scheme if one else self.scheme) for one in parts}
 
 
 #: A route takes weights up to a million: 100 percent of up to two thousand parts fit in.

@@ -80,6 +80,21 @@ def test_no_job_requests_more_than_its_limit() -> None:
     assert requested(World(classes=tight)) == dict.fromkeys(("fetch", "convert", "validate", "publish"), "256Mi")
 
 
+@pytest.mark.parametrize(
+    ("components", "scheme"),
+    [
+        ({}, "none"),
+        ({"decoder": "int4-weight-only"}, "none"),
+        ({"encoder": "int8-weight-only", "decoder": "int4-weight-only"}, "int8-weight-only"),
+    ],
+)
+def test_memory_is_planned_for_the_schemes_that_graphs_have(components: dict[str, str], scheme: str) -> None:
+    world = World(classes=(a_class(jobs={"resources": {"requests": {"cpu": "1"}}}),), sizes=LARGE)
+    parts = {part: {"scheme": one} for part, one in components.items()}
+    world.change(quantization={"scheme": "none", "components": parts} if parts else {"scheme": "none"})
+    assert requested(world)["convert"] == footprint.told(footprint.peak(footprint.Sizes(**LARGE), scheme))
+
+
 def requested(world: World) -> dict[str, str]:
     """The memory that each Job requests, on the way to servers."""
     found = {}
