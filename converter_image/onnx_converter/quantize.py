@@ -28,15 +28,19 @@ if TYPE_CHECKING:
     from onnx_converter.spec import ConversionSpec
 
 _PRODUCTS: Final = ("MatMul", "Gemm")
-#: It reads rounded values around an operator, and neither operators of integers nor those of onnxruntime's own.
-_OF_TENSORRT: Final = frozenset({Scheme.NONE, Scheme.FLOAT16, Scheme.BFLOAT16, Scheme.INT8_STATIC})
+#: They read rounded values around an operator, and neither operators of integers nor those of onnxruntime's own. The
+#: page of QNN's operators says that what computes on the NPU takes nothing else.
+_KNOWN: Final = {
+    Provider.TENSORRT: frozenset({Scheme.NONE, Scheme.FLOAT16, Scheme.BFLOAT16, Scheme.INT8_STATIC}),
+    Provider.QNN: frozenset({Scheme.INT8_STATIC}),
+}
 
 
 def refuse_without_kernels(scheme: Scheme, provider: Provider) -> None:
-    if provider is Provider.TENSORRT and scheme not in _OF_TENSORRT:
+    if (known := _KNOWN.get(provider)) is not None and scheme not in known:
         raise StepFailedError(
             SPEC_IMPOSSIBLE,
-            f"quantization.scheme {scheme} is not known to {provider}: use {', '.join(sorted(_OF_TENSORRT))} there",
+            f"quantization.scheme {scheme} is not known to {provider}: use {', '.join(sorted(known))} there",
         )
     if scheme in (Scheme.INT8_DYNAMIC, Scheme.INT8_STATIC) and provider is Provider.CUDA:
         raise StepFailedError(

@@ -94,11 +94,13 @@ class Provider(StrEnum):
     DML = "DmlExecutionProvider"
     COREML = "CoreMLExecutionProvider"
     WEBGPU = "WebGpuExecutionProvider"
+    OPENVINO = "OpenVINOExecutionProvider"
+    QNN = "QNNExecutionProvider"
 
     @property
     def is_edge(self) -> bool:
         """Whether it is of devices outside of any cluster: its graph is packed and checked, and runs nowhere here."""
-        return self in (Provider.DML, Provider.COREML, Provider.WEBGPU)
+        return self not in (Provider.CPU, Provider.CUDA, Provider.TENSORRT)
 
     @property
     def judged_on(self) -> Provider:

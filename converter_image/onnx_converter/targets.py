@@ -29,7 +29,11 @@ _TABLES: Final = {
     Provider.DML: "dml.tsv",
     Provider.COREML: "coreml.tsv",
     Provider.WEBGPU: "webgpu.tsv",
+    Provider.OPENVINO: "openvino.tsv",
+    Provider.QNN: "qnn.tsv",
 }
+#: Whose page says that every size has to be known before; the application sets them, so this is told and not refused.
+_OF_FIXED_SIZES: Final = frozenset({Provider.QNN})
 #: Without these on the device, it is no device for this graph.
 _PRODUCTS: Final = frozenset(
     {"MatMul", "Gemm", "MatMulInteger", "MatMulNBits", "QLinearMatMul", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"}
@@ -79,6 +83,7 @@ class Checked:
     notes: dict[str, str]
     #: Inputs whose size is known only when they come, which the device may take slowly or not.
     dynamic: tuple[str, ...]
+    is_of_fixed_sizes: bool
 
     @property
     def nodes(self) -> int:
@@ -90,7 +95,10 @@ class Checked:
 
     @property
     def words(self) -> str:
-        return f"{self.fallen} of {self.nodes} nodes fall back to the CPU by {self.table}"
+        told = f"{self.fallen} of {self.nodes} nodes fall back to the CPU by {self.table}"
+        if not (self.dynamic and self.is_of_fixed_sizes):
+            return told
+        return f"{told}, once the sizes of {', '.join(self.dynamic)} are fixed, without which none runs there"
 
     def value(self) -> dict[str, Any]:
         return {
@@ -167,7 +175,14 @@ def check(paths: Iterable[Path], provider: Provider) -> Checked:
             f"{lost[0]} {fallbacks[lost[0]]} of {provider} ({table.words}), and it is where a model spends its time: "
             f"take another quantization.scheme, or leave {provider} out",
         )
-    return Checked(table.words, coverage, dict(sorted(fallbacks.items())), dict(sorted(notes.items())), tuple(dynamic))
+    return Checked(
+        table.words,
+        coverage,
+        dict(sorted(fallbacks.items())),
+        dict(sorted(notes.items())),
+        tuple(dynamic),
+        provider in _OF_FIXED_SIZES,
+    )
 
 
 def _kernel_of(node: onnx.NodeProto, table: Table, opset: int, types: Mapping[str, str]) -> tuple[Kernel | None, str]:

@@ -173,6 +173,8 @@ class ExecutionProvider(StrEnum):
     DML = "DmlExecutionProvider"
     COREML = "CoreMLExecutionProvider"
     WEBGPU = "WebGpuExecutionProvider"
+    OPENVINO = "OpenVINOExecutionProvider"
+    QNN = "QNNExecutionProvider"
 
     @property
     def short(self) -> str:
@@ -184,6 +186,8 @@ class ExecutionProvider(StrEnum):
             ExecutionProvider.DML: "dml",
             ExecutionProvider.COREML: "cml",
             ExecutionProvider.WEBGPU: "wgpu",
+            ExecutionProvider.OPENVINO: "ov",
+            ExecutionProvider.QNN: "qnn",
         }[self]
 
     @property
@@ -193,7 +197,13 @@ class ExecutionProvider(StrEnum):
 
 
 #: What is packed and checked against a table, as no node has it.
-EDGE: Final = (ExecutionProvider.DML, ExecutionProvider.COREML, ExecutionProvider.WEBGPU)
+EDGE: Final = (
+    ExecutionProvider.DML,
+    ExecutionProvider.COREML,
+    ExecutionProvider.WEBGPU,
+    ExecutionProvider.OPENVINO,
+    ExecutionProvider.QNN,
+)
 
 
 def _resource_names(field: str) -> dict[str, str]:

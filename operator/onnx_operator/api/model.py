@@ -436,8 +436,8 @@ class ExecutionProviderRequest(ApiModel):
 
     name: ExecutionProvider
     """CPUExecutionProvider, CUDAExecutionProvider or, for encoders, TensorrtExecutionProvider; the class says on which
-    nodes each runs. With serving: none also DmlExecutionProvider (DirectML), CoreMLExecutionProvider and
-    WebGpuExecutionProvider, which need no node."""
+    nodes each runs. With serving: none also DmlExecutionProvider (DirectML), CoreMLExecutionProvider,
+    WebGpuExecutionProvider, OpenVINOExecutionProvider and, in int8-static, QNNExecutionProvider, which need no node."""
     # No defaults: kubectl apply sends a list whole, so a default inside of one is a change at every apply.
     serving: Annotated[str, Field(pattern="^none$")] | None = None
     """none makes, validates and packs a graph that no pod serves. For devices outside of the cluster it is compared
@@ -757,6 +757,12 @@ class OnnxModelSpec(ApiModel):
                 field_path=".quantization.scheme",
             ),
             cel(
+                "self.quantization.scheme in ['int8-static', 'auto'] || "
+                "!self.executionProviders.exists(p, p.name == 'QNNExecutionProvider')",
+                "QNNExecutionProvider takes quantised graphs alone; take int8-static, or leave that provider out",
+                field_path=".quantization.scheme",
+            ),
+            cel(
                 "self.quantization.scheme != 'int8-static' || "
                 "!(self.task in ['text-generation', 'text2text-generation', 'automatic-speech-recognition'])",
                 "int8-static is for encoders; take int8-weight-only or int4-weight-only for a language model",
@@ -797,7 +803,7 @@ class OnnxModelSpec(ApiModel):
         list[ExecutionProviderRequest],
         Field(
             min_length=1,
-            max_length=6,
+            max_length=8,
             json_schema_extra=schema_extra(
                 cel(
                     "self.exists(p, !has(p.serving) && (!has(p.weight) || p.weight > 0))"

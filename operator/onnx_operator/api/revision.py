@@ -73,7 +73,7 @@ class OnnxModelRevisionSpec(ApiModel):
     execution_providers: Annotated[
         list[RevisionProvider],
         Field(
-            max_length=6,
+            max_length=8,
             json_schema_extra=schema_extra(x_kubernetes_list_type="map", x_kubernetes_list_map_keys=["name"]),
         ),
     ]

@@ -371,6 +371,11 @@ BAD_MODELS: Final = {
         "spec.quantization.scheme",
         "or take float16 or none",
     ),
+    "floats for a device that takes quantised graphs alone": Bad(
+        {POOLS: [{"name": "CPUExecutionProvider"}, {"name": "QNNExecutionProvider", "serving": "none"}]},
+        "spec.quantization.scheme",
+        "take int8-static, or leave that provider out",
+    ),
     "a choice for devices that nothing is measured on": Bad(
         {
             "spec.quantization": {"scheme": "auto"},

@@ -108,7 +108,7 @@ def test_what_is_not_served_is_taken_as_it_is(
     beside: list[Manifest], installation: Installation, namespace: str
 ) -> None:
     names = ("CUDAExecutionProvider", "DmlExecutionProvider", "CoreMLExecutionProvider", "WebGpuExecutionProvider")
-    providers = [*beside, *({"name": name, "serving": "none"} for name in names)]
+    providers = [*beside, *({"name": name, "serving": "none"} for name in (*names, "OpenVINOExecutionProvider"))]
     wanted = model(executionProviders=providers)
     created = installation.admin.create(f"{GROUP}/namespaces/{namespace}/onnxmodels", wanted)
     assert created["spec"]["executionProviders"] == providers

@@ -146,7 +146,9 @@ def test_an_execution_provider_that_the_class_does_not_offer_is_refused(
     assert f"spec.executionProviders: OnnxModelClass {strict} does not offer CUDAExecutionProvider" in answer
     assert "it offers CPUExecutionProvider" in answer
     edge = [{"name": one, "serving": "none"} for one in EDGE]
-    packing = model(className=strict, executionProviders=[*providers[:1], *edge])
+    packing = model(
+        className=strict, executionProviders=[*providers[:1], *edge], quantization={"scheme": "int8-static"}
+    )
     assert dry_run(installation.admin, packing, "onnxmodels", namespace) is None
 
 

@@ -26,6 +26,8 @@ CUDA = Provider.CUDA
 DML = Provider.DML
 COREML = Provider.COREML
 WEBGPU = Provider.WEBGPU
+OPENVINO = Provider.OPENVINO
+QNN = Provider.QNN
 
 
 def a_graph(
@@ -62,6 +64,11 @@ F32, F64, INT64, BOOL = TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.INT64
         pytest.param(COREML, "Where", (BOOL, F32, F32), {"opset": 23}, None, id="a table without versions"),
         pytest.param(COREML, "IsInf", (F32,), {"answers": BOOL}, "is not in the table", id="not there at all"),
         pytest.param(WEBGPU, "Max", (F32, F32), {}, "is not in the table", id="not there either"),
+        pytest.param(OPENVINO, "LayerNormalization", (F32, F32), {}, None, id="a version that a reader is for"),
+        pytest.param(OPENVINO, "Cast", (F32,), {"opset": 21}, None, id="a version that an older reader takes"),
+        pytest.param(OPENVINO, "IsInf", (F32,), {"answers": BOOL}, "is not in the table", id="read and not given"),
+        pytest.param(QNN, "PRelu", (F32, F32), {}, None, id="listed by another spelling"),
+        pytest.param(QNN, "Erf", (F32,), {}, "is not in the table", id="not on the page"),
     ],
 )
 def test_a_node_falls_back_where_the_table_does_not_know_it(
@@ -98,12 +105,36 @@ def test_an_open_end_stands_for_the_versions_of_its_time(tmp_path: Path) -> None
             DML, "Add", (F32, F32), {"opset": 23}, "opset 23 is above 21, the newest of Dml", id="a newer opset"
         ),
         pytest.param(
+            OPENVINO,
+            "Add",
+            (F32, F32),
+            {"opset": 24},
+            "opset 24 is above 23, the newest of Open",
+            id="a still newer one",
+        ),
+        pytest.param(
             COREML,
             "MatMulInteger",
             (TensorProto.INT8, TensorProto.INT8),
             {"answers": TensorProto.INT32},
             "MatMulInteger is not in the table of CoreMLExecutionProvider",
             id="products that fall back",
+        ),
+        pytest.param(
+            QNN,
+            "MatMulInteger",
+            (TensorProto.INT8, TensorProto.INT8),
+            {"answers": TensorProto.INT32},
+            r"MatMulInteger is not in the table of QNNExecutionProvider \(docs/execution-providers/QNN",
+            id="products that no NPU takes",
+        ),
+        pytest.param(
+            OPENVINO,
+            "MultiHeadAttention",
+            (F32, F32, F32),
+            {"domain": "com.microsoft"},
+            "MultiHeadAttention is not in the table of OpenVINOExecutionProvider",
+            id="attention that nobody reads",
         ),
     ],
 )
@@ -114,7 +145,7 @@ def test_a_graph_that_the_device_is_no_device_for_is_refused(
         targets.check([a_graph(tmp_path, operator, *types, **options)], provider)
 
 
-@pytest.mark.parametrize(("provider", "opset"), [(DML, 21), (WEBGPU, 21), (COREML, None)])
+@pytest.mark.parametrize(("provider", "opset"), [(DML, 21), (WEBGPU, 21), (COREML, None), (OPENVINO, 23), (QNN, None)])
 def test_every_table_is_read_and_tells_its_newest_operator_set(provider: Provider, opset: int | None) -> None:
     table = targets.table_of(provider)
     assert table.opset == opset
@@ -122,6 +153,24 @@ def test_every_table_is_read_and_tells_its_newest_operator_set(provider: Provide
     schemas = {name for name, since in ((one.name, one.since_version) for one in onnx.defs.get_all_schemas())}
     ours = {"SimplifiedLayerNormalization"}  # which onnxruntime has in the domain of onnx
     assert {name for domain, name in table.kernels if domain == "ai.onnx"} <= schemas | ours
+
+
+def test_sizes_that_have_to_be_fixed_are_told_where_no_other_run(tmp_path: Path) -> None:
+    path = a_graph(tmp_path, "Add", F32, F32)
+    assert targets.check([path], QNN).words.endswith(
+        ", once the sizes of x0, x1 are fixed, without which none runs there"
+    )
+    assert targets.check([path], OPENVINO).words.endswith(targets.table_of(OPENVINO).words)
+    model = onnx.load(path)
+    for value in model.graph.input:
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(model, path)
+    assert targets.check([path], QNN).words.endswith(targets.table_of(QNN).words)
+
+
+def test_what_one_device_alone_has_is_told(tmp_path: Path) -> None:
+    path = a_graph(tmp_path, "GroupQueryAttention", F32, F32, F32, domain="com.microsoft")
+    assert targets.check([path], OPENVINO).notes == {"GroupQueryAttention": "on the GPU alone"}
 
 
 def test_a_scheme_is_not_chosen_where_nothing_is_measured() -> None:
@@ -235,11 +284,16 @@ def test_something_has_to_be_proved(packed: tuple[Line, dict[str, Ended]]) -> No
         pytest.param(
             {"scheme": "bfloat16"}, "on which graphs for DmlExecutionProvider are judged", id="nothing to judge on"
         ),
+        pytest.param(
+            {"providers": [str(QNN)], "scheme": "float16"},
+            "float16 is not known to QNNExecutionProvider: use int8-static there",
+            id="floats for an NPU of whole numbers",
+        ),
     ],
 )
 def test_what_cannot_be_packed_is_refused_before_the_checkpoint_is_opened(
     spec: dict[str, Any], message: str, line: Line
 ) -> None:
-    ended = line.convert("sha256:" + "0" * 64, **spec, providers=[str(DML)])
+    ended = line.convert("sha256:" + "0" * 64, **{"providers": [str(DML)]} | spec)
     assert ended.summary.reason == "SpecImpossible"
     assert message in ended.summary.message
