@@ -574,10 +574,12 @@ class Evaluation(ApiModel):
         return self.metric is Metric.PASS_AT_K
 
 
+MOST_EVALUATIONS: Final = 6
 Evaluations = Annotated[
     list[Evaluation],
     Field(
-        max_length=6, json_schema_extra=schema_extra(x_kubernetes_list_type="map", x_kubernetes_list_map_keys=["name"])
+        max_length=MOST_EVALUATIONS,
+        json_schema_extra=schema_extra(x_kubernetes_list_type="map", x_kubernetes_list_map_keys=["name"]),
     ),
 ]
 
@@ -803,7 +805,7 @@ class OnnxModelSpec(ApiModel):
         list[ExecutionProviderRequest],
         Field(
             min_length=1,
-            max_length=8,
+            max_length=len(ExecutionProvider),
             json_schema_extra=schema_extra(
                 cel(
                     "self.exists(p, !has(p.serving) && (!has(p.weight) || p.weight > 0))"

@@ -21,7 +21,16 @@ from onnx_operator.api.common import (
     cel,
     schema_extra,
 )
-from onnx_operator.api.model import Batching, Evaluations, Parity, Quantization, Source, Task, Time
+from onnx_operator.api.model import (
+    MOST_EVALUATIONS,
+    Batching,
+    Evaluations,
+    Parity,
+    Quantization,
+    Source,
+    Task,
+    Time,
+)
 
 
 class RevisionProvider(ApiModel):
@@ -73,7 +82,7 @@ class OnnxModelRevisionSpec(ApiModel):
     execution_providers: Annotated[
         list[RevisionProvider],
         Field(
-            max_length=8,
+            max_length=len(ExecutionProvider),
             json_schema_extra=schema_extra(x_kubernetes_list_type="map", x_kubernetes_list_map_keys=["name"]),
         ),
     ]
@@ -380,18 +389,18 @@ class OnnxModelRevisionStatus(ApiModel):
     stages: Annotated[
         list[StageStatus],
         Field(
-            max_length=8,
+            max_length=2 + len(ExecutionProvider),  # convert and publish, and validate once for each
             json_schema_extra=schema_extra(x_kubernetes_list_type="map", x_kubernetes_list_map_keys=["name"]),
         ),
     ] = []
     """Results of the Jobs."""
-    parity: Annotated[list[ParityStatus], Field(max_length=2)] = []
+    parity: Annotated[list[ParityStatus], Field(max_length=len(ExecutionProvider))] = []
     """Measured difference per execution provider."""
-    evaluations: Annotated[list[EvaluationStatus], Field(max_length=12)] = []
+    evaluations: Annotated[list[EvaluationStatus], Field(max_length=MOST_EVALUATIONS * len(ExecutionProvider))] = []
     """Measured quality per execution provider."""
-    quantization: Annotated[list[ChosenScheme], Field(max_length=2)] = []
+    quantization: Annotated[list[ChosenScheme], Field(max_length=len(ExecutionProvider))] = []
     """Of scheme auto: what was taken per execution provider."""
-    benchmark: Annotated[list[BenchmarkStatus], Field(max_length=2)] = []
+    benchmark: Annotated[list[BenchmarkStatus], Field(max_length=len(ExecutionProvider))] = []
     """Measured speed, memory and size per execution provider."""
     artifact: ArtifactStatus | None = None
     """The published artifact."""

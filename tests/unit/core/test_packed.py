@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from onnx_operator.api.common import ExecutionProvider
 from onnx_operator.core.jobs import JobRunning
-from unit.core.worlds import CPU, CUDA, DML, World, a_class, a_spec
+from unit.core.worlds import CPU, CUDA, DML, World, a_class, a_spec, evaluated
 
 PACKED: list[dict[str, Any]] = [{"name": DML, "serving": "none"}]
 BESIDE: list[dict[str, Any]] = [{"name": CPU}, *PACKED]
@@ -56,6 +57,18 @@ def test_a_model_that_is_only_packed_is_ready_once_it_is_published(offered: dict
     assert (world.split, world.service, world.servers, world.status.endpoint) == (None, None, {}, None)
     assert world.status.pools == []
     assert {name.kind for name in world.children} == {"Job", "NetworkPolicy"}
+
+
+def test_a_model_may_have_all_providers_and_all_evaluations_that_a_spec_takes() -> None:
+    providers = [{"name": one, "serving": "none"} for one in ExecutionProvider]
+    offered = {"executionProviders": [{"name": one} for one in ExecutionProvider if not one.is_edge]}
+    evaluations = [evaluated(f"e{number}") for number in range(6)]
+    world = a_world(providers, offered, validation={"evaluations": evaluations})
+    publish(world)
+    assert world.condition("Ready") == IS_PACKED
+    told = world.numbered(1).status
+    for measured, times in ((told.parity, 1), (told.benchmark, 1), (told.evaluations, 6)):
+        assert len(measured) == times * len(ExecutionProvider)
 
 
 def test_the_next_revision_replaces_it_as_soon_as_it_is_published(packed: World) -> None:

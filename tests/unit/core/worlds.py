@@ -536,7 +536,8 @@ class World:
 
     def _write_revision(self, name: str, status: OnnxModelRevisionStatus) -> None:
         self._wrote()
-        self.revisions[name] = replace(self.revisions[name], status=status)
+        told = OnnxModelRevisionStatus.model_validate(status.model_dump(mode="json", exclude_none=True))
+        self.revisions[name] = replace(self.revisions[name], status=told)
 
     def _write_model(self, status: OnnxModelStatus) -> None:
         if status != self.status:
