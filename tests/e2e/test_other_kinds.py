@@ -18,6 +18,7 @@ from demo import installation
 from demo.model import Model
 from demo.site import gateway_of
 from demo.waiting import until
+from onnx_operator.api.common import EDGE, ExecutionProvider
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,6 +32,8 @@ TRANSLATOR = "translator"
 HEARER = "hearer"
 SEER = "seer"
 TOKENS = 8
+#: All but QNN, which takes int8-static alone.
+PACKED_FOR = tuple(str(one) for one in EDGE if one is not ExecutionProvider.QNN)
 #: What the small checkpoint begins every answer with.
 START = 1
 
@@ -213,16 +216,21 @@ def test_a_model_that_hears_answers_what_torch_answers_and_auto_takes_what_loses
     models.delete("onnxmodel", HEARER)
 
 
-def test_a_model_that_sees_answers_through_the_gateway_what_torch_answers(
+def test_a_model_that_sees_answers_through_the_gateway_what_torch_answers_and_is_packed_for_other_devices(
     cluster: Site, models: Kubectl, tmp_path: Path
 ) -> None:
     folder = tiny_clip(tmp_path / SEER)
     lay_out(cluster, models, folder)
     # The checkpoint has an encoder for texts, too.
-    model = applied(models, declared(SEER, task="image-feature-extraction"))
+    providers = [{"name": "CPUExecutionProvider"}, *({"name": one, "serving": "none"} for one in PACKED_FOR)]
+    model = applied(models, declared(SEER, task="image-feature-extraction", executionProviders=providers))
 
     assert model.is_promoted, model.message("Ready")
     assert model.status.endpoint is not None
+    assert model.status.stable is not None
+    revision = models.get("onnxmodelrevision", model.status.stable.revision)
+    assert revision is not None
+    assert {one["provider"] for one in revision["status"]["parity"] if "checked" in one} == set(PACKED_FOR)
     images = np.random.default_rng(0).standard_normal((3, 3, IMAGE_SIZE, IMAGE_SIZE)).astype(np.float32)
     with torch.inference_mode():
         original = transformers.CLIPModel.from_pretrained(folder).eval()
