@@ -11,6 +11,7 @@ import itertools
 import shutil
 import tempfile
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,6 +28,7 @@ from onnx_converter import (
     routes,
     share,
     targets,
+    wire,
 )
 from onnx_converter.conversion import FILE, Conversion, Graph, RefusedRoute, Signature, tools
 from onnx_converter.digest import sha256_of, tree_digest
@@ -328,22 +330,30 @@ def write_graphs(
     """
     files = [part.file for part in parts_of(checkpoint)]
     sensitive: dict[str, float] = {}
-    if spec.schemes <= AS_EXPORTED and is_last:
-        exported.rename(target)
-    else:
-        target.mkdir()
-        for file in files:
-            part = spec.of(Path(file).stem)
-            if part.scheme in AS_EXPORTED:
-                for path in exported.glob(f"{file}*"):
-                    shutil.copyfile(path, target / path.name)
-                continue
-            requests = calibration.requests(checkpoint, texts)
-            sensitive |= quantize.quantise(
-                part, exported / file, target / file, requests, provider=provider, is_last=is_last
-            )
-    if len(files) > 1:
-        share.share(target, files)
+    if spec.schemes <= AS_EXPORTED:
+        if is_last:
+            exported.rename(target)
+        else:
+            shutil.copytree(exported, target)
+        return sensitive
+    target.mkdir()
+    shared = share.Weights(target) if len(files) > 1 else None
+    for number, file in enumerate(files, 1):
+        part, source = spec.of(Path(file).stem), exported / file
+        if shared is not None and part.scheme in AS_EXPORTED:
+            shared.write(wire.outline(source), target / file, partial(wire.mapped, folder=exported))
+            continue
+        requests = calibration.requests(checkpoint, texts)
+        sensitive |= quantize.quantise(
+            part,
+            source,
+            target / file,
+            requests,
+            provider=provider,
+            is_last=is_last,
+            later=[exported / later for later in files[number:]],
+            shared=shared,
+        )
     return sensitive
 
 

@@ -15,7 +15,7 @@ import onnx_ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-from onnx_converter import decoders, encoder_decoders, idioms, precision, siblings, wire
+from onnx_converter import decoders, encoder_decoders, idioms, precision, share, siblings, wire
 from onnx_converter.images import PIXELS
 from onnx_converter.layers import SCOPES
 from onnx_converter.reasons import EXPORT_FAILED, StepFailedError, gist
@@ -174,14 +174,17 @@ def _values(model: onnx_ir.Model) -> list[onnx_ir.Value]:
     return [*model.graph.inputs, *(output for node in model.graph for output in node.outputs)]
 
 
-def save(model: onnx_ir.Model, path: Path) -> None:
-    """One file, or beyond protobuf's limit one file and its weights beside it; no weight is copied in memory."""
+def save(model: onnx_ir.Model, path: Path, shared: share.Weights | None = None) -> None:
+    """One file, or beyond protobuf's limit one file and its weights beside it, or its weights among the shared ones.
+
+    No weight is copied in memory.
+    """
     weights: dict[str, Any] = {
         name: value.const_value
         for name, value in model.graph.initializers.items()
         if value.const_value is not None and value.const_value.nbytes > wire.LARGE
     }
-    if sum(weight.nbytes for weight in weights.values()) > _INLINE_LIMIT:
+    if shared is None and sum(weight.nbytes for weight in weights.values()) > _INLINE_LIMIT:
         onnx_ir.save(model, path, external_data=f"{path.name}.data")
         return
     for name, weight in weights.items():
@@ -198,4 +201,7 @@ def save(model: onnx_ir.Model, path: Path) -> None:
     bare = onnx_ir.to_proto(model)
     for name, weight in weights.items():
         model.graph.initializers[name].const_value = weight
-    wire.write(bare, path, lambda tensor, stream: weights[tensor.name].tofile(stream))
+    if shared is None:
+        wire.write(bare, path, lambda tensor, stream: weights[tensor.name].tofile(stream))
+    else:
+        shared.write(bare, path, lambda tensor: weights[tensor.name].numpy())

@@ -8,13 +8,14 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
+import numpy as np
 import onnx
 from onnx import helper
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from typing_extensions import override
 
-from onnx_converter import decoders, gptq, sensitivity, wire
+from onnx_converter import decoders, gptq, sensitivity, share, wire
 from onnx_converter.integers import Integers
 from onnx_converter.reasons import EXPORT_FAILED, SPEC_IMPOSSIBLE, StepFailedError, gist
 from onnx_converter.spec import Activations, Algorithm, Provider, Scheme
@@ -63,30 +64,39 @@ def quantise(
     *,
     provider: Provider = Provider.CPU,
     is_last: bool = False,
+    later: Iterable[Path] = (),
+    shared: share.Weights | None = None,
 ) -> dict[str, float]:
     """The graph of a scheme that the export does not settle; int8-static measures its activations on the requests.
 
-    The last time, what the source holds may be given back before the target is written. Tells the layers that were left
-    as they are since they moved too far, and how far.
+    The last time, what the source holds may be given back before the target is written, but for what graphs beside it
+    hold as well that are read later. Tells the layers that were left as they are since they moved too far, and how far.
     """
     if spec.scheme is Scheme.INT8_STATIC:
         return int8_static(spec, source, target, requests, is_symmetric=provider is Provider.TENSORRT)
     if spec.scheme is Scheme.INT8_DYNAMIC:
-        int8_dynamic(source, target, is_last=is_last)
+        int8_dynamic(source, target, is_last=is_last, later=later, shared=shared)
     else:
-        weight_only(spec, source, target, requests, is_last=is_last)
+        weight_only(spec, source, target, requests, is_last=is_last, later=later, shared=shared)
     return {}
 
 
-def int8_dynamic(source: Path, target: Path, *, is_last: bool = False) -> None:
+def int8_dynamic(
+    source: Path,
+    target: Path,
+    *,
+    is_last: bool = False,
+    later: Iterable[Path] = (),
+    shared: share.Weights | None = None,
+) -> None:
     """Layers and tables in whole numbers."""
     model = wire.outline(source)
     is_large, integers = _is_large(model, source), Integers()
     spent, made = _replace_layers(model.graph, source.parent, None, integers.product, integers.looked_up)
     _refuse_unquantised(model, "MatMulInteger")
     if is_last:
-        wire.give_back(spent, source.parent)
-    _write(model, source.parent, made, target, is_large=is_large)
+        wire.give_back(spent, source.parent, _still_read(model, later))
+    _write(model, source.parent, made, target, is_large=is_large, shared=shared)
 
 
 def turned_by(node: onnx.NodeProto, constants: Container[str]) -> bool:
@@ -194,6 +204,8 @@ def weight_only(
     requests: Iterable[dict[str, NDArray[Any]]] = (),
     *,
     is_last: bool = False,
+    later: Iterable[Path] = (),
+    shared: share.Weights | None = None,
 ) -> None:
     """Weights as whole numbers in blocks, each with a scale; the multiplication itself takes floats."""
     from onnxruntime.quantization.matmul_nbits_quantizer import (  # noqa: PLC0415  its import sets up logging for all
@@ -237,18 +249,36 @@ def weight_only(
         raise _given_up(error) from error
     _refuse_unquantised(model, "MatMulNBits")
     if is_last:
-        wire.give_back(spent, source.parent)
+        wire.give_back(spent, source.parent, _still_read(model, later))
     if all(item.domain != "com.microsoft" for item in model.opset_import):
         model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    _write(model, source.parent, made, target, is_large=is_large)
+    _write(model, source.parent, made, target, is_large=is_large, shared=shared)
 
 
-def _write(model: onnx.ModelProto, folder: Path, made: Mapping[str, bytes], target: Path, *, is_large: bool) -> None:
+def _still_read(model: onnx.ModelProto, later: Iterable[Path]) -> list[onnx.TensorProto]:
+    return [tensor for one in (model, *map(wire.outline, later)) for tensor in one.graph.initializer]
+
+
+def _write(
+    model: onnx.ModelProto,
+    folder: Path,
+    made: Mapping[str, bytes],
+    target: Path,
+    *,
+    is_large: bool,
+    shared: share.Weights | None,
+) -> None:
     """With the bytes of weights that were made, and of those that are in files of the folder."""
 
-    def put(tensor: onnx.TensorProto, stream: BinaryIO) -> None:
-        stream.write(made[tensor.name] if tensor.name in made else wire.mapped(tensor, folder).data)
+    def numbers_of(tensor: onnx.TensorProto) -> NDArray[Any]:
+        return np.frombuffer(made[tensor.name], np.uint8) if tensor.name in made else wire.mapped(tensor, folder)
 
+    def put(tensor: onnx.TensorProto, stream: BinaryIO) -> None:
+        stream.write(numbers_of(tensor).data)
+
+    if shared is not None:
+        shared.write(model, target, numbers_of)
+        return
     if not is_large:
         wire.write(model, target, put)
         return

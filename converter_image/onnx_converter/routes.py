@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from onnx_converter import decoders, export, fused, layers, parity, samples
+from onnx_converter import decoders, export, fused, layers, parity, samples, share
 from onnx_converter.contest import Candidate, Original
 from onnx_converter.heads import modules_of, parts_of
 from onnx_converter.reasons import StepFailedError, gist
@@ -178,11 +178,13 @@ def _export(
     whole: AbstractContextManager[layers.Shallow | None] = nullcontext()
     with route.traced(checkpoint.model), layers.shallow(checkpoint) if grows else whole as few:
         traced = checkpoint if few is None else few.checkpoint
-        for part, module in zip(parts_of(traced), modules_of(traced, source), strict=True):
+        parts = parts_of(traced)
+        shared = share.Weights(folder) if len(parts) > 1 else None
+        for part, module in zip(parts, modules_of(traced, source), strict=True):
             graph = export.trace(traced, part, module, goal.opset)
             if few is not None:
                 layers.grow(graph, few, checkpoint.cache)
-            export.save(export.settle(graph, checkpoint, goal.provider), folder / part.file)
+            export.save(export.settle(graph, checkpoint, goal.provider), folder / part.file, shared)
 
 
 def tried(

@@ -1,4 +1,4 @@
-"""One file for the weights of several graphs: what two of them hold lies there once.
+"""One file for the weights of several graphs: what two of them hold is written there once.
 
 Refuses nothing: the graphs are judged afterwards, as they then are.
 """
@@ -6,14 +6,19 @@ Refuses nothing: the graphs are judged afterwards, as they then are.
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import onnx
-from onnx import TensorProto
+import numpy as np
+from onnx.external_data_helper import uses_external_data
+
+from onnx_converter import wire
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable
     from pathlib import Path
+
+    import onnx
+    from numpy.typing import NDArray
 
 FILE: Final = "weights.data"
 #: What is smaller stays in the graph, where runtimes look at it while they optimise.
@@ -22,24 +27,36 @@ _LEAST_BYTES: Final = 1024
 _ALIGNMENT: Final = 64
 
 
-def share(folder: Path, names: Iterable[str]) -> None:
-    """Takes the weights out of the graphs of these names, and out of the files beside them."""
-    places: dict[str, int] = {}
-    with (folder / FILE).open("wb") as stream:
-        for name in names:
-            model = onnx.load(folder / name)
-            for tensor in model.graph.initializer:
-                if len(data := tensor.raw_data) < _LEAST_BYTES:
-                    continue
-                digest = hashlib.sha256(data).hexdigest()
-                if digest not in places:
-                    stream.write(bytes(-stream.tell() % _ALIGNMENT))
-                    places[digest] = stream.tell()
-                    stream.write(data)
-                tensor.ClearField("raw_data")
-                tensor.data_location = TensorProto.EXTERNAL
-                del tensor.external_data[:]
-                for key, value in (("location", FILE), ("offset", places[digest]), ("length", len(data))):
-                    tensor.external_data.add(key=key, value=str(value))
-            (folder / name).write_bytes(model.SerializeToString(deterministic=True))
-            (folder / f"{name}.data").unlink(missing_ok=True)
+class Weights:
+    """The file, which begins empty, and where in it each weight is."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / FILE
+        self._file.write_bytes(b"")
+        self._places: dict[str, int] = {}
+
+    def write(self, model: onnx.ModelProto, path: Path, numbers_of: Callable[[onnx.TensorProto], NDArray[Any]]) -> None:
+        """A graph without its weights, and those that no graph before it had; one at a time is in memory."""
+        for tensor in model.graph.initializer:
+            if uses_external_data(tensor):
+                data = np.ascontiguousarray(numbers_of(tensor)).reshape(-1).view(np.uint8)
+            elif len(tensor.raw_data) >= _LEAST_BYTES:
+                data = np.frombuffer(tensor.raw_data, np.uint8)
+            else:
+                continue
+            if len(data) >= _LEAST_BYTES:
+                wire.refer(tensor, FILE, self._place(data.data), len(data))
+                continue
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+            tensor.raw_data = data.tobytes()
+        path.write_bytes(model.SerializeToString(deterministic=True))
+
+    def _place(self, data: memoryview) -> int:
+        digest = hashlib.sha256(data).hexdigest()
+        if digest not in self._places:
+            with self._file.open("ab") as stream:
+                stream.write(bytes(-stream.tell() % _ALIGNMENT))
+                self._places[digest] = stream.tell()
+                stream.write(data)
+        return self._places[digest]

@@ -141,21 +141,29 @@ def mapped(tensor: TensorProto, folder: Path) -> NDArray[Any]:
     return there
 
 
-def give_back(tensors: Iterable[TensorProto], folder: Path) -> None:
+def give_back(tensors: Iterable[TensorProto], folder: Path, kept: Iterable[TensorProto] = ()) -> None:
     """What weights in files of the folder take on disk; the files stay as long as they were, and read as zeros there.
+
+    Where one of those that are kept lies, nothing is given back: a file that holds no weight twice has one for both.
 
     Where the file system cannot, they stay as they are: space is all that is at stake.
     """
     fallocate = ctypes.CDLL(None, use_errno=True).fallocate
     fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    taken = {_place_of(tensor) for tensor in kept}
     for tensor in tensors:
-        if uses_external_data(tensor):
+        if uses_external_data(tensor) and _place_of(tensor) not in taken:
             info = ExternalDataInfo(tensor)
             descriptor = os.open(folder / info.location, os.O_RDWR)
             try:
                 fallocate(descriptor, _PUNCH, info.offset or 0, info.length)
             finally:
                 os.close(descriptor)
+
+
+def _place_of(tensor: TensorProto) -> tuple[str, int]:
+    info = ExternalDataInfo(tensor)
+    return info.location, info.offset or 0
 
 
 def _fields(data: Buffer, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:

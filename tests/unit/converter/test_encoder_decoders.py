@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
 from dataclasses import dataclass, field
@@ -15,9 +16,10 @@ import pytest
 import torch
 import transformers
 from onnx import TensorProto, helper
+from typing_extensions import override
 
 from checkpoints import ANSWER_LENGTH, ENCODER_DECODERS, change_json, tiny, tiny_encoder_decoder
-from onnx_converter import package, placement
+from onnx_converter import cli, package, placement
 from onnx_converter.conversion import Conversion
 from onnx_converter.digest import sha256_of
 from onnx_converter.graph import digest_of
@@ -67,6 +69,31 @@ def test_every_encoder_decoder_agrees_with_torch_and_writes_what_transformers_ge
     for scheme in cells.keys() - {"none"}:
         assert_no_weight_lies_twice(matrix.graphs_of(line, scheme))
     assert all(cells[scheme]["reason"] == "Validated" for scheme in QUANTISED.get(name, ()))
+
+
+class Filled(io.StringIO):
+    """What a step says, and the most that its folder held whenever it said something."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.most = 0
+        self._folder = folder
+
+    @override
+    def write(self, text: str) -> int:
+        # What was given back in the middle of a file is no longer taken.
+        self.most = max(self.most, sum(path.stat().st_blocks * 512 for path in self._folder.rglob("*")))
+        return super().write(text)
+
+
+def test_the_work_folder_holds_no_weight_of_two_graphs_twice(tmp_path: Path, line: Line) -> None:
+    folder = tiny_encoder_decoder(tmp_path / "model", "marian", vocab_size=40_000)
+    digest, output = line.fetch(folder).details["digest"], line.work / "graph"
+    flags = ["--checkpoint", str(line.checkpoint(digest)), "--source-digest", digest, "--output", str(output)]
+    said = Filled(output)
+    assert cli.main(["convert", *flags, "--spec", '{"scheme": "int8-dynamic"}'], said) == 0
+    # As exported, and then with the graphs in whole numbers beside what is left of that.
+    assert said.most < 1.15 * (folder / "model.safetensors").stat().st_size
 
 
 def test_each_graph_may_have_a_scheme_of_its_own(tmp_path: Path, line: Line) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import quantize_dynamic
 
-from onnx_converter import quantize
+from onnx_converter import quantize, share, wire
 from onnx_converter.reasons import StepFailedError
 from onnx_converter.spec import ConversionSpec
 
@@ -70,6 +71,12 @@ LAYERS = {
     ],
     "a turned product": [helper.make_node("Gemm", ["words", "square"], ["last"], name="layer", transB=1)],
 }
+#: The layers are nearly all of the file; the table of words is still read when they are quantised.
+LARGE = MATRICES | {"up": (WIDTH, 8192), "down": (8192, WIDTH)}
+LARGE_LAYERS = [
+    helper.make_node("MatMul", ["words", "up"], ["between"], name="up"),
+    helper.make_node("MatMul", ["between", "down"], ["last"], name="down"),
+]
 
 
 @pytest.mark.parametrize("form", LAYERS, ids=lambda form: form.replace(" ", "-"))
@@ -168,21 +175,45 @@ def test_the_last_time_weights_that_nothing_reads_any_more_are_given_back_before
     scheme: str, tmp_path: Path
 ) -> None:
     spec = ConversionSpec.model_validate({"scheme": scheme})
-    wide = MATRICES | {"up": (WIDTH, 8192), "down": (8192, WIDTH)}
-    layers = [
-        helper.make_node("MatMul", ["words", "up"], ["between"], name="up"),
-        helper.make_node("MatMul", ["between", "down"], ["last"], name="down"),
-    ]
     found = {}
     for is_last in (False, True):
         folder = tmp_path / str(is_last)
         folder.mkdir()
-        source = write(folder / "source.onnx", layers, wide)
+        source = write(folder / "source.onnx", LARGE_LAYERS, LARGE)
         before = source.stat()
         quantize.quantise(spec, source, folder / "target.onnx", is_last=is_last)
         assert source.stat().st_size == before.st_size
-        # The layers are nearly all of the file; the table of words is still read.
         found[is_last] = (folder / "target.onnx").read_bytes(), source.stat().st_blocks / before.st_blocks
     assert found[False][0] == found[True][0]
     assert found[False][1] == 1
     assert found[True][1] < 0.2
+
+
+@pytest.mark.parametrize("scheme", ["int8-weight-only", "int8-dynamic"])
+def test_what_graphs_share_is_written_once_and_given_back_only_after_the_last_that_reads_it(
+    scheme: str, tmp_path: Path
+) -> None:
+    spec, names = ConversionSpec.model_validate({"scheme": scheme}), ("first.onnx", "second.onnx")
+    whole = write(tmp_path / "whole.onnx", LARGE_LAYERS, LARGE)
+    found = {}
+    for is_last in (False, True):
+        exported, target = tmp_path / f"exported-{is_last}", tmp_path / f"target-{is_last}"
+        exported.mkdir()
+        target.mkdir()
+        weights = share.Weights(exported)
+        for name in names:
+            weights.write(wire.outline(whole), exported / name, partial(wire.mapped, folder=tmp_path))
+        assert (exported / share.FILE).stat().st_size < whole.stat().st_size, "both graphs hold the same"
+        before, shared = (exported / share.FILE).stat().st_blocks, share.Weights(target)
+        left = []
+        for number, name in enumerate(names, 1):
+            later = [exported / one for one in names[number:]]
+            quantize.quantise(spec, exported / name, target / name, is_last=is_last, later=later, shared=shared)
+            left.append((exported / share.FILE).stat().st_blocks / before)
+        found[is_last] = {path.name: path.read_bytes() for path in target.iterdir()}
+        assert left[0] == 1
+        assert left[1] < 0.2 if is_last else left[1] == 1
+        np.testing.assert_array_equal(answer(target / names[0]), answer(target / names[1]))
+    assert found[False] == found[True]
+    assert found[True].keys() == {*names, share.FILE}
+    assert found[True][names[0]] == found[True][names[1]]
