@@ -96,7 +96,7 @@ def int8_dynamic(
     _refuse_unquantised(model, "MatMulInteger")
     if is_last:
         wire.give_back(spent, source.parent, _still_read(model, later))
-    _write(model, source.parent, made, target, is_large=is_large, shared=shared)
+    _write(model, source.parent, made, target, is_large=is_large, is_last=is_last, shared=shared)
 
 
 def turned_by(node: onnx.NodeProto, constants: Container[str]) -> bool:
@@ -252,7 +252,7 @@ def weight_only(
         wire.give_back(spent, source.parent, _still_read(model, later))
     if all(item.domain != "com.microsoft" for item in model.opset_import):
         model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    _write(model, source.parent, made, target, is_large=is_large, shared=shared)
+    _write(model, source.parent, made, target, is_large=is_large, is_last=is_last, shared=shared)
 
 
 def _still_read(model: onnx.ModelProto, later: Iterable[Path]) -> list[onnx.TensorProto]:
@@ -266,15 +266,21 @@ def _write(
     target: Path,
     *,
     is_large: bool,
+    is_last: bool,
     shared: share.Weights | None,
 ) -> None:
-    """With the bytes of weights that were made, and of those that are in files of the folder."""
+    """With the bytes of weights that were made, and of those that are in files of the folder.
+
+    The last time, those of one file are given back there as soon as they are in the other.
+    """
 
     def numbers_of(tensor: onnx.TensorProto) -> NDArray[Any]:
         return np.frombuffer(made[tensor.name], np.uint8) if tensor.name in made else wire.mapped(tensor, folder)
 
     def put(tensor: onnx.TensorProto, stream: BinaryIO) -> None:
         stream.write(numbers_of(tensor).data)
+        if is_last and not is_large and tensor.name not in made:
+            wire.give_back([tensor], folder)
 
     if shared is not None:
         shared.write(model, target, numbers_of)

@@ -71,7 +71,7 @@ LAYERS = {
     ],
     "a turned product": [helper.make_node("Gemm", ["words", "square"], ["last"], name="layer", transB=1)],
 }
-#: The layers are nearly all of the file; the table of words is still read when they are quantised.
+#: The layers are nearly all of the file; the table of words is still read.
 LARGE = MATRICES | {"up": (WIDTH, 8192), "down": (8192, WIDTH)}
 LARGE_LAYERS = [
     helper.make_node("MatMul", ["words", "up"], ["between"], name="up"),
@@ -170,16 +170,24 @@ def test_the_same_graph_gives_the_same_bytes(scheme: str, tmp_path: Path) -> Non
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("scheme", ["int4-weight-only", "int8-dynamic"])
+@pytest.mark.parametrize(
+    ("scheme", "matrices"),
+    [
+        ("int4-weight-only", LARGE),
+        ("int8-dynamic", LARGE),
+        # Of a table that is read in floats, too, it is when it is written.
+        ("int8-weight-only", LARGE | {"table": (32_768, WIDTH)}),
+    ],
+)
 def test_the_last_time_weights_that_nothing_reads_any_more_are_given_back_before_the_graph_is_written(
-    scheme: str, tmp_path: Path
+    scheme: str, matrices: dict[str, tuple[int, ...]], tmp_path: Path
 ) -> None:
     spec = ConversionSpec.model_validate({"scheme": scheme})
     found = {}
     for is_last in (False, True):
         folder = tmp_path / str(is_last)
         folder.mkdir()
-        source = write(folder / "source.onnx", LARGE_LAYERS, LARGE)
+        source = write(folder / "source.onnx", LARGE_LAYERS, matrices)
         before = source.stat()
         quantize.quantise(spec, source, folder / "target.onnx", is_last=is_last)
         assert source.stat().st_size == before.st_size
