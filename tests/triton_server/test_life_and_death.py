@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import module_from_spec
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,6 +19,7 @@ from triton_server.serverprocess import IMAGE, Answer, Server, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
     from types import ModuleType
 
 ROUNDS = 2000
@@ -68,20 +68,19 @@ def work(server: Server, rounds: int) -> Answer:
     return server.ask("/v2/models/worker/infer", body)
 
 
-def cpu_seconds(server: Server, model: str) -> float:
-    """Processor time that the model's backend process has used."""
-    (backend,) = server.backends(model)
-    fields = Path(f"/proc/{backend}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def cpu_seconds(program: ModuleType, server: Server) -> float:
+    """Processor time that the backend processes have used."""
+    used: float = sum(backend.cpu_seconds for backend in program.backend_processes(server.process.pid))
+    return used
 
 
-def is_working(server: Server, idle: float) -> bool:
+def is_working(program: ModuleType, server: Server, idle: float) -> bool:
     """A request is being computed, as more than the idle seconds of CPU tell, and another one waits.
 
     That one waits is not enough: the first may, before it is taken from the queue, while the second is still on its
     way, and a server that is told to end takes no more connections.
     """
-    if cpu_seconds(server, "worker") < idle + 0.1:
+    if cpu_seconds(program, server) < idle + 0.1:
         return False
     waiting: float = server.metric("nv_inference_pending_request_count", "worker")
     return waiting > 0
@@ -93,13 +92,13 @@ def test_a_server_that_does_nothing_is_alive(own: Server) -> None:
         assert (look.returncode, look.stderr) == (0, "")
 
 
-def test_a_server_that_is_slow_is_alive(own: Server) -> None:
-    idle = cpu_seconds(own, "worker")
+def test_a_server_that_is_slow_is_alive(program: ModuleType, own: Server) -> None:
+    idle = cpu_seconds(program, own)
     with ThreadPoolExecutor(3) as pool:
         answers = [pool.submit(work, own, ROUNDS) for _ in range(3)]
-        wait_until(lambda: is_working(own, idle), within=30, what="requests wait")
+        wait_until(lambda: is_working(program, own, idle), within=30, what="requests wait")
         looks = 0
-        while is_working(own, idle):
+        while is_working(program, own, idle):
             look = live(own, "--stalled-after=0.3")
             assert (look.returncode, look.stderr) == (0, "")
             looks += 1
@@ -171,11 +170,11 @@ def test_a_backend_that_hangs_is_dead_and_one_that_works_is_not(  # noqa: PLR091
         program.check_progress(str(state), [backend], metrics, 161.0, 60.0)
 
 
-def test_requests_under_way_are_answered_before_the_server_ends(own: Server) -> None:
-    idle = cpu_seconds(own, "worker")
+def test_requests_under_way_are_answered_before_the_server_ends(program: ModuleType, own: Server) -> None:
+    idle = cpu_seconds(program, own)
     with ThreadPoolExecutor(2) as pool:
         answers = [pool.submit(work, own, ROUNDS) for _ in range(2)]
-        wait_until(lambda: is_working(own, idle), within=30, what="one is computed and one waits")
+        wait_until(lambda: is_working(program, own, idle), within=30, what="one is computed and one waits")
         own.process.send_signal(signal.SIGTERM)
         results = [answer.result() for answer in answers]
     assert [result.status for result in results] == [200, 200]

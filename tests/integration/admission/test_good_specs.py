@@ -107,8 +107,8 @@ def test_pools_are_taken_as_they_are(installation: Installation, namespace: str)
 def test_what_is_not_served_is_taken_as_it_is(
     beside: list[Manifest], installation: Installation, namespace: str
 ) -> None:
-    names = ("CUDAExecutionProvider", "DmlExecutionProvider", "CoreMLExecutionProvider", "WebGpuExecutionProvider")
-    providers = [*beside, *({"name": name, "serving": "none"} for name in (*names, "OpenVINOExecutionProvider"))]
+    kinds = ("CUDA", "Dml", "CoreML", "WebGpu", "OpenVINO")
+    providers = [*beside, *({"name": f"{kind}ExecutionProvider", "serving": "none"} for kind in kinds)]
     wanted = model(executionProviders=providers)
     created = installation.admin.create(f"{GROUP}/namespaces/{namespace}/onnxmodels", wanted)
     assert created["spec"]["executionProviders"] == providers
