@@ -15,7 +15,7 @@ import onnx_ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-from onnx_converter import decoders, encoder_decoders, idioms, precision, share, siblings, wire
+from onnx_converter import capture, decoders, encoder_decoders, idioms, precision, share, siblings, wire
 from onnx_converter.images import PIXELS
 from onnx_converter.layers import SCOPES
 from onnx_converter.reasons import EXPORT_FAILED, StepFailedError, gist
@@ -90,7 +90,12 @@ def trace(checkpoint: Checkpoint, part: Part, module: torch.nn.Module, opset: in
     axes = {spec.name: axes_of(checkpoint, spec.name) for spec in part.inputs}
     sample = sample_of(checkpoint)
     try:
-        with torch.no_grad(), precision.always_clamping(checkpoint.model.dtype), warnings.catch_warnings():
+        with (
+            torch.no_grad(),
+            precision.always_clamping(checkpoint.model.dtype),
+            capture.once(),
+            warnings.catch_warnings(),
+        ):
             # Deprecations inside torch and a remark about training mode that eval() has settled.
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
