@@ -10,6 +10,8 @@ import gc
 import itertools
 import shutil
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -32,13 +34,13 @@ from onnx_converter import (
 )
 from onnx_converter.conversion import FILE, Conversion, Graph, RefusedRoute, Signature, tools
 from onnx_converter.digest import sha256_of, tree_digest
-from onnx_converter.fetch import check_folder, sync_tree
+from onnx_converter.fetch import admit, check_folder, sync_tree
 from onnx_converter.heads import parts_of
 from onnx_converter.reasons import DIGEST_MISMATCH, SPEC_IMPOSSIBLE, StepFailedError
 from onnx_converter.spec import AS_EXPORTED, Activations, Algorithm, ConversionSpec, Provider, Scheme
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     import torch
 
@@ -101,7 +103,8 @@ def _run_each(convert: Convert, progress: Progress) -> dict[str, Any]:
     told: dict[str, Any] = {}
     refused: list[ladder.Row] = []
     convert.output.mkdir(parents=True, exist_ok=True)
-    _verify(convert, progress)
+    verify_checkpoint(convert.checkpoint, convert.source_digest)
+    progress.tell("CheckpointVerified", percent=10)
     with tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=convert.output) as folder:
         shared = Shared(Path(folder))
         for spec in ladder.rungs(convert.spec):
@@ -132,14 +135,14 @@ def _run(convert: Convert, progress: Progress) -> dict[str, Any]:
         quantize.refuse_without_kernels(scheme, place)
         precision.refuse_without_kernels(scheme, place)
     texts = calibration.read(convert.spec.calibration, convert.calibration_root)
-    if convert.shared is None:
-        _verify(convert, progress)
-    done = _earlier(convert)
-    if done is None:
-        footprint.refuse_too_little(convert.checkpoint, convert.spec.schemes, limits.memory_of())
-        done = _convert(convert, texts, progress)
-    else:
-        progress.tell("EarlierResultReused", percent=100)
+    with _verifying(convert, progress) if convert.shared is None else nullcontext(lambda: None) as verify:
+        done = _earlier(convert)
+        if done is None:
+            footprint.refuse_too_little(convert.checkpoint, convert.spec.schemes, limits.memory_of())
+            done = _convert(convert, texts, progress, verify)
+        else:
+            verify()
+            progress.tell("EarlierResultReused", percent=100)
     return {
         "architecture": done.architecture,
         "knownArchitecture": done.known_architecture,
@@ -157,13 +160,34 @@ def _brief(signatures: Iterable[Signature]) -> list[dict[str, Any]]:
     return [item.model_dump(mode="json", by_alias=True) for item in signatures if not item.name.startswith(cache)]
 
 
-def _verify(convert: Convert, progress: Progress) -> None:
-    verify_checkpoint(convert.checkpoint, convert.source_digest)
-    progress.tell("CheckpointVerified", percent=10)
+@contextmanager
+def _verifying(convert: Convert, progress: Progress) -> Iterator[Callable[[], None]]:
+    """Hashes a checkpoint that may be read while a graph is made of it; what is given waits, and has to be asked before
+    anything is kept. That the checkpoint was changed explains whatever else goes wrong.
+    """
+    paths, folder = admit(convert.checkpoint), convert.checkpoint
+    pool = ThreadPoolExecutor(1)
+    hashed = pool.submit(lambda: {path: sha256_of(folder / path) for path in paths})
+
+    def verify() -> None:
+        _refuse_changed(hashed.result(), convert.source_digest)
+        progress.tell("CheckpointVerified", percent=95)
+
+    try:
+        yield verify
+    except Exception:
+        _refuse_changed(hashed.result(), convert.source_digest)
+        raise
+    finally:
+        pool.shutdown(wait=False)
 
 
 def verify_checkpoint(folder: Path, digest: str) -> None:
-    if (found := tree_digest(check_folder(folder))) != digest:
+    _refuse_changed(check_folder(folder), digest)
+
+
+def _refuse_changed(files: Mapping[str, str], digest: str) -> None:
+    if (found := tree_digest(files)) != digest:
         raise StepFailedError(
             DIGEST_MISMATCH,
             f"the checkpoint has digest {found}, not {digest}: the work volume was changed; fetch again",
@@ -182,13 +206,14 @@ def _earlier(convert: Convert) -> Conversion | None:
     return found if same else None
 
 
-def _convert(convert: Convert, texts: Sequence[str], progress: Progress) -> Conversion:
+def _convert(convert: Convert, texts: Sequence[str], progress: Progress, verify: Callable[[], None]) -> Conversion:
     convert.output.mkdir(parents=True, exist_ok=True)
     for path in convert.output.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=convert.output))
     try:
         done = _fill(convert, texts, partial, progress)
+        verify()
         done.write(partial)
         sync_tree(partial)
         # conversion.json last: without it the folder is no result.

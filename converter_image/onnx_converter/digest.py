@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CHUNK: Final = 1 << 20
+#: Large, since between two of them a thread waits for one that computes.
+_HASHED: Final = 8 << 20
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 
 
@@ -56,8 +58,11 @@ def chunks_of(stream: BufferedReader) -> Iterator[bytes]:
 
 def sha256_of(path: Path) -> str:
     """The bare hexadecimal sha256 of a regular file."""
+    found, chunk = hashlib.sha256(), memoryview(bytearray(_HASHED))
     with open_regular(path) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while size := stream.readinto(chunk):
+            found.update(chunk[:size])
+    return found.hexdigest()
 
 
 def tree_digest(files: Mapping[str, str]) -> str:

@@ -88,8 +88,8 @@ def run(fetch: Fetch, progress: Progress) -> dict[str, Any]:
     }
 
 
-def check_folder(folder: Path) -> dict[str, str]:
-    """Path to sha256 of every file of a checkpoint that may be read; refuses the checkpoint otherwise.
+def admit(folder: Path) -> tuple[str, ...]:
+    """The paths of a checkpoint's files that may be read; refuses the checkpoint where it holds anything else.
 
     Every later step does this again before it opens anything: the volume may have changed hands in between.
     """
@@ -98,7 +98,12 @@ def check_folder(folder: Path) -> dict[str, str]:
     for path in paths:
         if path.endswith(".safetensors"):
             weights.check(folder, path)
-    return {path: sha256_of(folder / path) for path in paths}
+    return paths
+
+
+def check_folder(folder: Path) -> dict[str, str]:
+    """Path to sha256 of every file of a checkpoint that may be read; refuses the checkpoint otherwise."""
+    return {path: sha256_of(folder / path) for path in admit(folder)}
 
 
 def _bring_datasets(fetch: Fetch, progress: Progress) -> None:
