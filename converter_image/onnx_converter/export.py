@@ -15,7 +15,7 @@ import onnx_ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-from onnx_converter import capture, decoders, encoder_decoders, idioms, precision, share, siblings, wire
+from onnx_converter import capture, decoders, encoder_decoders, idioms, keeping, precision, share, siblings, wire
 from onnx_converter.images import PIXELS
 from onnx_converter.layers import SCOPES
 from onnx_converter.reasons import EXPORT_FAILED, StepFailedError, gist
@@ -133,6 +133,8 @@ def settle(model: onnx_ir.Model, checkpoint: Checkpoint, provider: Provider) -> 
     ClearMetadataAndDocStringPass()(model)
     model.metadata_props.clear()
     _name_axes(model, axes)
+    if checkpoint.cache and provider is Provider.CPU:
+        keeping.settle(model)
     return model
 
 

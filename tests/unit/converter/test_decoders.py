@@ -37,6 +37,11 @@ def graph_of(line: Line) -> Path:
     return line.work / "graph" / CPU / "model.onnx"
 
 
+def readers_of_the_past(path: Path) -> set[str]:
+    nodes = onnx.load(path).graph.node
+    return {node.op_type for node in nodes if any(name.startswith("past_key_values") for name in node.input)}
+
+
 @pytest.mark.parametrize("name", DECODERS, ids=lambda name: name.replace(" ", "-"))
 def test_every_decoder_agrees_with_torch_and_writes_what_transformers_generates(
     name: str, tmp_path: Path, line: Line, bench: Bench
@@ -52,6 +57,7 @@ def test_every_decoder_agrees_with_torch_and_writes_what_transformers_generates(
     assert [item["name"] for item in converted["inputs"]] == ["input_ids", "attention_mask"]
     assert [item["shape"] for item in converted["outputs"]] == [[-1, -1, 258]]
     assert converted["graphs"][CPU]["route"] == ("trace" if name in TRACED else "fused-attention")
+    assert ("Concat" in readers_of_the_past(graph_of(line))) == (name in TRACED), "the operator keeps it"
     validated = line.validate(digest).details
     assert float(validated["parity"]["maxAbsolute"]) < 1e-4
     assert float(validated["parity"]["minCosine"]) > 0.99999
