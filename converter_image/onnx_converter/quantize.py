@@ -16,6 +16,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from typing_extensions import override
 
 from onnx_converter import decoders, gptq, sensitivity, share, wire
+from onnx_converter.blocks import DOMAIN, Blocks
 from onnx_converter.integers import Integers
 from onnx_converter.reasons import EXPORT_FAILED, SPEC_IMPOSSIBLE, StepFailedError, gist
 from onnx_converter.spec import Activations, Algorithm, Provider, Scheme
@@ -77,7 +78,7 @@ def quantise(
     if spec.scheme is Scheme.INT8_DYNAMIC:
         int8_dynamic(source, target, is_last=is_last, later=later, shared=shared)
     else:
-        weight_only(spec, source, target, requests, is_last=is_last, later=later, shared=shared)
+        weight_only(spec, source, target, requests, provider=provider, is_last=is_last, later=later, shared=shared)
     return {}
 
 
@@ -203,55 +204,36 @@ def weight_only(
     target: Path,
     requests: Iterable[dict[str, NDArray[Any]]] = (),
     *,
+    provider: Provider = Provider.CPU,
     is_last: bool = False,
     later: Iterable[Path] = (),
     shared: share.Weights | None = None,
 ) -> None:
-    """Weights as whole numbers in blocks, each with a scale; the multiplication itself takes floats."""
-    from onnxruntime.quantization.matmul_nbits_quantizer import (  # noqa: PLC0415  its import sets up logging for all
-        DefaultWeightOnlyQuantConfig,
-        MatMulNBitsQuantizer,
-    )
+    """Weights as whole numbers in blocks, each with a scale; the multiplication itself takes floats.
 
+    So are tables on the CPU. A head that is kept in floats keeps its table so, too, in each graph of a model.
+    """
     model = wire.outline(source)
     is_large = _is_large(model, source)
     head = head_of(model.graph)
-    bits = 4 if spec.scheme is Scheme.INT4_WEIGHT_ONLY else 8
-    options: dict[str, Any] = {
-        "block_size": spec.block_size,
-        "is_symmetric": spec.symmetric,
-        # The CPU multiplies in 8-bit integers: several times as fast as in floats, and the gate sees what it costs.
-        "accuracy_level": 4,
-    }
     inputs = gptq.Inputs.of(source, list(requests)) if spec.algorithm is Algorithm.GPTQ else None
-
-    def quantised(product: onnx.NodeProto, weight: NDArray[Any]) -> onnx.GraphProto:
-        alone = helper.make_model(helper.make_graph([product], "layer", [], []))
-        tensor = alone.graph.initializer.add(name=product.input[1], dims=weight.shape)
-        tensor.data_type = helper.np_dtype_to_tensor_dtype(weight.dtype)
-        tensor.raw_data = weight.tobytes()
-        # The head alone chooses among all words, often by little: with eight bits it does as with all of them.
-        asked = options | {"bits": 8 if product.name == head else bits}
-        config = DefaultWeightOnlyQuantConfig(**asked, op_types_to_quantize=("MatMul",))
-        quantizer = MatMulNBitsQuantizer(alone, **asked, algo_config=config)
-        quantizer.process()
-        layer: onnx.GraphProto = quantizer.model.model.graph
-        if inputs is not None and product.name != head:
-            moment = inputs.moment(product.input[0], len(weight))
-            gptq.rounded(weight, moment, options["block_size"], symmetric=options["is_symmetric"]).fill(
-                layer, options["block_size"]
-            )
-        return layer
-
+    blocks = Blocks(spec, head, inputs)
+    has_tables = provider is Provider.CPU and (head is not None or not spec.keep_output_head)
     try:
-        spent, made = _replace_layers(model.graph, source.parent, head if spec.keep_output_head else None, quantised)
+        spent, made = _replace_layers(
+            model.graph,
+            source.parent,
+            head if spec.keep_output_head else None,
+            blocks.product,
+            blocks.looked_up if has_tables else None,
+        )
     except Exception as error:
         raise _given_up(error) from error
     _refuse_unquantised(model, "MatMulNBits")
     if is_last:
         wire.give_back(spent, source.parent, _still_read(model, later))
-    if all(item.domain != "com.microsoft" for item in model.opset_import):
-        model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    if all(item.domain != DOMAIN for item in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     _write(model, source.parent, made, target, is_large=is_large, is_last=is_last, shared=shared)
 
 
@@ -311,25 +293,28 @@ def _replace_layers(
     folder: Path,
     spared: str | None,
     quantised: Callable[[onnx.NodeProto, NDArray[Any]], onnx.GraphProto],
-    looked_up: Callable[[onnx.NodeProto, NDArray[Any]], onnx.GraphProto] | None = None,
+    looked_up: Callable[[onnx.NodeProto, NDArray[Any]], onnx.GraphProto | None] | None = None,
 ) -> tuple[list[onnx.TensorProto], dict[str, bytes]]:
-    """Every layer but one, and tables if they are asked for, so that one weight at a time is read from the folder.
+    """Every layer but one, and tables, if they are asked for, but that layer's; one weight at a time is read from the
+    folder.
 
     Gives the weights that nothing reads any more, and the bytes of new ones.
     """
     constants = {tensor.name: tensor for tensor in graph.initializer}
     # A weight that words in and out share lies there once, and is turned on the way to the layer.
     turned = {node.output[0]: node.input[0] for node in graph.node if turned_by(node, constants)}
+    floats = {turned.get(name, name) for node in graph.node if node.name == spared for name in node.input}
     done, made = onnx.GraphProto(), dict[str, bytes]()
     for node in graph.node:
+        part, rest = None, list[onnx.NodeProto]()
         layer = _layer_of(node, constants, turned) if node.op_type in _PRODUCTS and node.name != spared else None
         if layer is not None:
             weight, product, rest = layer
             matrix = wire.mapped(weight, folder)
             part = quantised(product, matrix if product.input[1] == weight.name else matrix.T)
-        elif looked_up is not None and _is_table_of(node, constants):
-            part, rest = looked_up(node, wire.mapped(constants[node.input[0]], folder)), []
-        else:
+        elif looked_up is not None and _is_table_of(node, constants) and node.input[0] not in floats:
+            part = looked_up(node, wire.mapped(constants[node.input[0]], folder))
+        if part is None:
             done.node.append(node)
             continue
         # Copies, as each part of a message keeps all of it in memory, here the weight that was quantised.

@@ -354,8 +354,9 @@ class Quantization(ApiModel):
     there. int8-dynamic stores weights as 8-bit integers, one scale for each column, and quantises
     activations while it runs; on the CPU only. int8-static does so to the layers of an encoder, with ranges of the
     activations that were measured before on texts; on the CPU only. int8-weight-only and int4-weight-only store the
-    weights of layers as 8 or 4-bit integers in blocks, each with a scale; tables of words stay in float32. auto tries
-    all that the execution provider has kernels for, measures each as if it had been asked for, and takes the best."""
+    weights of layers as 8 or 4-bit integers in blocks, each with a scale, and on the CPU tables of words as 8-bit ones;
+    elsewhere these stay in float32. auto tries all that the execution provider has kernels for, measures each as if it
+    had been asked for, and takes the best."""
     block_size: Literal[16, 32, 64, 128, 256] | None = None
     """For weight-only schemes: how many weights share a scale; 32 when unset. Smaller is closer to the original and
     larger on disk."""
@@ -363,8 +364,8 @@ class Quantization(ApiModel):
     """For weight-only schemes: whether zero lies in the middle of each block's range; false when unset. True saves a
     little space and costs precision."""
     keep_output_head: bool | None = None
-    """For weight-only schemes: whether the layer that makes the logits stays in float32; false when unset, which gives
-    it 8 bits in either scheme."""
+    """For weight-only schemes: whether the layer that makes the logits stays in float32, and the table of words where
+    that is the same weight; false when unset, which gives it 8 bits in either scheme."""
     algorithm: Algorithm | None = None
     """For int4-weight-only: rtn, when unset, rounds each weight to the nearest; gptq rounds row by row, and the rows
     that are left make up for what was moved, on the calibration texts: closer to the original by far, of the same size

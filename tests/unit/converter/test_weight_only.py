@@ -10,11 +10,12 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import ExternalDataInfo
 from onnxruntime.quantization import quantize_dynamic
 
 from onnx_converter import quantize, share, wire
 from onnx_converter.reasons import StepFailedError
-from onnx_converter.spec import ConversionSpec
+from onnx_converter.spec import ConversionSpec, Provider
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -95,8 +96,69 @@ def test_a_layer_is_quantised_in_whatever_form_it_is_and_the_head_as_asked(
     bits = {item.i for node in graph.node if "head" in node.name for item in node.attribute if item.name == "bits"}
     assert bits == (set() if keeps_head else {8})
     assert any(node.op_type == "Transpose" for node in graph.node) == keeps_head
-    assert {tensor.name for tensor in graph.initializer if tensor.dims[1:] and tensor.data_type == 1} >= {"table"}
+    # Of words in and out the bytes are there once, kept in floats or not.
+    assert ("table" in {tensor.name for tensor in graph.initializer}) == keeps_head
+    assert len([tensor for tensor in graph.initializer if tensor.dims[0] == WORDS and len(tensor.dims) == 3]) == (
+        0 if keeps_head else 1
+    )
     np.testing.assert_allclose(answer(target), answer(source), atol=0.05 if "8" in scheme else 0.5)
+
+
+#: A head whose words are a table's; the same weight in a layer of four bits; a table of columns, and one of two words.
+TABLES = {
+    "the head's": [helper.make_node("MatMul", ["words", "square"], ["last"], name="layer")],
+    "a layer's": [
+        helper.make_node("Transpose", ["table"], ["layer_turned"], name="layer_turn", perm=[1, 0]),
+        helper.make_node("MatMul", ["words", "layer_turned"], ["scores"], name="layer"),
+        helper.make_node("MatMul", ["scores", "table"], ["last"], name="back"),
+    ],
+    "one of columns": [
+        helper.make_node("Gather", ["square", "columns"], ["chosen"], name="chosen", axis=1),
+        helper.make_node("MatMul", ["words", "chosen"], ["last"], name="layer"),
+    ],
+    "one of kinds": [
+        helper.make_node("Gather", ["kinds", "kind"], ["of_kind"], name="of_kind"),
+        helper.make_node("Add", ["words", "of_kind"], ["added"], name="added"),
+        helper.make_node("MatMul", ["added", "square"], ["last"], name="layer"),
+    ],
+}
+
+
+def looked_up(path: Path) -> tuple[onnx.ModelProto, NDArray[Any]]:
+    """The words' rows as a graph has them, what follows left out."""
+    model = onnx.load(path)
+    model.graph.output.append(helper.make_tensor_value_info("words", TensorProto.FLOAT, None))
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return model, np.asarray(session.run(["words"], {"input_ids": np.arange(WORDS)})[0])
+
+
+# Of 48 columns the last block of 32 is cut, of 64 the only one.
+@pytest.mark.parametrize("block", [16, 32, 64])
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("scheme", ["int8-weight-only", "int4-weight-only"])
+@pytest.mark.parametrize("form", TABLES, ids=lambda form: form.replace(" ", "-"))
+def test_rows_of_a_table_are_looked_up_in_eight_bits(
+    form: str, scheme: str, block: int, tmp_path: Path, *, symmetric: bool
+) -> None:
+    more = {"kinds": (2, WIDTH)}
+    source, target = write(tmp_path / "source.onnx", TABLES[form], MATRICES | more), tmp_path / "target.onnx"
+    model = onnx.load(source)
+    for name, values in (("kind", np.array([1])), ("columns", np.arange(WIDTH))):
+        model.graph.initializer.append(numpy_helper.from_array(values, name))
+    onnx.save(model, source)
+    spec = ConversionSpec.model_validate({"scheme": scheme, "blockSize": block, "symmetric": symmetric})
+    quantize.quantise(spec, source, target)
+    _, exact = looked_up(source)
+    model, found = looked_up(target)
+    assert 0 < np.abs(found - exact).max() < 0.01
+    tables = [node for node in model.graph.node if node.op_type == "GatherBlockQuantized"]
+    assert len(tables) == (2 if form == "one of kinds" else 1)
+    (head,) = (node for node in model.graph.node if node.name == "head_Q8")
+    assert head.input[1] == tables[0].input[0], "the bytes are there once"
+    assert np.abs(answer(target) - answer(source)).mean() < (0.02 if "8" in scheme else 0.2)
+    # Where it is not known whether the kernel is there, rows are looked up in floats.
+    quantize.quantise(spec, source, target, provider=Provider.CUDA)
+    np.testing.assert_array_equal(looked_up(target)[1], exact)
 
 
 @pytest.mark.parametrize("form", LAYERS, ids=lambda form: form.replace(" ", "-"))
@@ -195,6 +257,27 @@ def test_the_last_time_weights_that_nothing_reads_any_more_are_given_back_before
     assert found[False][0] == found[True][0]
     assert found[False][1] == 1
     assert found[True][1] < 0.2
+
+
+@pytest.mark.parametrize("keeps_head", [True, False])
+def test_words_that_one_graph_reads_and_another_writes_lie_in_their_file_once(
+    tmp_path: Path, *, keeps_head: bool
+) -> None:
+    spec = ConversionSpec.model_validate({"scheme": "int4-weight-only", "keepOutputHead": keeps_head})
+    matrices = MATRICES | {"table": (1024, WIDTH)}
+    reader = onnx.load(write(tmp_path / "decoder.onnx", LAYERS["a product"], matrices))
+    del reader.graph.node[2:], reader.graph.output[:]
+    reader.graph.output.append(helper.make_tensor_value_info("last", TensorProto.FLOAT, ["sequence", WIDTH]))
+    onnx.save(reader, tmp_path / "encoder.onnx")
+    target = tmp_path / "target"
+    target.mkdir()
+    weights, places = share.Weights(target), list[set[int]]()
+    for name in ("encoder.onnx", "decoder.onnx"):
+        quantize.quantise(spec, tmp_path / name, target / name, shared=weights)
+        of_words = (one for one in wire.outline(target / name).graph.initializer if one.dims[0] == matrices["table"][0])
+        places.append({ExternalDataInfo(tensor).offset for tensor in of_words})
+    assert places[0] == places[1]
+    assert len(places[0]) == (1 if keeps_head else 3), "the codes, and of each block the scale and the zero"
 
 
 @pytest.mark.parametrize("scheme", ["int8-weight-only", "int8-dynamic"])
