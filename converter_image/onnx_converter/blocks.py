@@ -24,6 +24,8 @@ DOMAIN: Final = "com.microsoft"
 #: Of the head and of tables. The head alone chooses among all words, often by little: with eight bits it does as with
 #: all of them.
 _EIGHT: Final = 8
+#: Numbers that are rounded at a time, in floats.
+_AT_ONCE: Final = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +112,27 @@ class Blocks:
         return self.spec.block_size
 
     def _quantised(self, product: onnx.NodeProto, weight: NDArray[Any], bits: int) -> onnx.GraphProto:
+        if bits != self._bits:
+            # The same weight may be there in both.
+            product.input[1] += f"_{bits}"
+        rows, columns = weight.shape
+        step = max(1, _AT_ONCE // rows)
+        # Columns have nothing in common, and the quantizer holds what it is given several times over.
+        first, *others = (self._layer(product, weight[:, at : at + step], bits) for at in range(0, columns, step))
+        if others:
+            for at, tensor in enumerate(first.initializer):
+                parts = [numpy_helper.to_array(layer.initializer[at]) for layer in (first, *others)]
+                tensor.CopyFrom(numpy_helper.from_array(np.concatenate(parts), tensor.name))
+            (many,) = (item for item in first.node[0].attribute if item.name == "N")
+            many.i = columns
+        return first
+
+    def _layer(self, product: onnx.NodeProto, weight: NDArray[Any], bits: int) -> onnx.GraphProto:
         from onnxruntime.quantization.matmul_nbits_quantizer import (  # noqa: PLC0415  its import sets up logging for all
             DefaultWeightOnlyQuantConfig,
             MatMulNBitsQuantizer,
         )
 
-        if bits != self._bits:
-            # The same weight may be there in both.
-            product.input[1] += f"_{bits}"
         alone = helper.make_model(helper.make_graph([product], "layer", [], []))
         tensor = alone.graph.initializer.add(name=product.input[1], dims=weight.shape)
         tensor.data_type = helper.np_dtype_to_tensor_dtype(weight.dtype)

@@ -41,6 +41,7 @@ MEASURED = {
     "135 M, int8-dynamic": (Sizes(134_515_008, 49_152), "int8-dynamic", 1_440_000_000),
     "135 M, int4": (Sizes(134_515_008, 49_152), "int4-weight-only", 1_760_000_000),
     "75 M that translate, int8-dynamic": (Sizes(73_944_309, 58_101), "int8-dynamic", 1_260_000_000),
+    "75 M that translate, int8": (Sizes(73_944_309, 58_101), "int8-weight-only", 1_338_000_000),
     "18 M that hear half a minute, none": (Sizes(17_946_240, 1_536, 6 * 1500**2), "none", 3_163_000_000),
     "86 M that see 197 patches, none": (Sizes(86_389_248, 3_072, 12 * 197**2), "none", 1_528_000_000),
     "11 M that see 1025 patches, none": (Sizes(11_415_552, 1_536, 6 * 1025**2), "none", 1_727_000_000),

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo
 from onnxruntime.quantization import quantize_dynamic
 
-from onnx_converter import quantize, share, wire
+from onnx_converter import blocks, integers, quantize, share, wire
 from onnx_converter.reasons import StepFailedError
 from onnx_converter.spec import ConversionSpec, Provider
 
@@ -223,10 +223,14 @@ def test_what_is_no_layer_with_weights_is_left_as_it_is_and_a_graph_without_any_
 
 
 @pytest.mark.parametrize("scheme", ["int4-weight-only", "int8-dynamic"])
-def test_the_same_graph_gives_the_same_bytes(scheme: str, tmp_path: Path) -> None:
+def test_the_same_graph_gives_the_same_bytes_however_much_is_rounded_at_a_time(
+    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = write(tmp_path / "source.onnx", LAYERS["a turned product and its bias"])
     found = []
-    for number in range(2):
+    for number, at_once in enumerate((blocks._AT_ONCE, 10 * WIDTH)):
+        for module in (blocks, integers):
+            monkeypatch.setattr(module, "_AT_ONCE", at_once)
         quantize.quantise(ConversionSpec.model_validate({"scheme": scheme}), source, tmp_path / f"{number}.onnx")
         found.append((tmp_path / f"{number}.onnx").read_bytes())
     assert found[0] == found[1]
