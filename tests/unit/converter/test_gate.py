@@ -118,9 +118,8 @@ def answer_nan_on_padding(model: onnx.ModelProto) -> None:
 
 
 def drop_a_column(model: onnx.ModelProto) -> None:
-    names = [
-        _constant(model, name, np.array([value], np.int64)) for name, value in (("from", 0), ("to", -1), ("axis", 2))
-    ]
+    bounds = {"first_column": 0, "end_of_columns": -1, "axis_of_columns": 2}
+    names = [_constant(model, name, np.array([value], np.int64)) for name, value in bounds.items()]
     _after_output(model, lambda computed, output: [helper.make_node("Slice", [computed, *names], [output])])
 
 
