@@ -236,11 +236,17 @@ def test_an_earlier_result_of_the_same_inputs_is_reused_and_a_damaged_one_is_not
     assert "GraphExported" in [found["event"] for found in line.convert(digest, opset=20).lines]
 
 
-def test_a_checkpoint_that_was_changed_after_it_was_fetched_is_refused(tmp_path: Path, line: Line) -> None:
+@pytest.mark.parametrize(
+    "change", [{"hidden_act": "relu"}, {"hidden_size": 48}], ids=["it converts", "it does not load"]
+)
+def test_a_checkpoint_that_was_changed_after_it_was_fetched_is_refused(
+    tmp_path: Path, line: Line, change: dict[str, Any]
+) -> None:
     digest = line.fetch(tiny(tmp_path / "model")).details["digest"]
-    change_json(line.checkpoint(digest) / "config.json", hidden_act="relu")
+    change_json(line.checkpoint(digest) / "config.json", **change)
     ended = line.convert(digest)
     assert (ended.summary.reason, ended.code) == ("DigestMismatch", 16)
+    assert not list((line.work / "graph").iterdir()), "nothing is kept"
 
 
 def test_tokenizer_files_go_along_as_they_are(tmp_path: Path, line: Line) -> None:
