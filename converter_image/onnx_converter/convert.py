@@ -34,7 +34,7 @@ from onnx_converter import (
 )
 from onnx_converter.conversion import FILE, Conversion, Graph, RefusedRoute, Signature, tools
 from onnx_converter.digest import sha256_of, tree_digest
-from onnx_converter.fetch import admit, check_folder, sync_tree
+from onnx_converter.fetch import admit, check_folder, hash_files, sync_tree
 from onnx_converter.heads import parts_of
 from onnx_converter.reasons import DIGEST_MISMATCH, SPEC_IMPOSSIBLE, StepFailedError
 from onnx_converter.spec import AS_EXPORTED, Activations, Algorithm, ConversionSpec, Provider, Scheme
@@ -165,9 +165,8 @@ def _verifying(convert: Convert, progress: Progress) -> Iterator[Callable[[], No
     """Hashes a checkpoint that may be read while a graph is made of it; what is given waits, and has to be asked before
     anything is kept. That the checkpoint was changed explains whatever else goes wrong.
     """
-    paths, folder = admit(convert.checkpoint), convert.checkpoint
     pool = ThreadPoolExecutor(1)
-    hashed = pool.submit(lambda: {path: sha256_of(folder / path) for path in paths})
+    hashed = pool.submit(hash_files, convert.checkpoint, admit(convert.checkpoint))
 
     def verify() -> None:
         _refuse_changed(hashed.result(), convert.source_digest)

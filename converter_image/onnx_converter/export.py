@@ -133,8 +133,7 @@ def settle(model: onnx_ir.Model, checkpoint: Checkpoint, provider: Provider) -> 
     ClearMetadataAndDocStringPass()(model)
     model.metadata_props.clear()
     _name_axes(model, axes)
-    if checkpoint.cache and provider is Provider.CPU:
-        keeping.settle(model)
+    keeping.settle(model)
     return model
 
 

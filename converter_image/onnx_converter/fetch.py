@@ -19,7 +19,7 @@ from onnx_converter.held import CALIBRATION
 from onnx_converter.reasons import DIGEST_MISMATCH, LINK_REFUSED, SOURCE_NOT_FOUND, StepFailedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from onnx_converter.progress import Progress
     from onnx_converter.spec import ClaimSource, Dataset, Evaluation, Source
@@ -103,7 +103,12 @@ def admit(folder: Path) -> tuple[str, ...]:
 
 def check_folder(folder: Path) -> dict[str, str]:
     """Path to sha256 of every file of a checkpoint that may be read; refuses the checkpoint otherwise."""
-    return {path: sha256_of(folder / path) for path in admit(folder)}
+    return hash_files(folder, admit(folder))
+
+
+def hash_files(folder: Path, paths: Iterable[str]) -> dict[str, str]:
+    """Path to sha256."""
+    return {path: sha256_of(folder / path) for path in paths}
 
 
 def _bring_datasets(fetch: Fetch, progress: Progress) -> None:

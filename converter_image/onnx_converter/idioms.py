@@ -29,8 +29,8 @@ def settle(model: onnx_ir.Model, provider: Provider) -> None:
 def _divide(model: onnx_ir.Model, node: onnx_ir.Node) -> None:
     """By a root, instead of multiplying by its reciprocal: onnxruntime knows a norm by that and makes it one node."""
     for other, factor in (node.inputs, node.inputs[::-1]):
-        reciprocal = _maker(factor, "Reciprocal")
-        if reciprocal is None or _maker(root := reciprocal.inputs[0], "Sqrt") is None:
+        reciprocal = maker(factor, "Reciprocal")
+        if reciprocal is None or maker(root := reciprocal.inputs[0], "Sqrt") is None:
             continue
         node.op_type = "Div"
         node.replace_input_with(0, other)
@@ -43,12 +43,12 @@ def _divide(model: onnx_ir.Model, node: onnx_ir.Node) -> None:
 def _halve_last(node: onnx_ir.Node) -> None:
     """The half of x (1 + erf), instead of x by the half of (1 + erf): onnxruntime knows GELU by that."""
     for x, factor in (node.inputs, node.inputs[::-1]):
-        halved = _maker(factor, "Mul")
+        halved = maker(factor, "Mul")
         if halved is None or len(halved.outputs[0].uses()) > 1:
             continue
         for half, sum_ in (halved.inputs, halved.inputs[::-1]):
-            added = _maker(sum_, "Add")
-            if _number(half) == _HALF and added is not None and any(_maker(term, "Erf") for term in added.inputs):
+            added = maker(sum_, "Add")
+            if _number(half) == _HALF and added is not None and any(maker(term, "Erf") for term in added.inputs):
                 halved.replace_input_with(0, x)
                 halved.replace_input_with(1, sum_)
                 node.replace_input_with(0, halved.outputs[0])
@@ -60,11 +60,12 @@ def _keep_apart(node: onnx_ir.Node) -> None:
     """The sum that is normalised by another name: as one operator with its norm, onnxruntime's kernel for the CPU takes
     ten times as long as both alone.
     """
-    if (added := _maker(node.inputs[0], "Add")) is not None:
+    if (added := maker(node.inputs[0], "Add")) is not None:
         added.op_type = "Sum"
 
 
-def _maker(value: onnx_ir.Value | None, kind: str) -> onnx_ir.Node | None:
+def maker(value: onnx_ir.Value | None, kind: str) -> onnx_ir.Node | None:
+    """The node of this operator that makes a value, if one does."""
     node = value.producer() if value is not None else None
     return node if node is not None and node.op_type == kind else None
 

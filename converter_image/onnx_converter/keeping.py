@@ -16,6 +16,8 @@ import onnx_ir
 from onnx_ir.convenience import replace_all_uses_with
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from onnx_converter.idioms import maker
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
@@ -230,10 +232,9 @@ def _readers(value: onnx_ir.Value, kind: str) -> list[onnx_ir.Node]:
 
 
 def _maker(value: onnx_ir.Value | None, kind: str) -> onnx_ir.Node | None:
-    node = value.producer() if value is not None else None
-    if node is not None and node.op_type == "Identity":
-        return _maker(node.inputs[0], kind)
-    return node if node is not None and node.op_type == kind else None
+    """As idioms.maker, but for what only hands a value on."""
+    handed = maker(value, "Identity")
+    return maker(value, kind) if handed is None else _maker(handed.inputs[0], kind)
 
 
 def _dims(value: onnx_ir.Value | None) -> tuple[object, ...]:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-import onnx_ir
 import onnxruntime
 import pytest
 
 from onnx_converter import keeping
+from unit.converter.rewriting import rewritten
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -118,8 +118,4 @@ def test_a_cache_that_something_else_reads_as_well_stays_where_it_is() -> None:
 
 
 def kept(graph: onnx.ModelProto) -> onnx.ModelProto:
-    model = onnx_ir.from_proto(graph)
-    keeping.settle(model)
-    made = onnx_ir.to_proto(model)
-    onnx.checker.check_model(made, full_check=True)
-    return made
+    return rewritten(graph, keeping.settle)

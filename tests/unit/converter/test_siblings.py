@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-import onnx_ir
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_converter import siblings
+from unit.converter.rewriting import rewritten
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,11 +57,7 @@ def graph_of(layers: Mapping[str, tuple[str, int, bool]], *more: onnx.NodeProto)
 
 
 def joined(graph: onnx.ModelProto) -> onnx.ModelProto:
-    model = onnx_ir.from_proto(graph)
-    siblings.join(model)
-    made = onnx_ir.to_proto(model)
-    onnx.checker.check_model(made, full_check=True)
-    return made
+    return rewritten(graph, siblings.join)
 
 
 def answers(graph: onnx.ModelProto) -> list[NDArray[np.float32]]:
