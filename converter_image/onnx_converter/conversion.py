@@ -39,6 +39,19 @@ class RefusedRoute(Parameters):
     reason: str
 
 
+class Stage(Parameters):
+    """How far a graph was from the original on the CPU before what is served was made of it."""
+
+    stage: str
+    samples: int = 0
+    min_cosine: str | None = None
+    max_absolute: str | None = None
+    max_relative: str | None = None
+    label_agreement: str | None = None
+    #: Why there is no number.
+    error: str | None = None
+
+
 class Graph(Parameters):
     """One provider's graph, and which way it was made."""
 
@@ -49,6 +62,8 @@ class Graph(Parameters):
     nodes: int
     route: str
     routes_refused: tuple[RefusedRoute, ...]
+    #: In float32 alone.
+    stages: tuple[Stage, ...] = ()
 
 
 class Conversion(Parameters):

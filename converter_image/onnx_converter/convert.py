@@ -10,6 +10,7 @@ import gc
 import itertools
 import shutil
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,7 @@ from onnx_converter import (
     quantize,
     routes,
     share,
+    stages,
     targets,
     wire,
 )
@@ -148,7 +150,10 @@ def _run(convert: Convert, progress: Progress) -> dict[str, Any]:
         "knownArchitecture": done.known_architecture,
         "task": str(done.task),
         "maxSequenceLength": done.max_sequence_length,
-        "graphs": {str(name): made.model_dump(mode="json", by_alias=True) for name, made in done.graphs.items()},
+        "graphs": {
+            str(name): made.model_dump(mode="json", by_alias=True, exclude={"stages"})
+            for name, made in done.graphs.items()
+        },
         "inputs": _brief(done.inputs),
         "outputs": _brief(done.outputs),
     }
@@ -249,11 +254,19 @@ def _fill(convert: Convert, texts: Sequence[str], folder: Path, progress: Progre
             route=made[provider].route,
             trialSeconds=round(goal.trials.seconds, 1),
         )
+    began = time.perf_counter()
+    asked = () if is_exported else stages.ask(checkpoint, convert.checkpoint)
     # What follows asks for names and sizes alone, and rules of the exporter's optimizer keep the graphs that they saw.
     for weight in (*checkpoint.model.parameters(), *checkpoint.model.buffers()):
         weight.data = weight.data.new_empty(0)
     shared.checkpoints[dtype] = loaded
     gc.collect()
+    if asked:
+        folders = dict.fromkeys(one.folder for one in made.values())
+        measured = {folder: stages.measure(checkpoint, asked, folder) for folder in folders}
+        made = {provider: replace(one, stages=measured[one.folder]) for provider, one in made.items()}
+        shared.made.update({(dtype, provider): one for provider, one in made.items()})
+        progress.tell("StagesMeasured", percent=62, samples=len(asked), seconds=round(time.perf_counter() - began, 1))
     facts: dict[Provider, graph.GraphFacts] = {}
     sensitive: dict[str, float] = {}
     for number, provider in enumerate(spec.providers):
@@ -292,6 +305,7 @@ def _fill(convert: Convert, texts: Sequence[str], folder: Path, progress: Progre
                 **found.brief(),
                 route=made[name].route,
                 routes_refused=tuple(RefusedRoute(route=route, reason=reason) for route, reason in made[name].refused),
+                stages=made[name].stages,
             )
             for name, found in facts.items()
         },

@@ -57,6 +57,7 @@ svg text.original, svg text.graph { stroke: none; } .reach { stroke-width: 2; }
 @media print { body { margin: 0; max-width: none; font-size: 10pt; } figure, tr, .verdict { break-inside: avoid; }
   h2, h3 { break-after: avoid; } }
 figure { margin: .3rem 0; }
+.signed span { display: inline-block; width: 11rem; margin-right: 1rem; border-bottom: 1px solid var(--text); }
 </style>
 </head>
 <body>
@@ -74,6 +75,18 @@ $plots
 <details><summary>The $samples samples behind it</summary>
 $rows
 </details>""")
+_WAY: Final = Template("""\
+<h2>The way to the graph for $provider</h2>
+<p>Routes are tried from the fastest on, and the first that a small model proves right is taken.</p>
+$routes
+$stages""")
+_STAGES: Final = Template("""\
+<p>Before what is served was made of it, the graph answered on the CPU as follows: as it was exported, with nothing
+optimised, and as onnxruntime optimises it. A stage with a number out of bounds fails the validation.</p>
+$rows""")
+_SIGNED: Final = """\
+<h2>Reviewed</h2>
+<p class="signed">Name <span></span> Date <span></span> Signature <span></span></p>"""
 _PLOT: Final = Template("""\
 <h3>$title</h3>
 <figure>$plot</figure>""")
@@ -100,7 +113,7 @@ $rows""")
 _COVERAGE: Final = Template("""\
 <h2>Operators on $provider</h2>
 <p>The graph as onnxruntime runs it, after its own optimisation, from its profile of one request: $placement. A heavy
-operator elsewhere than on $provider would have failed the validation; there is no other fallback to try.</p>
+operator elsewhere than on $provider would have failed the validation.</p>
 $rows""")
 _CHECKED: Final = Template("""\
 <h2>Operators on $provider</h2>
@@ -148,13 +161,14 @@ def page(
             *_quality(number, provider, report.get("evaluations") or ()),
             *_benchmark(number, provider, benchmarks.get(provider, {})),
             *_coverage(provider, report),
+            _way(provider, report),
         )
     ]
     words = _table(("Made from", "Value"), _flatten(lineage), kind="words")
     return _PAGE.substitute(
         verdict="Passed" if all(report["verdict"] == "Passed" for report in reports.values()) else "Failed",
         title=escape(f"{conversion['architecture']}, {conversion['task']}, {conversion['spec']['scheme']}"),
-        body="\n".join([*verdicts, _compared(reports, lineage), *sections, "<h2>Lineage</h2>", words]),
+        body="\n".join([*verdicts, _compared(reports, lineage), *sections, "<h2>Lineage</h2>", words, _SIGNED]),
     )
 
 
@@ -193,6 +207,21 @@ def _provider(number: int, provider: str, report: Mapping[str, Any]) -> str:
         plots="\n".join(_plots(number, report)) if rows else "",
         samples=len(rows),
         rows=_table(tuple(_COLUMNS.values()), rows),
+    )
+
+
+def _way(provider: str, report: Mapping[str, Any]) -> str:
+    graph = report["conversion"]["graphs"][provider]
+    routes = [(one["route"], "refused", one["reason"]) for one in graph["routesRefused"]]
+    stages = [
+        (one["stage"], one["samples"], *(one[key] or "" for key in [*_COLUMNS][3:]), one["error"] or "")
+        for one in graph["stages"]
+    ]
+    head = ("Stage", "Samples", *[*_COLUMNS.values()][3:], "Error")
+    return _WAY.substitute(
+        provider=escape(provider),
+        routes=_table(("Route", "Outcome", "Why"), [*routes, (graph["route"], "taken", "")], kind="words"),
+        stages=_STAGES.substitute(rows=_table(head, stages)) if stages else "",
     )
 
 

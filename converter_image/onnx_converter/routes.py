@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
+    from onnx_converter.conversion import Stage
     from onnx_converter.load import Checkpoint
 
 #: A model no larger than this is its own trial; words, length and the inner width of a larger one are cut to less.
@@ -82,6 +83,8 @@ class Made:
     route: str
     refused: tuple[tuple[str, str], ...]
     folder: Path
+    #: How far the graphs are from the original, measured once for all that is made of them.
+    stages: tuple[Stage, ...] = ()
 
 
 def _fused_misses(checkpoint: Checkpoint, goal: Goal) -> str | None:

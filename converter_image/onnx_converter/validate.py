@@ -34,6 +34,7 @@ from onnx_converter import (
     quality,
     report,
     samples,
+    stages,
     targets,
 )
 from onnx_converter.benchmark import Benchmark
@@ -44,7 +45,15 @@ from onnx_converter.digest import canonical_json, sha256_of
 from onnx_converter.evaluate import Evaluated, Examples
 from onnx_converter.heads import parts_of
 from onnx_converter.precision import DATATYPES
-from onnx_converter.reasons import ARTIFACT_CORRUPT, NOT_FINITE, SPEC_IMPOSSIBLE, VALIDATED, Reason, StepFailedError
+from onnx_converter.reasons import (
+    ARTIFACT_CORRUPT,
+    NOT_FINITE,
+    PARITY_FAILED,
+    SPEC_IMPOSSIBLE,
+    VALIDATED,
+    Reason,
+    StepFailedError,
+)
 from onnx_converter.report import BENCHMARK, GOLDEN, PAGE, REPORT
 from onnx_converter.report_html import page
 from onnx_converter.spec import Metric, Provider, Scheme
@@ -190,6 +199,10 @@ def _run(validate: Validate, progress: Progress) -> dict[str, Any]:
         validate.parity, parity.loosest(validate.spec.schemes, conversion.task), conversion.task
     )
     judgement = judge(original, candidate, tolerance, progress)
+    before = conversion.graphs[validate.provider].stages
+    if (fault := stages.fault(before, validate.parity, conversion.task)) is not None:
+        reason = PARITY_FAILED if judgement.reason is VALIDATED else judgement.reason
+        judgement = replace(judgement, reason=reason, message=f"{fault}; what is served of it: {judgement.message}")
     if judgement.reason is NOT_FINITE:
         judgement = replace(judgement, message=judgement.message + precision.way_out_of(validate.spec.scheme))
     if judgement.reason is VALIDATED:

@@ -464,6 +464,22 @@ def test_a_model_in_four_bits_keeps_what_it_has_learned_and_its_artifact_tells(t
     assert [told[0][key] for key in ("dataset", "maxLoss")] == [asked[0]["dataset"]["digest"], "0.01"]
 
 
+def test_four_bits_that_were_calibrated_lose_less_than_four_bits_that_were_not(
+    trained: Path, new_line: Callable[[str], Line]
+) -> None:
+    _, held_out = prose()
+    lost = {}
+    for algorithm in ("rtn", "gptq"):
+        line = new_line(algorithm)
+        asked = [
+            put(line.root / "datasets" / "prose", Metric.BYTE_PERPLEXITY, [{"text": text} for text in held_out], "0.1")
+        ]
+        ended = judged(line, trained, asked, scheme="int4-weight-only", algorithm=algorithm, blockSize=128)
+        assert ended.summary.reason == "Validated", ended.summary.message
+        lost[algorithm] = float(ended.details["evaluations"][0]["loss"])
+    assert lost["gptq"] < lost["rtn"]
+
+
 def test_a_model_with_outliers_in_one_coarse_block_is_stopped_by_what_it_has_lost(
     trained: Path, line: Line, tmp_path: Path
 ) -> None:

@@ -28,13 +28,26 @@ def a_row(number: int) -> dict[str, Any]:
     }
 
 
+def a_stage(stage: str, **changes: Any) -> dict[str, Any]:
+    measured = {"minCosine": "0.9999998", "maxAbsolute": "3e-06", "maxRelative": "4e-06", "labelAgreement": None}
+    return {"stage": stage, "samples": 8, "error": None} | measured | changes
+
+
 def a_conversion() -> dict[str, Any]:
     return {
         "architecture": "bert",
         "task": "sentence-embedding",
         "sourceDigest": "sha256:" + "cd" * 32,
         "spec": {"scheme": "int8-dynamic", "opset": 18},
-        "graphs": {provider: {"opset": 21} for provider in (CPU, CUDA)},
+        "graphs": {
+            provider: {
+                "opset": 21,
+                "route": "trace",
+                "routesRefused": [{"route": "fused-attention", "reason": "its own code <attends>"}],
+                "stages": [a_stage("exported"), a_stage("optimised", error="no such operator", minCosine=None)],
+            }
+            for provider in (CPU, CUDA)
+        },
     }
 
 
@@ -134,10 +147,16 @@ def test_the_verdict_is_first_and_every_section_is_there_in_its_order() -> None:
         f"Parity on {CPU}",
         f"Speed on {CPU}",
         f"Operators on {CPU}",
+        f"The way to the graph for {CPU}",
         "Lineage",
+        "Reviewed",
     ]
     assert text.index('class="verdict Passed"') < text.index("<h2>")
     assert "opset 21, weights int8-dynamic" in text
+    way = text[text.index("The way to the graph") : text.index("<h2>Lineage</h2>")]
+    rows = ("fused-attention</td><td>refused</td><td>its own code &lt;attends&gt;", "trace</td><td>taken</td>")
+    assert all(row in way for row in rows), way
+    assert all(cell in way for cell in ("exported", "0.9999998", "optimised", "no such operator")), way
 
 
 def test_with_two_providers_both_verdicts_come_before_anything_else_and_one_failure_fails_the_page() -> None:
@@ -303,7 +322,7 @@ def hostile(value: Any) -> Any:
 
 def test_words_of_a_checkpoint_or_of_a_library_stay_words() -> None:
     report, lineage = a_report(), hostile(a_lineage())
-    lineage["conversion"]["graphs"] = {HOSTILE: {"opset": HOSTILE}}
+    lineage["conversion"]["graphs"] = {HOSTILE: lineage["conversion"]["graphs"][CPU]}
     coverage = {HOSTILE: {HOSTILE: 3}}
     rows = hostile(report["rows"])
     bad = hostile({**report, "verdict": "Passed"}) | {"coverage": coverage, "placement": {HOSTILE: 3}, "rows": rows}

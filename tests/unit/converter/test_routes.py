@@ -71,7 +71,7 @@ def test_a_route_that_is_wrong_or_gives_up_is_refused_with_a_reason_and_the_next
     assert found["routesRefused"][1]["reason"] == "there is no such operator"
     assert next(said["trialSeconds"] for said in converted.lines if said["event"] == "GraphExported") > 0
     written = json.loads((line.work / "graph" / "conversion.json").read_text())["graphs"][CPU]
-    assert written == found
+    assert {key: inner for key, inner in written.items() if key != "stages"} == found
     graph = onnx.load(line.work / "graph" / CPU / "model.onnx").graph
     assert all(node.domain == "" for node in graph.node), "nothing of what was refused is left in it"
 

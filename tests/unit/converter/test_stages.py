@@ -1,0 +1,139 @@
+"""A graph is compared with the original where it comes from too: what quantisation is blamed for is its own doing."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from checkpoints import tiny, tiny_decoder, tiny_encoder_decoder, tiny_vision
+from onnx_converter import routes, stages
+from onnx_converter.conversion import Stage
+from onnx_converter.graph import MODEL
+from onnx_converter.spec import Parity, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from unit.converter.steps import Ended, Line
+
+CPU = "CPUExecutionProvider"
+GOOD = Stage(
+    stage="exported", samples=8, min_cosine="0.9999999", max_absolute="2e-06", max_relative="1e-06", label_agreement="1"
+)
+
+
+def stages_of(line: Line) -> list[dict[str, Any]]:
+    written = json.loads((line.work / "graph" / "conversion.json").read_text())
+    found: list[dict[str, Any]] = written["graphs"][CPU]["stages"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("make", "scheme"),
+    [
+        (tiny, "int8-dynamic"),
+        (tiny_decoder, "int4-weight-only"),
+        (tiny_encoder_decoder, "int8-dynamic"),
+        (partial(tiny_encoder_decoder, name="whisper"), "int8-dynamic"),
+        (tiny_vision, "int8-dynamic"),
+    ],
+    ids=["encoder", "decoder", "encoder-decoder", "sound", "images"],
+)
+def test_what_is_quantised_was_like_the_original_before_as_exported_and_as_optimised(
+    make: Callable[[Path], Path], scheme: str, tmp_path: Path, line: Line
+) -> None:
+    converted = line.convert(line.fetch(make(tmp_path / "model")).details["digest"], scheme=scheme)
+    assert "stages" not in converted.details["graphs"][CPU], "a termination message has no room for them"
+    assert next(said["samples"] for said in converted.lines if said["event"] == "StagesMeasured") > 1
+    assert [one["stage"] for one in stages_of(line)] == ["exported", "optimised"]
+    for one in stages_of(line):
+        assert float(one["minCosine"]) > 0.99999
+        assert 0 < float(one["maxAbsolute"]) < 1e-4, "an original that is compared with itself differs in nothing"
+    assert sorted(path.name for path in (line.work / "graph").iterdir()) == [CPU, "conversion.json", "tokenizer"]
+    assert not list((line.work / "graph" / CPU).glob(".*"))
+
+
+def flip_one_weight(model: onnx.ModelProto) -> None:
+    tensor = next(one for one in reversed(model.graph.initializer) if len(one.dims) == 2)
+    values = numpy_helper.to_array(tensor).copy()
+    values.flat[0] += 100
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+
+def freeze_the_batch_inside(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(numpy_helper.from_array(np.array([2, -1], np.int64), "two_texts"))
+    for node in model.graph.node:
+        node.input[:] = ["frozen" if name == "input_ids" else name for name in node.input]
+    model.graph.node.insert(0, helper.make_node("Reshape", ["input_ids", "two_texts"], ["frozen"]))
+
+
+def broken(line: Line, folder: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[[onnx.ModelProto], None]) -> str:
+    """A conversion of a graph that was exported wrong; the digest of its checkpoint."""
+    make = routes.make
+
+    def wrong(*given: Any) -> routes.Made:
+        made = make(*given)
+        model = onnx.load(made.folder / MODEL)
+        fault(model)
+        onnx.save(model, made.folder / MODEL)
+        return made
+
+    monkeypatch.setattr(routes, "make", wrong)
+    return str(line.fetch(tiny(folder)).details["digest"])
+
+
+def test_an_export_that_is_wrong_is_told_from_a_scheme_that_loses(
+    tmp_path: Path, line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = broken(line, tmp_path / "model", monkeypatch, flip_one_weight)
+    assert line.convert(digest, scheme="int8-dynamic").code == 0
+    ended: Ended = line.validate(digest, scheme="int8-dynamic")
+    assert ended.summary.reason == "ParityFailed"
+    assert ended.summary.message.startswith("as exported, before anything is quantised, the graph is not like the orig")
+    page = (line.work / f"validation-{CPU}" / "report.html").read_text()
+    assert "as exported" in page
+    told = json.loads((line.work / f"validation-{CPU}" / "report.json").read_text())
+    assert told["conversion"]["graphs"][CPU]["stages"] == stages_of(line)
+
+
+def test_a_graph_that_answers_with_an_error_before_it_is_quantised_says_so(
+    tmp_path: Path, line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = broken(line, tmp_path / "model", monkeypatch, freeze_the_batch_inside)
+    assert line.convert(digest).code == 0
+    assert ["batch 1, length 1" in one["error"] for one in stages_of(line)] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, None),
+        ({"max_absolute": "40"}, None),
+        ({"min_cosine": "0.9998"}, "minCosine is 0.9998"),
+        ({"max_relative": "0.02"}, "maxRelative is 0.02"),
+        ({"label_agreement": "0.5"}, "minLabelAgreement is 0.5"),
+        ({"error": "there is no such operator"}, "there is no such operator"),
+    ],
+    ids=["good", "large-numbers", "another-direction", "far", "other-words", "error"],
+)
+def test_each_stage_is_judged_as_if_nothing_were_quantised(changes: dict[str, str], words: str | None) -> None:
+    optimised = GOOD.model_copy(update={"stage": "optimised"} | changes)
+    found = stages.fault([GOOD, optimised], Parity(), Task.TEXT_GENERATION)
+    assert found is None if words is None else found is not None and words in found and "as optimised" in found
+
+
+def test_what_the_user_bears_with_a_stage_may_do_as_well() -> None:
+    worse = GOOD.model_copy(update={"max_relative": "0.02"})
+    assert stages.fault([worse], Parity(max_relative="0.05"), Task.TEXT_GENERATION) is None
+
+
+def test_half_precision_has_no_stage_of_its_own(tmp_path: Path, line: Line) -> None:
+    line.convert(line.fetch(tiny(tmp_path / "model")).details["digest"], scheme="float16")
+    assert stages_of(line) == []
