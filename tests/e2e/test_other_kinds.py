@@ -11,8 +11,9 @@ import pytest
 import torch
 import transformers
 import tritonclient.http
+import yaml
 
-from checkpoints import IMAGE_SIZE, tiny_clip, tiny_decoder, tiny_encoder_decoder
+from checkpoints import IMAGE_SIZE, ROOT, minilm, tiny_clip, tiny_decoder, tiny_encoder_decoder
 from demo import checkpoints as claims
 from demo import installation
 from demo.model import Model
@@ -36,6 +37,7 @@ NAME = "writer"
 TRANSLATOR = "translator"
 HEARER = "hearer"
 SEER = "seer"
+EVALUATED = "evaluated"
 TOKENS = 8
 #: As many tokens as are asked for on the wire, and the numbers that chose them.
 GREEDY: dict[str, Any] = {
@@ -258,6 +260,34 @@ def test_a_model_that_sees_answers_through_the_gateway_what_torch_answers_and_is
         seen = client.infer(SEER, [tensor("pixel_values", images)], headers=headers).as_numpy("image_embeds")
     np.testing.assert_allclose(seen, wanted, rtol=1e-4, atol=1e-4)
     models.delete("onnxmodel", SEER)
+
+
+def test_what_is_lost_on_data_of_a_config_map_and_how_fast_the_graph_is_are_told_on_the_revision(
+    cluster: Site, models: Kubectl, tmp_path: Path
+) -> None:
+    data, example = yaml.safe_load_all((ROOT / "examples" / "evaluations.yaml").read_text())
+    models.apply(data)
+    lay_out(cluster, models, minilm(tmp_path / EVALUATED))
+    asked = {key: example["spec"][key] for key in ("quantization", "validation")}
+    model = applied(models, declared(EVALUATED, **asked))
+
+    assert model.is_promoted, model.message("Ready")
+    assert model.status.stable is not None
+    status = (models.get("onnxmodelrevision", model.status.stable.revision) or {})["status"]
+    (told,) = status["evaluations"]
+    assert (told["name"], told["metric"], told["samples"]) == ("sts", "stsSpearman", 30)
+    assert float(told["original"]) > 0.8
+    assert abs(float(told["original"]) - float(told["graph"])) < float(told["maxLoss"]) == 0.02
+    (benchmark,) = status["benchmark"]
+    assert benchmark["graph"]["sizeBytes"] < 0.5 * benchmark["original"]["sizeBytes"]
+    assert benchmark["cells"]
+    for cell in benchmark["cells"]:
+        for side in (cell["original"], cell["graph"]):
+            assert (
+                0 < float(side["p50Milliseconds"]) <= float(side["p90Milliseconds"]) <= float(side["p99Milliseconds"])
+            )
+    models.delete("onnxmodel", EVALUATED)
+    models.delete("configmap", data["metadata"]["name"])
 
 
 def answered(cluster: Site, model: Model, read: dict[str, Any], start: int) -> Logits:
