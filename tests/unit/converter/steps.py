@@ -61,13 +61,13 @@ class Line:
         assert ended.summary.reason == reason, ended.summary.message
         assert words in ended.summary.message
 
-    def validate(self, digest: str, parity: dict[str, str] | None = None, **spec: Any) -> Ended:
+    def validate(self, digest: str, parity: dict[str, str] | None = None, benchmark: int = 0, **spec: Any) -> Ended:
         provider = spec.get("providers", ["CPUExecutionProvider"])[0]
         return run(
             "validate",
             ("--checkpoint", self.checkpoint(digest), "--graph", self.work / "graph", "--provider", provider),
             ("--spec", json.dumps(spec), "--parity", json.dumps(parity or {})),
-            ("--output", self.work / f"validation-{provider}"),
+            ("--output", self.work / f"validation-{provider}", "--benchmark", benchmark),
         )
 
     def publish(self, **spec: Any) -> Ended:

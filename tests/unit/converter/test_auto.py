@@ -102,6 +102,22 @@ def test_what_is_taken_and_all_that_was_tried_is_told(ended: tuple[Line, dict[st
     assert "Loss by size, MB" in page
 
 
+def test_what_is_preferred_for_its_speed_was_measured_as_the_fastest_or_as_fast_and_smaller(line: Line) -> None:
+    spec: dict[str, Any] = {"scheme": "auto", "auto": {"maxQualityLoss": "0.01", "prefer": "speed"}}
+    digest = line.fetch(tiny_decoder(line.root / "source", num_hidden_layers=1)).details["digest"]
+    assert line.convert(digest, **spec).code == 0
+    told = line.validate(digest, benchmark=1, **spec).details
+    kept = [one for one in told["schemes"] if "loss" in one and float(one["loss"]) <= 0.01]
+    assert len(kept) > 1
+    fastest = max(float(one["speedup"]) for one in kept)
+    # What is told is rounded, and a scheme at the very edge may be on either side of it.
+    among = [one for one in kept if float(one["speedup"]) >= 0.94 * fastest]
+    surely = [one for one in kept if float(one["speedup"]) >= 0.96 * fastest]
+    (taken,) = (one for one in kept if one["scheme"] == told["scheme"])
+    assert taken in among
+    assert taken["sizeBytes"] <= min(one["sizeBytes"] for one in surely)
+
+
 def test_the_artifact_holds_the_graph_that_its_scheme_gives_without_auto(
     ended: tuple[Line, dict[str, Any], str, Ended], line: Line
 ) -> None:
