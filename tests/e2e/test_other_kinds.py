@@ -309,7 +309,8 @@ def answered(cluster: Site, model: Model, read: dict[str, Any], start: int) -> L
             name.replace("cross", "past"): np.zeros((*value.shape[:2], 0, value.shape[3]), np.float32)
             for name, value in kept.items()
         }
-        new, logits = np.full((1, 1), start), list[Logits]()
+        new = np.full((1, 1), start)
+        logits: list[Logits] = []
         for _ in range(TOKENS):
             answer = ask("decoder", {"decoder_input_ids": new, **mask, **past, **kept})
             logits.append(answer["logits"][0, -1])
