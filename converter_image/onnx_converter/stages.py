@@ -97,7 +97,8 @@ def _loaded(path: Path, stage: str) -> Loaded:
     options.intra_op_num_threads = threads()
     options.log_severity_level = 3
     options.graph_optimization_level = _LEVELS[stage]
-    # Else each matrix were copied into the order that its product likes best.
+    # Else each matrix were copied into the order that its product likes best, and memory kept for the next request.
+    options.enable_cpu_mem_arena = False
     options.add_session_config_entry("session.disable_prepacking", "1")
     outline = path.with_name(f".{path.name}")
     outline.write_bytes(wire.outline(path).SerializeToString())
