@@ -6,8 +6,9 @@ Refuses nothing about their answers; parity.py judges those. An error of the gra
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ import torch
 from onnx_converter import load, placement
 from onnx_converter.heads import outputs_of, wrap
 from onnx_converter.limits import threads
-from onnx_converter.reasons import PARITY_FAILED, StepFailedError, gist
+from onnx_converter.reasons import AXIS_FROZEN, PARITY_FAILED, StepFailedError, gist
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from onnx_converter.spec import Provider, Task
 
     Answer = dict[str, NDArray[np.float32]]
+
+#: In what onnxruntime says where shapes do not fit; where it says it otherwise, a graph fails with no better name.
+_SHAPES: Final = re.compile(r"reshape|broadcast|dimension", re.IGNORECASE)
 
 
 @dataclass(slots=True)
@@ -148,9 +152,12 @@ class Candidate:
             try:
                 answers = graph.session.run(names, graph.fed(known), options)
             except Exception as error:
-                raise StepFailedError(
-                    PARITY_FAILED, f"on {sample.name} the graph answers with an error: {gist(error)}"
-                ) from error
+                words = f"on {sample.name} {graph.path.name} answers with an error: {gist(error)}"
+                if _SHAPES.search(str(error)):
+                    raise StepFailedError(
+                        AXIS_FROZEN, f"{words}; inside of it an axis is a number: export it with that axis dynamic"
+                    ) from error
+                raise StepFailedError(PARITY_FAILED, words) from error
             known |= dict(zip(names, map(np.asarray, answers), strict=True))
         return {name: known[name] for name in outputs if name not in sample.tensors}
 

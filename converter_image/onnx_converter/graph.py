@@ -20,6 +20,8 @@ from onnx_converter import wire
 from onnx_converter.digest import sha256_of, tree_digest
 from onnx_converter.reasons import (
     AXIS_FROZEN,
+    COMPONENT_MISSING,
+    CROSS_COMPUTED_ANEW,
     GRAPH_REFUSED,
     RUNTIME_TOO_OLD,
     SPEC_IMPOSSIBLE,
@@ -29,7 +31,7 @@ from onnx_converter.reasons import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
 #: Domains whose operators onnxruntime itself brings: no other library will be there where the graph is served.
 _DOMAINS: Final = frozenset({"", "ai.onnx", "com.microsoft", "ai.onnx.ml"})
@@ -109,9 +111,17 @@ def refuse_opset(opset: int, runtime: Runtime = SERVING_RUNTIME) -> None:
 
 
 def inspect(
-    path: Path, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], runtime: Runtime = SERVING_RUNTIME
+    path: Path,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    runtime: Runtime = SERVING_RUNTIME,
+    made: Collection[str] = (),
 ) -> GraphFacts:
-    """The facts of a graph that is as it must be; the shapes of outputs need only begin as given."""
+    """The facts of a graph that is as it must be; the shapes of outputs need only begin as given. `made` is what the
+    graphs before it have made for it.
+    """
+    if not path.is_symlink() and not path.exists():
+        raise _missing(path.name, "which is one of the model's graphs")
     try:
         model = wire.outline(path)
     except Exception as error:
@@ -128,6 +138,7 @@ def inspect(
     _refuse_foreign(model, path)
     _refuse_invalid(model, path)
     found_inputs, found_outputs = tuple(map(_spec_of, model.graph.input)), tuple(map(_spec_of, model.graph.output))
+    _refuse_made_anew(path, inputs, found_inputs, made)
     _refuse_signature(path, "input", inputs, found_inputs)
     _refuse_signature(path, "output", outputs, found_outputs)
     _refuse_twice(model, path)
@@ -153,10 +164,14 @@ def _refuse_invalid(model: onnx.ModelProto, path: Path) -> None:
 
 def inspect_parts(folder: Path, parts: Sequence[Part], runtime: Runtime = SERVING_RUNTIME) -> GraphFacts:
     """The facts of a model's graphs as one: what goes from graph to graph is none of its inputs and outputs."""
-    found = [inspect(folder / part.file, part.inputs, part.outputs, runtime) for part in parts]
+    made: set[str] = set()
+    found: list[GraphFacts] = []
+    for part in parts:
+        found.append(inspect(folder / part.file, part.inputs, part.outputs, runtime, frozenset(made)))
+        if part is not parts[-1]:
+            made |= {spec.name for spec in part.outputs}
     if len(found) == 1:
         return found[0]
-    made = {spec.name for facts in found[:-1] for spec in facts.outputs}
     inputs = {spec.name: spec for facts in found for spec in facts.inputs if spec.name not in made}
     return GraphFacts(
         digest_of(folder),
@@ -185,7 +200,10 @@ def _refuse_foreign(model: onnx.ModelProto, path: Path) -> None:
             )
     for info in _external(model, path):
         file, offset, length = path.parent / info.location, info.offset or 0, info.length or 0
-        if len(PurePosixPath(info.location).parts) != 1 or file.is_symlink() or not file.is_file():
+        is_beside = len(PurePosixPath(info.location).parts) == 1
+        if is_beside and not file.is_symlink() and not file.exists():
+            raise _missing(info.location, f"where {path.name} keeps its weights")
+        if not is_beside or file.is_symlink() or not file.is_file():
             raise StepFailedError(
                 GRAPH_REFUSED, f"{path.name} keeps weights in {info.location!r}, which is no file beside it"
             )
@@ -195,6 +213,23 @@ def _refuse_foreign(model: onnx.ModelProto, path: Path) -> None:
             raise StepFailedError(
                 GRAPH_REFUSED, f"{path.name} names {length} bytes at {offset} of {info.location}, which are not its own"
             )
+
+
+def _missing(name: str, what: str) -> StepFailedError:
+    return StepFailedError(COMPONENT_MISSING, f"{name} is missing, {what}: convert again")
+
+
+def _refuse_made_anew(
+    path: Path, wanted: Sequence[TensorSpec], found: Sequence[TensorSpec], made: Collection[str]
+) -> None:
+    expected, names = {spec.name for spec in wanted}, {spec.name for spec in found}
+    left = sorted((expected - names) & set(made))
+    if left and (instead := sorted(names - expected)):
+        raise StepFailedError(
+            CROSS_COMPUTED_ANEW,
+            f"{path.name} takes {', '.join(instead)} and not {left[0]} ({len(left)} inputs), made once: it makes it "
+            "anew at each step; export it with the keys and values of what is read as inputs",
+        )
 
 
 def _refuse_twice(model: onnx.ModelProto, path: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from onnx_converter import decoders, encoder_decoders
 from onnx_converter.heads import CLASSIFIERS, GENERATORS, PER_TOKEN
-from onnx_converter.reasons import NOT_FINITE, PARITY_FAILED, StepFailedError
+from onnx_converter.reasons import CACHE_DIFFERS, NOT_FINITE, PARITY_FAILED, StepFailedError
 from onnx_converter.spec import Scheme, Task
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ class Measurement:
     labels_agreeing: int
     #: Mean of what the vectors lost: of those that choose a label, the divergence in nats; of others 1 - cosine.
     divergence: float
+    #: Of a language model the largest of its words alone, without what it keeps.
+    words_relative: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,11 @@ def measure_generation(
     for name, wanted in truth.items():
         found, is_logits = answer[name], name == decoders.LOGITS
         judged = _judged(sample, name, wanted)
+        if name.startswith(decoders.PRESENT) and found.shape != wanted.shape:
+            raise StepFailedError(
+                CACHE_DIFFERS,
+                f"on {sample.name} the graph keeps {name} in shape {found.shape}, the original in {wanted.shape}",
+            )
         if not is_logits and found.shape == wanted.shape:
             wanted, found = decoders.by_token(wanted), decoders.by_token(found)  # noqa: PLW2901
         parts.append(_measure(sample, judged, wanted, found, is_labels=is_logits))
@@ -171,6 +178,7 @@ def measure_generation(
         min_cosine=min(part.min_cosine for part in parts),
         max_absolute=max(part.max_absolute for part in parts),
         max_relative=max(part.max_relative for part in parts),
+        words_relative=logits.max_relative,
     )
 
 

@@ -24,7 +24,7 @@ class Reason:
 
 
 #: From the forties on it is the tens and twenties going on.
-PERMANENT_CODES: Final = (*range(10, 30), *range(40, 60))
+PERMANENT_CODES: Final = (*range(10, 30), *range(40, 80))
 TRANSIENT_CODES: Final = range(30, 40)
 
 # Success, one for each step.
@@ -155,7 +155,10 @@ INPUT_IGNORED: Final = Reason(
     "InputIgnored", 50, "surfaces when an input that the graph declares, a mask or the past, does not move its answer"
 )
 AXIS_FROZEN: Final = Reason(
-    "AxisFrozen", 51, "surfaces when the batch or a length is a number in the graph and not an axis"
+    "AxisFrozen",
+    51,
+    "surfaces when the batch or a length is a number in the graph and not an axis, in its signature or inside, where "
+    "what is asked in other shapes ends in an error",
 )
 RUNTIME_TOO_OLD: Final = Reason(
     "RuntimeTooOld", 52, "surfaces when the graph's opset or IR version is beyond what the serving runtime reads"
@@ -164,12 +167,30 @@ WEIGHTS_STORED_TWICE: Final = Reason(
     "WeightsStoredTwice", 53, "surfaces when a graph holds the same matrix more than once, turned or not"
 )
 CACHE_DIFFERS: Final = Reason(
-    "CacheDiffers", 54, "surfaces when a language model's first call is right and what goes on from its keys is not"
+    "CacheDiffers",
+    54,
+    "surfaces when a language model's first call is right and what goes on from its keys is not, or its words are "
+    "right and the keys and values that it keeps do not grow or are others",
 )
 LONG_TEXTS_DIFFER: Final = Reason(
     "LongTextsDiffer", 55, "surfaces when short texts agree with the original and longer ones do not: a lost window"
 )
 NOT_FINITE: Final = Reason("NotFinite", 56, "surfaces when an answer holds NaN or infinity, be it where padding is")
+COMPONENT_MISSING: Final = Reason(
+    "ComponentMissing", 58, "surfaces when one of a model's graphs, or the file of its weights, is not there"
+)
+CROSS_COMPUTED_ANEW: Final = Reason(
+    "CrossComputedAnew",
+    59,
+    "surfaces when a graph that writes takes what is read, and not the keys and values that were made of it once: it "
+    "would make them anew at each step",
+)
+ORDER_LOST: Final = Reason(
+    "OrderLost",
+    60,
+    "surfaces when an answer is the same whatever the order of the tokens, and the original's is not: attention lost "
+    "its bias, or the graph its positions",
+)
 
 # The world was not ready: the same again may work, so retried.
 SOURCE_UNREACHABLE: Final = Reason(

@@ -47,6 +47,7 @@ from onnx_converter.heads import parts_of
 from onnx_converter.precision import DATATYPES
 from onnx_converter.reasons import (
     ARTIFACT_CORRUPT,
+    INPUT_IGNORED,
     NOT_FINITE,
     PARITY_FAILED,
     SPEC_IMPOSSIBLE,
@@ -331,9 +332,13 @@ def judge(original: Original, candidate: Candidate, tolerance: parity.Tolerance,
         measured = parity.total(measurements)
         placed = candidate.coverage(original.outputs, asked[-1])
     except StepFailedError as error:
-        return Judgement(tuple(measurements), None, placed, error.reason, error.message)
+        reason, message = error.reason, error.message
+        if reason is INPUT_IGNORED:
+            reason, message = diagnosis.better_named(original, candidate, reason, message)
+        return Judgement(tuple(measurements), None, placed, reason, message)
     if violated := parity.violations(measured, tolerance):
         reason, words = diagnosis.reason_of(list(zip(asked, measurements, strict=False)), tolerance)
+        reason, words = diagnosis.better_named(original, candidate, reason, words)
         message = (
             f"the graph on {candidate.provider} is not like the original: {words and f'{words}: '}"
             f"{'; '.join(violated)}; choose another scheme or tolerance"

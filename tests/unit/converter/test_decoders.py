@@ -175,8 +175,12 @@ BROKEN: dict[str, tuple[Callable[[onnx.ModelProto], None], str, str]] = {
     "the past keys have no effect": (forget("0.key", "1.key"), "InputIgnored", "every past_key_values key has no"),
     "the past values have no effect": (forget("0.value", "1.value"), "InputIgnored", "every past_key_values value"),
     "one layer forgets its past": (forget("1.value"), "CacheDiffers", "the first call is right"),
-    "the cache that it answers is another": (answer_another_past, "ParityFailed", "tolerance"),
-    "the length of the past is frozen inside": (freeze_the_past_inside, "ParityFailed", "answers with an error"),
+    "the cache that it answers is another": (answer_another_past, "CacheDiffers", "its words are right"),
+    "the length of the past is frozen inside": (
+        freeze_the_past_inside,
+        "AxisFrozen",
+        "inside of it an axis is a number",
+    ),
 }
 
 

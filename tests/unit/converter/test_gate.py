@@ -135,7 +135,7 @@ BROKEN: dict[str, Broken] = {
     "one weight is wrong": (flip_one_weight, "ParityFailed", "tolerance"),
     "the attention mask has no effect": (ignore_the_mask, "InputIgnored", "attention_mask has no effect"),
     "the token types have no effect": (ignore_the_token_types, "InputIgnored", "token_type_ids has no effect"),
-    "the batch is frozen inside": (freeze_the_batch_inside, "ParityFailed", "answers with an error"),
+    "the batch is frozen inside": (freeze_the_batch_inside, "AxisFrozen", "answers with an error"),
     "it answers NaN": (answer_nan, "NotFinite", "NaN or infinity"),
     "it answers NaN on padding only": (answer_nan_on_padding, "NotFinite", "NaN or infinity"),
     "a column of the answer is missing": (drop_a_column, "ParityFailed", "shape"),

@@ -64,6 +64,11 @@ def _symbolic_link(folder: Path) -> None:
     (folder / "weights.data").symlink_to(folder.parent / "secret")
 
 
+def _folder(folder: Path) -> None:
+    (folder / "weights.data").unlink()
+    (folder / "weights.data").mkdir()
+
+
 def _nothing(_folder: Path) -> None:
     """The description alone is wrong."""
 
@@ -71,7 +76,7 @@ def _nothing(_folder: Path) -> None:
 WRONG: dict[str, tuple[dict[str, str], Callable[[Path], None]]] = {
     "an absolute path": ({"location": "/etc/hostname"}, _nothing),
     "a path that leads out": ({"location": "../weights.data"}, _nothing),
-    "a file that is missing": ({"location": "absent.data"}, _nothing),
+    "a folder": ({"location": "weights.data"}, _folder),
     "no location": ({"offset": "0"}, _nothing),
     "an empty location": ({"location": ""}, _nothing),
     "a negative offset": ({"location": "weights.data", "offset": "-4"}, _nothing),
