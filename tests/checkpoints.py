@@ -851,12 +851,12 @@ def _huge_config(folder: Path) -> None:
 
 
 BAD: Final[tuple[Bad, ...]] = (
-    Bad("config.json is missing", "fetch", "CheckpointIncomplete", "config.json", _remove("config.json")),
+    Bad("config.json is missing", "fetch", "ConfigMissing", "config.json", _remove("config.json")),
     Bad("the weights are missing", "fetch", "CheckpointIncomplete", WEIGHTS, _remove(WEIGHTS)),
     Bad(
         "a shard is missing",
         "fetch",
-        "CheckpointIncomplete",
+        "ShardMissing",
         "model-00001.safetensors",
         _index_of("model-00001.safetensors"),
     ),
@@ -916,16 +916,16 @@ BAD: Final[tuple[Bad, ...]] = (
     ),
     Bad("the weights are truncated", "fetch", "WeightsTruncated", "truncated", _truncate),
     Bad("the weights end before the header", "fetch", "WeightsTruncated", "truncated", _cut_before_header),
-    Bad("the header announces a terabyte", "fetch", "WeightsCorrupt", "header of", _huge_header),
+    Bad("the header announces a terabyte", "fetch", "HeaderInvalid", "header of", _huge_header),
     Bad("the header lies about a dtype", "fetch", "WeightsCorrupt", "lies", _lie_about_dtype),
     Bad("the header lies about a shape", "fetch", "WeightsCorrupt", "lies", _lie_about_shape),
-    Bad("two tensors overlap", "fetch", "WeightsCorrupt", "overlapping", _overlap),
-    Bad("bytes follow the last tensor", "fetch", "WeightsCorrupt", "after its last tensor", _append),
+    Bad("two tensors overlap", "fetch", "TensorsOverlap", "overlapping", _overlap),
+    Bad("bytes follow the last tensor", "fetch", "TrailingBytes", "after its last tensor", _append),
     Bad("a pickle is named safetensors", "fetch", "PickleRefused", WEIGHTS, _pickle_named_safetensors),
     Bad("a weight is NaN", "fetch", "WeightsNotFinite", WEIGHTS, _spoil_a_weight(float("nan"))),
     Bad("a weight is infinite", "fetch", "WeightsNotFinite", WEIGHTS, _spoil_a_weight(float("-inf"))),
-    Bad("a tensor has another name", "convert", "WeightsMismatch", "layer.1.output.dense.weight", _rename_tensor),
-    Bad("a layer is missing", "convert", "WeightsMismatch", "layer.1.", _drop_layer),
+    Bad("a tensor has another name", "convert", "WeightsMissing", "layer.1.output.dense.weight", _rename_tensor),
+    Bad("a layer is missing", "convert", "WeightsMissing", "layer.1.", _drop_layer),
     Bad(
         "config.json describes a table without end",
         "convert",
@@ -936,7 +936,7 @@ BAD: Final[tuple[Bad, ...]] = (
     Bad(
         "config.json describes another width",
         "convert",
-        "WeightsMismatch",
+        "ShapeMismatch",
         "the shape [64], config.json says [128]",
         _set_config(intermediate_size=128),
     ),
@@ -953,7 +953,7 @@ BAD: Final[tuple[Bad, ...]] = (
     Bad(
         "code lies beside the weights",
         "fetch",
-        "RemoteCodeRefused",
+        "CodeBesideWeights",
         "modeling_mine.py",
         _add_file("modeling_mine.py", ""),
     ),
@@ -1005,7 +1005,7 @@ BAD: Final[tuple[Bad, ...]] = (
     Bad(
         "the architecture is a tower for images, and these weights are for texts",
         "convert",
-        "WeightsMismatch",
+        "WeightsMissing",
         "vision_model.",
         _set_config(model_type="clip_vision_model", architectures=["CLIPVisionModelWithProjection"]),
     ),
@@ -1019,7 +1019,7 @@ BAD: Final[tuple[Bad, ...]] = (
     Bad(
         "the architecture is built in, and these are not its weights",
         "convert",
-        "WeightsMismatch",
+        "WeightsMissing",
         "tensors",
         _set_config(model_type="nomic_bert"),
     ),

@@ -26,11 +26,13 @@ from onnx_converter.reasons import (
     ALREADY_QUANTIZED,
     ARCHITECTURE_UNSUPPORTED,
     CONFIG_INVALID,
+    SHAPE_MISMATCH,
     SPEC_IMPOSSIBLE,
     TOKENIZER_INVALID,
     TOKENIZER_MISMATCH,
     TOKENIZER_MISSING,
     WEIGHTS_MISMATCH,
+    WEIGHTS_MISSING,
     StepFailedError,
     gist,
 )
@@ -428,13 +430,14 @@ def _errors_of_config(kind: type[PreTrainedModel]) -> Iterator[None]:
 def _refuse_misfits(found: dict[str, Any], kind: str, harmless: re.Pattern[str]) -> None:
     if missing := sorted(found["missing_keys"]):
         raise StepFailedError(
-            WEIGHTS_MISMATCH,
-            f"the weights lack {missing[0]} ({len(missing)} tensors) that {kind} needs: save the whole model",
+            WEIGHTS_MISSING,
+            f"the weights lack {missing[0]} ({len(missing)} tensors) that {kind} needs: save the whole model, or "
+            f"name the model_type in {policy.CONFIG} that they are of",
         )
     if mismatched := sorted(found["mismatched_keys"]):
         name, there, wanted = mismatched[0]
         raise StepFailedError(
-            WEIGHTS_MISMATCH,
+            SHAPE_MISMATCH,
             f"the weights hold {name} in the shape {list(there)}, {policy.CONFIG} says {list(wanted)}: they are of two "
             "models",
         )

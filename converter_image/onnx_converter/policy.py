@@ -20,12 +20,15 @@ from onnx_converter.digest import open_regular
 from onnx_converter.reasons import (
     ADAPTER_NOT_MERGED,
     CHECKPOINT_INCOMPLETE,
+    CODE_BESIDE_WEIGHTS,
     CONFIG_INVALID,
+    CONFIG_MISSING,
     FILE_DISGUISED,
     JSON_CORRUPT,
     LINK_REFUSED,
     PICKLE_REFUSED,
     REMOTE_CODE_REFUSED,
+    SHARD_MISSING,
     SOURCE_ESCAPES,
     SOURCE_NOT_FOUND,
     TOKENIZER_MISSING,
@@ -121,8 +124,9 @@ def select(paths: Iterable[str]) -> Selection:
     uses = {path: use_of(path) for path in listed}
     if code := [path for path, use in uses.items() if use is Use.CODE]:
         raise StepFailedError(
-            REMOTE_CODE_REFUSED,
-            f"{code[0]} is code of the checkpoint's own, which is never run: use a supported architecture",
+            CODE_BESIDE_WEIGHTS,
+            f"{code[0]} is code of the checkpoint's own, which is never run: use a supported architecture, and remove "
+            "the file from the source",
         )
     if _ADAPTER in uses:
         raise StepFailedError(
@@ -141,9 +145,7 @@ def select(paths: Iterable[str]) -> Selection:
             SOURCE_NOT_FOUND, "the source holds no checkpoint: point it at the folder with config.json"
         )
     if CONFIG not in read:
-        raise StepFailedError(
-            CHECKPOINT_INCOMPLETE, f"{CONFIG} is missing: point the source at the folder that holds it"
-        )
+        raise StepFailedError(CONFIG_MISSING, f"{CONFIG} is missing: point the source at the folder that holds it")
     return Selection(read, tuple(path for path in listed if path not in set(read)))
 
 
@@ -267,9 +269,7 @@ def refuse_hostile_keys(value: object, path: str) -> None:
 def _refuse_incomplete(folder: Path, present: frozenset[str]) -> None:
     for shard in shards_of(folder, present):
         if shard not in present:
-            raise StepFailedError(
-                CHECKPOINT_INCOMPLETE, f"{shard} is missing, which {WEIGHTS_INDEX} names: upload all shards"
-            )
+            raise StepFailedError(SHARD_MISSING, f"{shard} is missing, which {WEIGHTS_INDEX} names: upload all shards")
 
 
 def shards_of(folder: Path, present: frozenset[str]) -> tuple[str, ...]:

@@ -62,23 +62,25 @@ PICKLE_REFUSED: Final = Reason(
     "PickleRefused", 14, "surfaces when weights come only as pickle or another format that can run code"
 )
 REMOTE_CODE_REFUSED: Final = Reason(
-    "RemoteCodeRefused", 15, "surfaces when the checkpoint asks for code of its own to be loaded"
+    "RemoteCodeRefused", 15, "surfaces when a file of the checkpoint asks for code of its own to be loaded"
 )
 DIGEST_MISMATCH: Final = Reason(
     "DigestMismatch", 16, "surfaces when the bytes differ from the digest that was asked for or announced"
 )
 CHECKPOINT_INCOMPLETE: Final = Reason(
-    "CheckpointIncomplete", 17, "surfaces when config.json, the weights, a shard or a module's files are missing"
+    "CheckpointIncomplete", 17, "surfaces when the weights or a module's files are missing"
 )
 CONFIG_INVALID: Final = Reason(
     "ConfigInvalid", 18, "surfaces when a value in a JSON file of the checkpoint is impossible"
 )
 WEIGHTS_CORRUPT: Final = Reason(
-    "WeightsCorrupt", 19, "surfaces when the header of a safetensors file does not describe it"
+    "WeightsCorrupt", 19, "surfaces when a tensor of a safetensors file has not the bytes that its type and shape take"
 )
 WEIGHTS_NOT_FINITE: Final = Reason("WeightsNotFinite", 20, "surfaces when a weight is NaN or infinite")
 WEIGHTS_MISMATCH: Final = Reason(
-    "WeightsMismatch", 21, "surfaces when tensors are missing, left over or of another shape than config.json says"
+    "WeightsMismatch",
+    21,
+    "surfaces when tensors are left over, or config.json describes far more than there is",
 )
 ARCHITECTURE_UNSUPPORTED: Final = Reason(
     "ArchitectureUnsupported",
@@ -136,6 +138,22 @@ TOKENIZER_INVALID: Final = Reason(
     "TokenizerInvalid",
     57,
     "surfaces when the tokenizer's files are there and cannot be loaded, or lack a vocabulary or a pad_token",
+)
+CONFIG_MISSING: Final = Reason("ConfigMissing", 61, "surfaces when the source has files and no config.json beside them")
+SHARD_MISSING: Final = Reason(
+    "ShardMissing", 62, "surfaces when a file of weights is missing that model.safetensors.index.json names"
+)
+HEADER_INVALID: Final = Reason(
+    "HeaderInvalid", 63, "surfaces when the header of a safetensors file is too large, no JSON or no list of tensors"
+)
+TENSORS_OVERLAP: Final = Reason(
+    "TensorsOverlap", 64, "surfaces when tensors of a safetensors file overlap or leave a gap"
+)
+TRAILING_BYTES: Final = Reason("TrailingBytes", 65, "surfaces when bytes follow the last tensor of a safetensors file")
+SHAPE_MISMATCH: Final = Reason("ShapeMismatch", 66, "surfaces when a tensor has another shape than config.json says")
+WEIGHTS_MISSING: Final = Reason("WeightsMissing", 67, "surfaces when the weights lack tensors that the model needs")
+CODE_BESIDE_WEIGHTS: Final = Reason(
+    "CodeBesideWeights", 68, "surfaces when a program lies beside the weights, to be loaded with them"
 )
 DATASET_INVALID: Final = Reason(
     "DatasetInvalid",

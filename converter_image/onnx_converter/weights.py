@@ -15,7 +15,16 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 from onnx_converter.digest import open_regular
-from onnx_converter.reasons import WEIGHTS_CORRUPT, WEIGHTS_NOT_FINITE, WEIGHTS_TRUNCATED, StepFailedError
+from onnx_converter.reasons import (
+    HEADER_INVALID,
+    TENSORS_OVERLAP,
+    TRAILING_BYTES,
+    WEIGHTS_CORRUPT,
+    WEIGHTS_NOT_FINITE,
+    WEIGHTS_TRUNCATED,
+    Reason,
+    StepFailedError,
+)
 
 if TYPE_CHECKING:
     from io import BufferedReader
@@ -73,7 +82,7 @@ def read_header(stream: BufferedReader, name: str) -> Header:
         raise _truncated(name, f"is truncated: {size} bytes are too few for a header")
     (length,) = struct.unpack("<Q", prefix)
     if length > HEADER_LIMIT:
-        raise _corrupt(name, f"announces a header of {length} bytes, more than {HEADER_LIMIT}")
+        raise _invalid(name, f"announces a header of {length} bytes, more than {HEADER_LIMIT}")
     if 8 + length > size:
         raise _truncated(name, f"is truncated: its header of {length} bytes does not fit into {size}")
     entries = _parse(stream.read(length), name)
@@ -88,33 +97,35 @@ def _parse(data: bytes, name: str) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         if len(set(keys)) != len(keys):
-            raise _corrupt(name, "names a tensor twice in its header")
+            raise _invalid(name, "names a tensor twice in its header")
         return dict(pairs)
 
     try:
         value = json.loads(data, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
-        raise _corrupt(name, "has a header that is no JSON") from error
+        raise _invalid(name, "has a header that is no JSON") from error
     if not isinstance(value, dict):
-        raise _corrupt(name, "has a header that is no JSON object")
+        raise _invalid(name, "has a header that is no JSON object")
     value.pop("__metadata__", None)
     if not value:
-        raise _corrupt(name, "holds no tensor")
+        raise _invalid(name, "holds no tensor")
     return value
 
 
 def _tensor(entry: str, value: object, name: str) -> Tensor:
     if not isinstance(value, dict):
-        raise _corrupt(name, f"describes tensor {entry!r} by no object")
+        raise _invalid(name, f"describes tensor {entry!r} by no object")
     dtype, shape, offsets = value.get("dtype"), value.get("shape"), value.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in _SIZES:
-        raise _corrupt(name, f"gives tensor {entry!r} the dtype {dtype!r}, known are {', '.join(_SIZES)}")
+        raise _invalid(name, f"gives tensor {entry!r} the dtype {dtype!r}, known are {', '.join(_SIZES)}")
     if not _are_naturals(shape) or not _are_naturals(offsets) or len(offsets) != 2:  # noqa: PLR2004
-        raise _corrupt(name, f"gives tensor {entry!r} an impossible shape or data_offsets")
+        raise _invalid(name, f"gives tensor {entry!r} an impossible shape or data_offsets")
     begin, end = offsets
     if end - begin != math.prod(shape) * _SIZES[dtype]:
-        raise _corrupt(
-            name, f"gives tensor {entry!r} of dtype {dtype} and shape {shape} {end - begin} bytes: its header lies"
+        raise _unsaved(
+            WEIGHTS_CORRUPT,
+            name,
+            f"gives tensor {entry!r} of dtype {dtype} and shape {shape} {end - begin} bytes: its header lies",
         )
     return Tensor(entry, dtype, tuple(shape), begin, end)
 
@@ -125,18 +136,23 @@ def _are_naturals(value: Any) -> TypeGuard[list[int]]:
 
 def _refuse_bad_layout(tensors: list[Tensor], available: int, name: str) -> None:
     if tensors[0].begin != 0:
-        raise _corrupt(name, f"leaves {tensors[0].begin} bytes unused before tensor {tensors[0].name!r}")
+        raise _unsaved(
+            TENSORS_OVERLAP, name, f"leaves {tensors[0].begin} bytes unused before tensor {tensors[0].name!r}"
+        )
     for before, after in pairwise(tensors):
         if after.begin < before.end:
-            raise _corrupt(name, f"has overlapping tensors {before.name!r} and {after.name!r}")
+            raise _unsaved(TENSORS_OVERLAP, name, f"has overlapping tensors {before.name!r} and {after.name!r}")
         if after.begin > before.end:
-            raise _corrupt(name, f"leaves a gap between tensors {before.name!r} and {after.name!r}")
+            raise _unsaved(TENSORS_OVERLAP, name, f"leaves a gap between tensors {before.name!r} and {after.name!r}")
     if tensors[-1].end > available:
         raise _truncated(
             name, f"is truncated: tensor {tensors[-1].name!r} ends {tensors[-1].end - available} bytes after the file"
         )
     if tensors[-1].end < available:
-        raise _corrupt(name, f"has {available - tensors[-1].end} bytes after its last tensor")
+        raise StepFailedError(
+            TRAILING_BYTES,
+            f"{name} has {available - tensors[-1].end} bytes after its last tensor: save the file again",
+        )
 
 
 def _refuse_not_finite(stream: BufferedReader, header: Header, tensor: Tensor, name: str) -> None:
@@ -160,8 +176,12 @@ def _refuse_not_finite(stream: BufferedReader, header: Header, tensor: Tensor, n
             )
 
 
-def _corrupt(name: str, fault: str) -> StepFailedError:
-    return StepFailedError(WEIGHTS_CORRUPT, f"{name} {fault}: save the file again")
+def _invalid(name: str, fault: str) -> StepFailedError:
+    return _unsaved(HEADER_INVALID, name, fault)
+
+
+def _unsaved(reason: Reason, name: str, fault: str) -> StepFailedError:
+    return StepFailedError(reason, f"{name} {fault}: save the file again")
 
 
 def _truncated(name: str, fault: str) -> StepFailedError:

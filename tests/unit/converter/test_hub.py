@@ -109,7 +109,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], dict[str, str], str, str]] = {
         "could not be read",
     ),
     "a file's name leads out": ({"listed": ("../../etc/passwd.json",)}, {}, "SourceEscapes", "passwd"),
-    "code lies beside the weights": ({"listed": ("modeling_mine.py",)}, {}, "RemoteCodeRefused", "modeling_mine.py"),
+    "code lies beside the weights": ({"listed": ("modeling_mine.py",)}, {}, "CodeBesideWeights", "modeling_mine.py"),
     "the weights are redirected to a machine's metadata": (
         {"redirect": "http://169.254.169.254/latest/meta-data/"},
         {},

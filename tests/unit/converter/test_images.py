@@ -165,7 +165,7 @@ BROKEN: dict[str, tuple[Callable[[onnx.ModelProto], None], str, str]] = {
     "the image has no effect": (blind, "InputIgnored", "pixel_values has no effect"),
     "red is blue": (of_other_colours, "ParityFailed", "tolerance"),
     "the batch is frozen": (freeze("pixel_values", 0), "AxisFrozen", "froze an axis of input pixel_values"),
-    "the batch is frozen inside": (of_one_image, "ParityFailed", "answers with an error"),
+    "the batch is frozen inside": (of_one_image, "AxisFrozen", "answers with an error"),
     "images are of another size": (freeze("pixel_values", 3), "AxisFrozen", "it must be [-1, 3, 16, 16]"),
 }
 
