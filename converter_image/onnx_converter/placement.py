@@ -23,11 +23,23 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-#: Where an encoder spends its time; the rest, shapes above all, may run on the CPU beside an accelerator.
+#: Where a model spends its time; the rest, shapes above all, may run on the CPU beside an accelerator.
 _HEAVY: Final = frozenset(
     {"MatMul", "Gemm", "FusedMatMul", "FusedGemm", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"}
-    | {"MatMulNBits"}
+    | {"MatMulNBits", "MatMulBnb4", "QLinearMatMul", "QGemm", "QAttention", "Einsum"}
+    # Of images and sounds, in float, fused and in whole numbers.
+    | {"Conv", "FusedConv", "NhwcFusedConv", "ConvInteger", "QLinearConv"}
     | {
+        "GroupQueryAttention",
+        "PackedAttention",
+        "DecoderMaskedMultiHeadAttention",
+        "RotaryEmbedding",
+        "RMSNormalization",
+        "SimplifiedLayerNormalization",
+        "SkipSimplifiedLayerNormalization",
+        "EmbedLayerNormalization",
+        "FastGelu",
+        "QuickGelu",
         "Attention",
         "MultiHeadAttention",
         "Softmax",

@@ -43,3 +43,23 @@ def test_a_heavy_node_elsewhere_is_a_failure(
 ) -> None:
     with pytest.raises(StepFailedError, match=message):
         counted(nodes, provider)
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        "Conv",
+        "QLinearConv",
+        "QLinearMatMul",
+        "MatMulNBits",
+        "GroupQueryAttention",
+        "RotaryEmbedding",
+        "SimplifiedLayerNormalization",
+        "SkipSimplifiedLayerNormalization",
+    ],
+)
+def test_what_takes_the_time_of_a_model_is_heavy_whatever_it_is_called(operator: str) -> None:
+    nodes = [("Add", CUDA, "a"), (operator, CPU, "b")]
+    with pytest.raises(StepFailedError, match=f"node b .{operator}. ran on CPU"):
+        counted(nodes, Provider.CUDA)
+    assert counted([("Shape", CPU, "a"), (operator, CUDA, "b")], Provider.CUDA)[operator] == {CUDA: 1}
