@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
@@ -81,6 +81,16 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class Before:
+    """What is known of the graphs of a model that were looked at before the next one."""
+
+    #: The names of what they make.
+    made: set[str] = field(default_factory=set)
+    #: Their large weights with the files that they are of, by what equal ones have in common.
+    seen: dict[tuple[object, ...], list[tuple[Path, onnx.TensorProto]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class GraphFacts:
     """What is told of a graph, or of all graphs of a model together."""
 
@@ -115,11 +125,10 @@ def inspect(
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
     runtime: Runtime = SERVING_RUNTIME,
-    made: Collection[str] = (),
+    before: Before | None = None,
 ) -> GraphFacts:
-    """The facts of a graph that is as it must be; the shapes of outputs need only begin as given. `made` is what the
-    graphs before it have made for it.
-    """
+    """The facts of a graph that is as it must be; the shapes of outputs need only begin as given."""
+    before = before or Before()
     if not path.is_symlink() and not path.exists():
         raise _missing(path.name, "which is one of the model's graphs")
     try:
@@ -138,10 +147,10 @@ def inspect(
     _refuse_foreign(model, path)
     _refuse_invalid(model, path)
     found_inputs, found_outputs = tuple(map(_spec_of, model.graph.input)), tuple(map(_spec_of, model.graph.output))
-    _refuse_made_anew(path, inputs, found_inputs, made)
+    _refuse_made_anew(path, inputs, found_inputs, before.made)
     _refuse_signature(path, "input", inputs, found_inputs)
     _refuse_signature(path, "output", outputs, found_outputs)
-    _refuse_twice(model, path)
+    _refuse_twice(model, path, before.seen)
     size = sum(file.stat().st_size for file in {path, *_data_files(model, path)})
     return GraphFacts(
         "sha256:" + sha256_of(path), size, opset, model.ir_version, len(model.graph.node), found_inputs, found_outputs
@@ -164,14 +173,14 @@ def _refuse_invalid(model: onnx.ModelProto, path: Path) -> None:
 
 def inspect_parts(folder: Path, parts: Sequence[Part], runtime: Runtime = SERVING_RUNTIME) -> GraphFacts:
     """The facts of a model's graphs as one: what goes from graph to graph is none of its inputs and outputs."""
-    made: set[str] = set()
+    before = Before()
     found: list[GraphFacts] = []
     for part in parts:
-        found.append(inspect(folder / part.file, part.inputs, part.outputs, runtime, frozenset(made)))
-        if part is not parts[-1]:
-            made |= {spec.name for spec in part.outputs}
+        found.append(inspect(folder / part.file, part.inputs, part.outputs, runtime, before))
+        before.made.update(spec.name for spec in part.outputs)
     if len(found) == 1:
         return found[0]
+    made = {spec.name for facts in found[:-1] for spec in facts.outputs}
     inputs = {spec.name: spec for facts in found for spec in facts.inputs if spec.name not in made}
     return GraphFacts(
         digest_of(folder),
@@ -232,22 +241,30 @@ def _refuse_made_anew(
         )
 
 
-def _refuse_twice(model: onnx.ModelProto, path: Path) -> None:
-    seen: dict[tuple[object, ...], list[onnx.TensorProto]] = {}
+def _refuse_twice(
+    model: onnx.ModelProto, path: Path, seen: dict[tuple[object, ...], list[tuple[Path, onnx.TensorProto]]]
+) -> None:
     for tensor in model.graph.initializer:
         if len(tensor.dims) < 2 or math.prod(tensor.dims) < _LARGE:  # noqa: PLR2004
             continue
         values = wire.mapped(tensor, path.parent)
         # What may be equal, turned or not, has these in common; only that is held side by side.
         likeness = (*sorted(tensor.dims), tensor.data_type, int(values.reshape(-1).view(np.uint8).sum(dtype=np.uint64)))
-        for other in seen.setdefault(likeness, []):
+        for holder, other in seen.setdefault(likeness, []):
+            # One graph that names the same bytes twice has a matrix too many; two graphs of a model share them.
+            is_shared = uses_external_data(tensor) and wire.place_of(other) == wire.place_of(tensor)
+            if holder != path and is_shared:
+                continue
             held = wire.mapped(other, path.parent)
-            if np.array_equal(held, values) or np.array_equal(held, values.T):
+            if np.array_equal(held, values) or (holder == path and np.array_equal(held, values.T)):
                 raise StepFailedError(
                     WEIGHTS_STORED_TWICE,
-                    f"{path.name} holds {values.nbytes} bytes of weights twice, as {other.name} and as {tensor.name}",
+                    f"{path.name} holds {values.nbytes} bytes of weights twice, as {other.name} and as {tensor.name}"
+                    if holder == path
+                    else f"{path.name} holds {values.nbytes} bytes of weights as {tensor.name} and {holder.name} as "
+                    f"{other.name}, once more: let both refer to the same bytes of one file",
                 )
-        seen[likeness].append(tensor)
+        seen[likeness].append((path, tensor))
 
 
 def _external(model: onnx.ModelProto, path: Path) -> list[ExternalDataInfo]:

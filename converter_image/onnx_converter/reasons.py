@@ -182,7 +182,9 @@ RUNTIME_TOO_OLD: Final = Reason(
     "RuntimeTooOld", 52, "surfaces when the graph's opset or IR version is beyond what the serving runtime reads"
 )
 WEIGHTS_STORED_TWICE: Final = Reason(
-    "WeightsStoredTwice", 53, "surfaces when a graph holds the same matrix more than once, turned or not"
+    "WeightsStoredTwice",
+    53,
+    "surfaces when a graph holds the same matrix more than once, turned or not, or two graphs of a model one copy each",
 )
 CACHE_DIFFERS: Final = Reason(
     "CacheDiffers",

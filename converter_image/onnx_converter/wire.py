@@ -150,9 +150,9 @@ def give_back(tensors: Iterable[TensorProto], folder: Path, kept: Iterable[Tenso
     """
     fallocate = ctypes.CDLL(None, use_errno=True).fallocate
     fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-    taken = {_place_of(tensor) for tensor in kept}
+    taken = {place_of(tensor) for tensor in kept}
     for tensor in tensors:
-        if uses_external_data(tensor) and _place_of(tensor) not in taken:
+        if uses_external_data(tensor) and place_of(tensor) not in taken:
             info = ExternalDataInfo(tensor)
             descriptor = os.open(folder / info.location, os.O_RDWR)
             try:
@@ -161,7 +161,7 @@ def give_back(tensors: Iterable[TensorProto], folder: Path, kept: Iterable[Tenso
                 os.close(descriptor)
 
 
-def _place_of(tensor: TensorProto) -> tuple[str, int]:
+def place_of(tensor: TensorProto) -> tuple[str, int]:
     info = ExternalDataInfo(tensor)
     return info.location, info.offset or 0
 

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from typing_extensions import override
 
 from checkpoints import ANSWER_LENGTH, ENCODER_DECODERS, change_json, tiny, tiny_encoder_decoder
-from onnx_converter import cli, package, placement
+from onnx_converter import cli, package, placement, wire
 from onnx_converter.conversion import Conversion
 from onnx_converter.digest import sha256_of
 from onnx_converter.graph import digest_of
@@ -448,6 +448,27 @@ def test_a_component_that_is_missing_is_named(missing: str, bench: Bench) -> Non
     ended = bench.validate()
     assert (ended.summary.reason, ended.code) == ("ComponentMissing", 58), ended.summary.message
     assert missing in ended.summary.message
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_a_weight_of_both_graphs_is_stored_twice_unless_they_share_its_bytes(bench: Bench, *, is_shared: bool) -> None:
+    folder, values = bench.restore(), np.random.default_rng(3).normal(size=(128, 256)).astype(np.float32)
+    end = (folder / "weights.data").stat().st_size
+    if is_shared:
+        with (folder / "weights.data").open("ab") as stream:
+            stream.write(values.tobytes())
+    for name in GRAPHS:
+        model = onnx.load(folder / name, load_external_data=False)
+        tensor = onnx.numpy_helper.from_array(values, "table")
+        if is_shared:
+            wire.refer(tensor, "weights.data", end, values.nbytes)
+        model.graph.initializer.append(tensor)
+        (folder / name).write_bytes(model.SerializeToString())
+    bench.settle()
+    ended = bench.validate()
+    assert ended.summary.reason == ("Validated" if is_shared else "WeightsStoredTwice"), ended.summary.message
+    if not is_shared:
+        assert "decoder.onnx holds 131072 bytes of weights as table and encoder.onnx as table" in ended.summary.message
 
 
 @pytest.fixture
