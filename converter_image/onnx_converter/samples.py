@@ -30,10 +30,17 @@ _SEED: Final = 20260726
 _LENGTHS: Final = (1, 2, 3, 5, 8, 17, 33, 64)
 _BATCHES: Final = (1, 2, 3, 4)
 _PADDINGS: Final = ("no", "right", "left", "all-row")
+#: More of them, that no tokenizer makes and a client may.
+_SCATTERED: Final = ("holes", "both")
+_SCATTERED_LENGTH: Final = 17
 #: For decoders: what came before, new tokens, and kinds of mask.
 _PASTS: Final = (0, 1, 2, 17)
 _STEPS: Final = (1, 3, 2, 8, 33)
 _MASKS: Final = ("no", "right", "left", "holes", "all-row")
+#: After so many every other id is a special one, in each batch size.
+_SPECIAL_PAST: Final = 1
+#: Of a mask with holes, the share that stays.
+_KEPT: Final = 0.7
 #: A prefill is no longer than this, since every token has a logit for each word; the past may be.
 _LONGEST_PREFILL: Final = 256
 _LONGEST_PROMPT: Final = 16
@@ -80,12 +87,28 @@ def shapes(checkpoint: Checkpoint) -> Iterator[Sample]:
             yield _random(checkpoint, generator, batch, length, _PADDINGS[(number + batch) % len(_PADDINGS)])
     for batch, length, padding in ((1, longest, "no"), (2, longest, "left"), (2, max(longest - 1, 1), "right")):
         yield _random(checkpoint, generator, batch, length, padding)
+    for batch in _BATCHES:
+        for padding in (*_SCATTERED, "no"):
+            # One oddity at a time: of a few special tokens and nothing else, eight bits make too much.
+            yield _random(
+                checkpoint, generator, batch, min(longest, _SCATTERED_LENGTH), padding, has_special=padding == "no"
+            )
 
 
-def _random(checkpoint: Checkpoint, generator: np.random.Generator, batch: int, length: int, padding: str) -> Sample:
+def _random(
+    checkpoint: Checkpoint,
+    generator: np.random.Generator,
+    batch: int,
+    length: int,
+    padding: str,
+    *,
+    has_special: bool = False,
+) -> Sample:
     tokenizer, config = checkpoint.tokenizer, checkpoint.model.config
     usable = np.setdiff1d(np.arange(config.vocab_size), tokenizer.all_special_ids)
     ids = generator.choice(usable, size=(batch, length)).astype(np.int64)
+    if has_special:
+        ids = _with_special(checkpoint, generator, ids)
     mask = np.ones((batch, length), dtype=np.int64)
     for row in range(batch):
         # The first row keeps its full length: a batch is never wider than its longest text.
@@ -97,6 +120,12 @@ def _random(checkpoint: Checkpoint, generator: np.random.Generator, batch: int, 
                 mask[row, :cut] = 0
             case "all-row" if row == batch - 1:
                 mask[row, :] = 0
+            case "holes":
+                mask[row, :-1] = generator.random(length - 1) < _KEPT
+            case "both":
+                # Never all of it: that is the padding of a whole row.
+                mask[row, : cut // 2] = 0
+                mask[row, length - (cut - cut // 2) :] = 0
             case _:
                 pass
     types = np.zeros_like(ids)
@@ -107,8 +136,20 @@ def _random(checkpoint: Checkpoint, generator: np.random.Generator, batch: int, 
         "attention_mask": mask,
         "token_type_ids": types * mask,
     }
-    name = f"random ids, batch {batch}, length {length}, {padding} padding"
+    name = f"{_named(has_special)}, batch {batch}, length {length}, {padding} padding"
     return Sample(name, is_text=False, tensors={key: named[key] for key in checkpoint.inputs if key in named})
+
+
+def _with_special(checkpoint: Checkpoint, generator: np.random.Generator, ids: Ids) -> Ids:
+    """Every other one means more than itself: ends, masks, padding where nothing is masked."""
+    words = checkpoint.model.config.vocab_size
+    if special := [number for number in checkpoint.tokenizer.all_special_ids if number < words]:
+        ids[:, ::2] = generator.choice(special, ids[:, ::2].shape)
+    return ids
+
+
+def _named(has_special: bool) -> str:  # noqa: FBT001
+    return "random and special ids" if has_special else "random ids"
 
 
 def batches_of_text(checkpoint: Checkpoint) -> Iterator[Sample]:
@@ -134,13 +175,28 @@ def continuations(checkpoint: Checkpoint) -> Iterator[Sample]:
     cases += [(1, longest - 1, 1, "no"), (2, longest - 3, 3, "left"), (1, 0, min(longest, _LONGEST_PREFILL), "no")]
     for number, (batch, past, length, padding) in enumerate(cases):
         if past + length <= longest:
-            yield after_past(checkpoint, batch=batch, past=past, length=length, padding=padding, seed=_SEED + number)
+            yield after_past(
+                checkpoint,
+                batch=batch,
+                past=past,
+                length=length,
+                padding=padding,
+                seed=_SEED + number,
+                has_special=past == _SPECIAL_PAST,
+            )
 
 
 def after_past(
-    checkpoint: Checkpoint, *, batch: int, past: int, length: int, padding: str = "no", seed: int = _SEED
+    checkpoint: Checkpoint,
+    *,
+    batch: int,
+    past: int,
+    length: int,
+    padding: str = "no",
+    seed: int = _SEED,
+    has_special: bool = False,
 ) -> Sample:
-    """So many random tokens, special ones too, after keys and values of as many as are said to be past."""
+    """So many random tokens after keys and values of as many as are said to be past."""
     generator = np.random.default_rng(seed)
     total = past + length
     mask = np.ones((batch, total), dtype=np.int64)
@@ -152,18 +208,19 @@ def after_past(
             case "left":
                 mask[row, :cut] = 0
             case "holes":
-                mask[row, :-1] = generator.random(total - 1) < 0.7  # noqa: PLR2004
+                mask[row, :-1] = generator.random(total - 1) < _KEPT
             case "all-row" if row == batch - 1 > 0:
                 mask[row, :] = 0
             case _:
                 pass
+    ids = generator.integers(0, checkpoint.model.config.vocab_size, (batch, length))
     tensors: dict[str, NDArray[Any]] = {
-        "input_ids": generator.integers(0, checkpoint.model.config.vocab_size, (batch, length)),
+        "input_ids": _with_special(checkpoint, generator, ids) if has_special else ids,
         "attention_mask": mask,
     }
     for name, (heads, width) in zip(decoders.names_of(decoders.PAST, checkpoint.cache), checkpoint.cache, strict=True):
         tensors[name] = _standard_normal(generator, checkpoint, (batch, heads, past, width))
-    name = f"random ids, batch {batch}, past {past}, length {length}, {padding} padding"
+    name = f"{_named(has_special)}, batch {batch}, past {past}, length {length}, {padding} padding"
     return Sample(name, is_text=False, tensors=tensors)
 
 
@@ -176,7 +233,7 @@ def _standard_normal(
 
 def answers(checkpoint: Checkpoint) -> Iterator[Sample]:
     """Random ids to read and to write, after a random past, up to the longest, under every kind of padding."""
-    longest = checkpoint.max_sequence_length
+    longest, paddings = checkpoint.max_sequence_length, (*_PADDINGS, *_SCATTERED)
     cases = [
         (batch, _LENGTHS[(number + 2 * batch) % len(_LENGTHS)], past, _STEPS[(number + batch) % len(_STEPS)])
         for batch in _BATCHES
@@ -185,7 +242,7 @@ def answers(checkpoint: Checkpoint) -> Iterator[Sample]:
     cases += [(1, longest, longest - 1, 1), (2, longest - 1, longest - 3, 3), (1, 2, 0, min(longest, _LONGEST_PREFILL))]
     for number, (batch, read, past, length) in enumerate(cases):
         if read <= longest and past + length <= longest:
-            padding = _PADDINGS[(number + batch) % len(_PADDINGS)]
+            padding = paddings[(number + batch) % len(paddings)]
             yield answer_of(
                 checkpoint,
                 batch=batch,
@@ -196,6 +253,7 @@ def answers(checkpoint: Checkpoint) -> Iterator[Sample]:
                 seed=_SEED + number,
                 # Half a minute of sound takes as long to read as a text of a thousand words.
                 is_read=checkpoint.speech is not None and past in _PASTS[1:],
+                has_special=past == _SPECIAL_PAST,
             )
 
 
@@ -209,6 +267,7 @@ def answer_of(
     padding: str = "no",
     seed: int = _SEED,
     is_read: bool = False,
+    has_special: bool = False,
 ) -> Sample:
     """So many random tokens to write, after so many that are written, of a text that is yet to be read or `is_read`."""
     generator = np.random.default_rng(seed)
@@ -217,16 +276,18 @@ def answer_of(
         given: dict[str, NDArray[Any]] = {FEATURES: generator.standard_normal((batch, *heard.shape), dtype=np.float32)}
         read, named = heard.positions, ""
     else:
-        given, named = _random(checkpoint, generator, batch, read, padding).tensors, f", {padding} padding"
+        asked = _random(checkpoint, generator, batch, read, padding, has_special=has_special)
+        given, named = asked.tensors, f", {padding} padding"
+    ids = generator.integers(0, checkpoint.model.config.vocab_size, (batch, length))
     tensors: dict[str, NDArray[Any]] = {
-        "decoder_input_ids": generator.integers(0, checkpoint.model.config.vocab_size, (batch, length))
+        "decoder_input_ids": _with_special(checkpoint, generator, ids) if has_special else ids
     }
     cached = [(decoders.PAST, checkpoint.cache, past)]
     cached += [(encoder_decoders.CROSS, checkpoint.cross, read)] if is_read else []
     for prefix, cache, tokens in cached:
         for name, (heads, width) in zip(decoders.names_of(prefix, cache), cache, strict=True):
             tensors[name] = _standard_normal(generator, checkpoint, (batch, heads, tokens, width))
-    name = f"random ids, batch {batch}, read {read}, past {past}, length {length}{named}"
+    name = f"{_named(has_special)}, batch {batch}, read {read}, past {past}, length {length}{named}"
     return Sample(name, is_text=False, tensors=given | tensors)
 
 

@@ -1,0 +1,72 @@
+"""What both sides are asked is what breaks graphs: every kind of it is really among the samples."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from checkpoints import ANSWER_LENGTH, DECODER_LENGTH, TINY_LENGTH, tiny, tiny_decoder, tiny_encoder_decoder
+from onnx_converter import load, samples
+from onnx_converter.spec import Task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from onnx_converter.load import Checkpoint
+    from onnx_converter.samples import Sample
+
+#: Kinds of masks by the rows that show them.
+ROWS: dict[str, Callable[[list[int]], object]] = {
+    "no": all,
+    "right": lambda row: row[0] and not row[-1] and row == sorted(row, reverse=True),
+    "left": lambda row: not row[0] and row[-1] and row == sorted(row),
+    "both": lambda row: not row[0] and not row[-1] and any(row),
+    "holes": lambda row: "10" in (shown := "".join(map(str, row)).strip("0")) and "01" in shown,
+    "all-row": lambda row: not any(row),
+}
+ENCODERS = ("no", "right", "left", "both", "holes", "all-row")
+DECODERS = ("no", "right", "left", "holes", "all-row")
+PASTS = (0, 1, 2, 17)
+
+ASKED: dict[str, tuple[Callable[[Path], Path], str, int, tuple[str, ...], tuple[int, ...]]] = {
+    "an encoder": (tiny, "input_ids", TINY_LENGTH, ENCODERS, ()),
+    "a decoder": (tiny_decoder, "input_ids", DECODER_LENGTH, DECODERS, (*PASTS, DECODER_LENGTH - 1)),
+    "an encoder-decoder": (
+        tiny_encoder_decoder,
+        "decoder_input_ids",
+        ANSWER_LENGTH,
+        ENCODERS,
+        (*PASTS, ANSWER_LENGTH - 1),
+    ),
+}
+
+
+def past_of(sample: Sample) -> int:
+    return next((value.shape[2] for name, value in sample.tensors.items() if name.startswith("past")), 0)
+
+
+def special_share(checkpoint: Checkpoint, sample: Sample, name: str) -> float:
+    return float(np.isin(sample.tensors[name], checkpoint.tokenizer.all_special_ids).mean())
+
+
+@pytest.mark.parametrize("case", ASKED, ids=lambda case: case.replace(" ", "-"))
+def test_every_size_mask_past_and_special_token_is_asked(case: str, tmp_path: Path) -> None:
+    make, writes, longest, masks, pasts = ASKED[case]
+    checkpoint = load.load(make(tmp_path / "model"), Task.AUTO, longest)
+    made = [sample for sample in samples.all_samples(checkpoint) if not sample.is_text]
+    rows = [row for sample in made for row in sample.tensors["attention_mask"].tolist()]
+    for kind in masks:
+        assert any(map(ROWS[kind], rows)), kind
+    assert {len(sample.tensors[writes]) for sample in made} == {1, 2, 3, 4}
+    lengths = {sample.tensors[writes].shape[1] for sample in made}
+    assert {1, 3, 33} <= lengths
+    assert max(past_of(sample) + sample.tensors[writes].shape[1] for sample in made) == longest
+    assert max(len(row) for row in rows) == longest
+    assert {past_of(sample) for sample in made} >= set(pasts)
+    for batch in (1, 2, 3, 4):
+        found = [one for one in made if one.name.startswith(f"random and special ids, batch {batch},")]
+        for name in {writes, "input_ids"}:
+            assert max(special_share(checkpoint, one, name) for one in found) > 0, (batch, name)
