@@ -98,7 +98,7 @@ def measure_greedy(original: Original, candidate: Candidate) -> parity.Measureme
     written, logits = write(original.checkpoint, _asked(original, candidate), prompts, TOKENS)
     steps = logits.shape[1]
     truth = original.answer(written)[decoders.LOGITS][:, -steps:]
-    return parity.measure_generation(written, {decoders.LOGITS: truth}, {decoders.LOGITS: logits})
+    return parity.measure_writing(written, truth, logits)
 
 
 def begun(original: Original, candidate: Candidate, text: Sample, most: int) -> Sample:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from onnx_converter.samples import Sample
     from onnx_converter.spec import Parity
 
+_GAP: Final = "the gap of logits where a written text first differs"
 #: Below this length a vector has no direction worth comparing.
 _NO_DIRECTION: Final = 1e-6
 
@@ -57,6 +58,8 @@ class Measurement:
     divergence: float
     #: Of a language model the largest of its words alone, without what it keeps.
     words_relative: float | None = None
+    #: Of texts that are written: by how much the original prefers another token where a text first becomes another.
+    gap: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,7 @@ class Total:
     #: Of real text, where there was any: how much perplexity rises on what the original would say, as a share of it;
     #: of vectors that choose no label, the mean of 1 - cosine.
     quality_loss: float | None
+    gap: float = 0.0
 
 
 _DEFAULTS: Final[dict[Scheme, tuple[Tolerance, Tolerance, Tolerance]]] = {
@@ -182,6 +186,42 @@ def measure_generation(
     )
 
 
+def measure_writing(sample: Sample, truth: NDArray[np.float32], answer: NDArray[np.float32]) -> Measurement:
+    """The logits that chose each token of texts, and where each text is first another than the original's own."""
+    measured = measure_generation(sample, {decoders.LOGITS: truth}, {decoders.LOGITS: answer})
+    found = [first_difference(*row) for row in zip(truth, answer, strict=True)]
+    words = [f"; text {number}: {difference.words}" for number, difference in enumerate(found, 1) if difference]
+    gap = max((difference.gap for difference in found if difference), default=0.0)
+    return replace(measured, sample=sample.name + "".join(words), gap=gap)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Where a text that is written is first another than the original's."""
+
+    #: From 1 on.
+    token: int
+    #: Of the original's logits, its best one above that of the graph's choice.
+    gap: float
+    #: The largest of all logits at this token; a choice can only be another where it is at least half of the gap.
+    largest: float
+
+    @property
+    def words(self) -> str:
+        return f"first difference: token {self.token}, gap {self.gap:.3g}, largest difference {self.largest:.3g}"
+
+
+def first_difference(truth: NDArray[np.float32], answer: NDArray[np.float32]) -> Difference | None:
+    """Of one text, of the logits (tokens, words) of both sides for the same tokens before."""
+    chosen = answer.argmax(axis=-1)
+    others = np.flatnonzero(truth.argmax(axis=-1) != chosen)
+    if not others.size:
+        return None
+    step = int(others[0])
+    wanted, found = truth[step].astype(np.float64), answer[step].astype(np.float64)
+    return Difference(step + 1, float(wanted.max() - wanted[chosen[step]]), float(np.abs(wanted - found).max()))
+
+
 def _judged(sample: Sample, name: str, wanted: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Which tokens are none of padding; whoever writes beside a text to read writes none, but may have none to read."""
     tokens = wanted.shape[1 if name == decoders.LOGITS else 2]
@@ -264,6 +304,7 @@ def total(measurements: Iterable[Measurement]) -> Total:
         max_relative=max(item.max_relative for item in listed),
         label_agreement=sum(item.labels_agreeing for item in listed) / labels if labels else None,
         quality_loss=lost if lost is None else float(np.expm1(lost) if labels else lost),
+        gap=max(item.gap for item in listed),
     )
 
 
@@ -273,6 +314,8 @@ def violations(measured: Total, tolerance: Tolerance) -> Sequence[str]:
         _violation("minCosine", measured.min_cosine, tolerance.min_cosine, is_floor=True),
         _violation("maxAbsolute", measured.max_absolute, tolerance.max_absolute, is_floor=False),
         _violation("maxRelative", measured.max_relative, tolerance.max_relative, is_floor=False),
+        # Two tokens that are nearly as good as each other explain why another one is written.
+        _violation(_GAP, measured.gap, tolerance.max_absolute, is_floor=False),
     ]
     agreement, wanted = measured.label_agreement, tolerance.min_label_agreement
     # A share of 1 can be reached and not exceeded, so this bound may be touched.

@@ -177,3 +177,25 @@ def test_a_bound_of_the_user_replaces_that_one_alone() -> None:
     default = parity.tolerance_of(Parity(), Scheme.NONE, SENTENCE)
     given = parity.tolerance_of(Parity.model_validate({"minCosine": "0.5"}), Scheme.NONE, SENTENCE)
     assert given == replace(default, min_cosine=0.5)
+
+
+#: What the graph says where the original prefers the first of two words by a gap, and how a bound of 0.1 takes it.
+GAPS = {
+    "the same words": (0.5, [1.0, 0.45], "", False),
+    "another word of a near tie": (0.06, [1.0, 1.01], "gap 0.06, largest difference 0.07", False),
+    "another word than one that is far better": (0.15, [0.92, 0.93], "gap 0.15, largest difference 0.08", True),
+}
+
+
+@pytest.mark.parametrize("case", GAPS, ids=lambda case: case.replace(" ", "-"))
+def test_a_text_that_becomes_another_is_told_from_where_on_and_refused_unless_by_a_near_tie(case: str) -> None:
+    gap, said, words, is_refused = GAPS[case]
+    truth = np.array([[[1, 0], [1, 0], [1, 0]], [[1, 0], [1, 0], [1, 1 - gap]]], np.float32)
+    answer = truth.copy()
+    answer[1, 2] = said
+    found = parity.measure_writing(sample(np.ones((2, 3))), truth, answer)
+    assert found.sample == (f"s; text 2: first difference: token 3, {words}" if words else "s")
+    tolerance = replace(STRICT, min_cosine=None, max_relative=None, min_label_agreement=None)
+    violated = parity.violations(parity.total([found]), tolerance)
+    assert [text for text in violated if "first differs" in text] == list(violated)
+    assert bool(violated) == is_refused
