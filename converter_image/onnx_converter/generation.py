@@ -7,6 +7,7 @@ that padding on the left changes neither. The numbers are parity.py's to judge.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 #: How many tokens the graph writes.
 TOKENS: Final = 64
+#: Of one answer, as many as all of those together that are written at once: so much memory is planned for logits.
+_LONGEST_ANSWER: Final = 256
 #: An input whose effect is smaller than this share of its effect on the original is taken to have none.
 _DEAF: Final = 0.01
 
@@ -99,6 +102,24 @@ def measure_greedy(original: Original, candidate: Candidate) -> parity.Measureme
     steps = logits.shape[1]
     truth = original.answer(written)[decoders.LOGITS][:, -steps:]
     return parity.measure_writing(written, truth, logits)
+
+
+def measure_whole(original: Original, candidate: Candidate) -> parity.Measurement:
+    """One text or sound answered by the checkpoint's own rules, to its end or the longest that is compared at once."""
+    checkpoint = original.checkpoint
+    written, logits = write_whole(checkpoint, _asked(original, candidate))
+    truth = original.answer(written)[decoders.LOGITS][:, -logits.shape[1] :]
+    # Words that are left out have a logit that nobody chooses, on either side.
+    never, lowest = np.isneginf(logits), truth.min()
+    logits[never] = lowest
+    return parity.measure_writing(written, np.where(never, lowest, truth), logits)
+
+
+def write_whole(checkpoint: Checkpoint, ask: Ask) -> tuple[Sample, NDArray[np.float32]]:
+    asked, end = samples.whole(checkpoint), checkpoint.tokenizer.eos_token_id
+    written, logits = write(checkpoint, ask, asked, _LONGEST_ANSWER, writing=checkpoint.writing, end=end)
+    how = "its end" if (likeliest(logits[:, -1]) == end).all() else "the bound"
+    return replace(written, name=f"{asked.name}, answered to {how} in {logits.shape[1]} tokens"), logits
 
 
 def begun(original: Original, candidate: Candidate, text: Sample, most: int) -> Sample:

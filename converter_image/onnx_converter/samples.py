@@ -378,6 +378,15 @@ def prompts(checkpoint: Checkpoint) -> Sample:
     return Sample("prompts", is_text=True, tensors=encode(checkpoint, group, longest, side))
 
 
+def whole(checkpoint: Checkpoint) -> Sample:
+    """One text or sound that is answered to the end."""
+    if checkpoint.speech:
+        name, sound = next(iter(generated(checkpoint.speech.most_samples).items()))
+        return Sample(name, is_text=True, tensors=hear(checkpoint, [sound]))
+    tensors = encode(checkpoint, (texts.MEDIUM[0],), checkpoint.max_sequence_length, "right")
+    return Sample("a text", is_text=True, tensors=tensors)
+
+
 def golden_requests(checkpoint: Checkpoint) -> list[Sample]:
     """One text each, of mixed length, or one sound or picture."""
     if checkpoint.sight:

@@ -327,6 +327,8 @@ def judge(original: Original, candidate: Candidate, tolerance: parity.Tolerance,
             truth, answer = original.answer(sample), candidate.answer(original.outputs, sample)
             measurements.append(parity.compare(task, sample, truth, answer))
             progress.tell("SampleCompared", percent=10 + 85 * (number + 1) // len(asked), sample=sample.name)
+        if original.checkpoint.cross:
+            measurements.append(generation.measure_whole(original, candidate))
         if original.checkpoint.cache:
             measurements.append(generation.measure_greedy(original, candidate))
         measured = parity.total(measurements)

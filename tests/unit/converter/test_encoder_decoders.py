@@ -19,11 +19,12 @@ from onnx import TensorProto, helper
 from typing_extensions import override
 
 from checkpoints import ANSWER_LENGTH, ENCODER_DECODERS, change_json, tiny, tiny_encoder_decoder
-from onnx_converter import cli, package, placement, wire
+from onnx_converter import cli, generation, package, placement, wire
+from onnx_converter.contest import Candidate, Original
 from onnx_converter.conversion import Conversion
 from onnx_converter.digest import sha256_of
 from onnx_converter.graph import digest_of
-from onnx_converter.spec import ConversionSpec, Provider, Serving
+from onnx_converter.spec import ConversionSpec, Provider, Serving, Task
 from unit.converter import matrix
 from unit.converter.steps import Ended, Line
 from unit.converter.test_decoders import forget, ignore_the_mask, instead
@@ -32,6 +33,8 @@ from unit.converter.test_gate import CPU
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    from onnx_converter.samples import Sample
 
 GRAPHS = ("encoder.onnx", "decoder.onnx")
 #: These pass quantised, too.
@@ -64,6 +67,12 @@ def test_every_encoder_decoder_agrees_with_torch_and_writes_what_transformers_ge
     assert float(validated["parity"]["minCosine"]) > 0.99999
     assert validated["parity"]["minLabelAgreement"] == "1"
     assert written(folder_of(line), folder) == generated(folder)
+    answer = answered(folder, folder_of(line))
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    ids, mask = (torch.from_numpy(answer.asked.tensors[one]) for one in ("input_ids", "attention_mask"))
+    longest = {"max_length": ANSWER_LENGTH, "forced_eos_token_id": None}
+    whole = model.generate(ids, attention_mask=mask, do_sample=False, num_beams=1, **longest)
+    assert whole[0].tolist() == answer.tokens, "by the rules of the checkpoint, to its end"
     assert_no_weight_lies_twice(folder_of(line))
     cells = matrix.fill(name, line, digest, converted, validated, maxSequenceLength=ANSWER_LENGTH)
     for scheme in cells.keys() - {"none"}:
@@ -210,6 +219,24 @@ def written(graphs: Path, folder: Path) -> list[list[int]]:
             known[item.name.replace("present", "past_key_values")] = answer
     found: list[list[int]] = np.concatenate(tokens, axis=1).tolist()
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A text or a sound, and all that is written of it with what it begins with."""
+
+    asked: Sample
+    tokens: list[int]
+
+
+def answered(folder: Path, graphs: Path) -> Answered:
+    """As the gate has it answered."""
+    original = Original.load(folder, Task.AUTO, ANSWER_LENGTH)
+    candidate = Candidate.load([graphs / name for name in GRAPHS], Provider.CPU)
+    sample, logits = generation.write_whole(
+        original.checkpoint, lambda asked: candidate.answer(original.outputs, asked)
+    )
+    return Answered(sample, [*sample.tensors["decoder_input_ids"][0].tolist(), int(logits[0, -1].argmax())])
 
 
 def assert_no_weight_lies_twice(folder: Path) -> None:
@@ -483,6 +510,7 @@ def test_the_report_speaks_of_both_graphs_as_one(validated: Path, bench: Bench) 
     report = json.loads((validated / "report.json").read_text())
     row = report["rows"][-1]
     assert (row["sample"], row["labelAgreement"], row["vectors"]) == ("64 greedy tokens, batch 4", "1", 4 * 64)
+    assert report["rows"][-2]["sample"] == f"a text, answered to the bound in {ANSWER_LENGTH - 1} tokens"
     assert report["graphDigest"] == digest_of(folder_of(bench.line))
     assert [item["name"] for item in report["conversion"]["inputs"][:4]] == [
         "input_ids",

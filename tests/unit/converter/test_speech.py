@@ -28,6 +28,7 @@ from unit.converter.test_encoder_decoders import (
     GRAPHS,
     Bench,
     answer_another_text,
+    answered,
     assert_no_weight_lies_twice,
     folder_of,
     freeze,
@@ -113,6 +114,19 @@ def test_the_graphs_write_what_transformers_generates_of_the_same_sounds(heard: 
         wanted = plain(features, generation_config=settings).tolist()
     found = written(heard.bench.good, features.numpy(), start)
     assert [tokens[1:] for tokens in wanted] == found
+
+
+def test_a_whole_transcription_is_what_transformers_writes_by_the_rules_of_the_checkpoint(heard: Heard) -> None:
+    answer = answered(heard.folder, heard.bench.good)
+    model = transformers.WhisperForConditionalGeneration.from_pretrained(heard.folder).eval()
+    settings, begin = model.generation_config, answer.tokens[:4]
+    assert settings.suppress_tokens
+    assert settings.begin_suppress_tokens
+    plain = super(transformers.models.whisper.generation_whisper.WhisperGenerationMixin, model).generate
+    features = torch.from_numpy(answer.asked.tensors["input_features"])
+    with torch.inference_mode():
+        wanted = plain(features, generation_config=settings, decoder_input_ids=torch.tensor([begin])).tolist()
+    assert wanted == [answer.tokens]
 
 
 def written(graphs: Path, features: Any, start: int) -> list[list[int]]:
