@@ -171,6 +171,8 @@ def measure_generation(
                 CACHE_DIFFERS,
                 f"on {sample.name} the graph keeps {name} in shape {found.shape}, the original in {wanted.shape}",
             )
+        if is_logits and sample.is_last_only:
+            judged[:, :-1] = False
         if not is_logits and found.shape == wanted.shape:
             wanted, found = decoders.by_token(wanted), decoders.by_token(found)  # noqa: PLW2901
         parts.append(_measure(sample, judged, wanted, found, is_labels=is_logits))

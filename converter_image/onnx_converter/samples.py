@@ -7,7 +7,7 @@ bounds, same samples. Refuses nothing; parity.py judges.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -43,6 +43,10 @@ _SPECIAL_PAST: Final = 1
 _KEPT: Final = 0.7
 #: A prefill is no longer than this, since every token has a logit for each word; the past may be.
 _LONGEST_PREFILL: Final = 256
+#: Of one whose last token alone is compared: all of its logits lie in memory as answered, in no more than 64 MB, and
+#: less is taken to compare it than to compare all of the above in float64, which footprint.py plans for.
+_LONGEST_READ: Final = 512
+_LOGITS_READ: Final = 16_000_000
 _LONGEST_PROMPT: Final = 16
 #: Golden requests stay below this, so that the file stays small and a probe stays cheap.
 GOLDEN_LENGTH: Final = 128
@@ -62,6 +66,8 @@ class Sample:
     name: str
     is_text: bool
     tensors: dict[str, NDArray[Any]]
+    #: Whether of all new tokens only the last one's logits are compared, beside the keys and values of all.
+    is_last_only: bool = False
 
     @property
     def mask(self) -> NDArray[np.bool_]:
@@ -165,7 +171,10 @@ def batches_of_text(checkpoint: Checkpoint) -> Iterator[Sample]:
 
 
 def continuations(checkpoint: Checkpoint) -> Iterator[Sample]:
-    """Random ids after a random past, one and many, up to the longest, under every kind of mask."""
+    """Random ids after a random past, one and many, up to the longest, under every kind of mask.
+
+    At once, as many are read as memory is planned for, 512 or less: of the last one the logits are compared.
+    """
     longest = checkpoint.max_sequence_length
     cases = [
         (batch, past, _STEPS[(number + batch) % len(_STEPS)], _MASKS[(number + 2 * batch) % len(_MASKS)])
@@ -184,6 +193,10 @@ def continuations(checkpoint: Checkpoint) -> Iterator[Sample]:
                 seed=_SEED + number,
                 has_special=past == _SPECIAL_PAST,
             )
+    length = min(longest, _LONGEST_READ, _LOGITS_READ // checkpoint.model.config.vocab_size)
+    if length > _LONGEST_PREFILL:
+        read = after_past(checkpoint, batch=1, past=0, length=length)
+        yield replace(read, name=f"{read.name}, the last token", is_last_only=True)
 
 
 def after_past(

@@ -67,6 +67,17 @@ def test_a_cache_that_is_wrong_counts_except_on_padding() -> None:
         generation(**{"present.0.key": cache[:, :, 1:]})
 
 
+def test_of_a_long_text_the_last_token_is_compared_and_the_cache_of_all() -> None:
+    asked = replace(sample(np.ones((1, 3))), is_last_only=True)
+    truth = {"logits": np.zeros((1, 3, 2), np.float32), "present.0.key": np.ones((1, 2, 3, 1), np.float32)}
+    for name, place, expected in (("logits", 1, 0), ("logits", 2, 5), ("present.0.key", 0, 4)):
+        answer = {one: values.copy() for one, values in truth.items()}
+        answer[name][0, place] = 5
+        found = parity.measure_generation(asked, truth, answer)
+        assert (found.max_absolute, found.labels, found.ignored) == (expected, 1, 2), (name, place)
+    assert asked.mask.all(), "what is asked stays as it is"
+
+
 def test_equal_answers_have_cosine_1_and_no_difference() -> None:
     found = measure(SENTENCE, [[1, 1]], [[3, 4]], [[3, 4]])
     assert (found.min_cosine, found.max_absolute, found.max_relative, found.vectors) == (1.0, 0.0, 0.0, 1)

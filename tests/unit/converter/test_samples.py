@@ -70,3 +70,9 @@ def test_every_size_mask_past_and_special_token_is_asked(case: str, tmp_path: Pa
         found = [one for one in made if one.name.startswith(f"random and special ids, batch {batch},")]
         for name in {writes, "input_ids"}:
             assert max(special_share(checkpoint, one, name) for one in found) > 0, (batch, name)
+
+
+def test_a_decoder_reads_a_long_text_at_once(tmp_path: Path) -> None:
+    checkpoint = load.load(tiny_decoder(tmp_path / "model", max_position_embeddings=600), Task.AUTO, None)
+    (read,) = (one for one in samples.all_samples(checkpoint) if one.is_last_only)
+    assert (read.tensors["input_ids"].shape, past_of(read)) == ((1, 512), 0)
