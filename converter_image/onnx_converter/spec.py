@@ -343,6 +343,13 @@ class ConversionSpec(Parameters):
             raise ValueError(f"components have no meaning with scheme {self.scheme}")
         return self
 
+    @field_validator("algorithm", mode="before")
+    @classmethod
+    def _has_kernels(cls, algorithm: object) -> object:
+        if algorithm == "hqq":
+            raise ValueError("hqq makes weights floats for every product on the CPU, slower than none: use rtn or gptq")
+        return algorithm
+
     @field_validator("providers")
     @classmethod
     def _no_repeats(cls, providers: tuple[Provider, ...]) -> tuple[Provider, ...]:

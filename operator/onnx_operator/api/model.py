@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
 from onnx_operator.api.common import (
     EDGE,
@@ -366,7 +366,24 @@ class Quantization(ApiModel):
     keep_output_head: bool | None = None
     """For weight-only schemes: whether the layer that makes the logits stays in float32, and the table of words where
     that is the same weight; false when unset, which gives it 8 bits in either scheme."""
-    algorithm: Algorithm | None = None
+    algorithm: (
+        Annotated[
+            Algorithm,
+            # In place of an enum, which would be all that is told.
+            WithJsonSchema(
+                schema_extra(
+                    cel(
+                        "self in ['rtn', 'gptq']",
+                        "must be rtn or gptq; hqq has no kernel on the CPU, where its weights are made floats for each "
+                        "product and a token takes longer than with scheme none",
+                    ),
+                    type="string",
+                    maxLength=16,
+                )
+            ),
+        ]
+        | None
+    ) = None
     """For int4-weight-only: rtn, when unset, rounds each weight to the nearest; gptq rounds row by row, and the rows
     that are left make up for what was moved, on the calibration texts: closer to the original by far, of the same size
     and speed, and it takes minutes. Not for models that read one text and write another."""

@@ -183,6 +183,16 @@ BAD_MODELS: Final = {
         "spec.quantization.algorithm",
         "belongs to int4-weight-only; leave it out, or take that scheme",
     ),
+    "an algorithm without a kernel on the CPU": Bad(
+        {"spec.quantization": {"scheme": "int4-weight-only", "algorithm": "hqq"}},
+        "spec.quantization.algorithm",
+        "must be rtn or gptq; hqq has no kernel on the CPU",
+    ),
+    "an algorithm that nobody knows": Bad(
+        {"spec.quantization": {"scheme": "int4-weight-only", "algorithm": "awq"}},
+        "spec.quantization.algorithm",
+        "must be rtn or gptq",
+    ),
     "texts for an algorithm that reads none": Bad(
         {"spec.quantization": {"scheme": "int4-weight-only", "calibration": EVALUATION["dataset"]}},
         "spec.quantization.calibration",

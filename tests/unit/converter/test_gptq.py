@@ -113,6 +113,11 @@ def test_texts_without_an_algorithm_that_reads_them_are_refused() -> None:
         ConversionSpec.model_validate({"scheme": "int4-weight-only", "calibration": calibration})
 
 
+def test_an_algorithm_that_is_useless_on_the_cpu_is_refused_with_the_reason() -> None:
+    with pytest.raises(ValueError, match="slower than none: use rtn or gptq"):
+        ConversionSpec.model_validate({"scheme": "int4-weight-only", "algorithm": "hqq"})
+
+
 def test_a_model_of_two_graphs_is_refused_with_the_way_out(line: Line) -> None:
     words = "quantization.algorithm gptq is for models of one graph: use rtn for t5"
     asked = {"scheme": "int4-weight-only", "algorithm": "gptq"}
