@@ -28,6 +28,7 @@ from onnx_converter import (
     load,
     precision,
     quantize,
+    route,
     routes,
     share,
     stages,
@@ -243,7 +244,7 @@ def _fill(convert: Convert, texts: Sequence[str], folder: Path, progress: Progre
     exported = shared.folder / f"exported-{dtype}"
     made: dict[Provider, routes.Made] = {}
     for provider in spec.providers:
-        goal = routes.Goal(provider, spec.scheme, quantize.opset_of(spec))
+        goal = route.Goal(provider, spec.scheme, quantize.opset_of(spec))
         if not is_exported:
             shared.made[dtype, provider] = routes.make(checkpoint, convert.checkpoint, exported, goal)
         made[provider] = shared.made[dtype, provider]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import re
 import warnings
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 import onnx_ir
@@ -19,6 +20,7 @@ from onnx_converter import capture, decoders, encoder_decoders, idioms, keeping,
 from onnx_converter.images import PIXELS
 from onnx_converter.layers import SCOPES
 from onnx_converter.reasons import EXPORT_FAILED, StepFailedError, gist
+from onnx_converter.route import Route
 from onnx_converter.spec import Provider
 from onnx_converter.speech import FEATURES
 
@@ -36,6 +38,8 @@ PAST_SEQUENCE: Final = "past_sequence"
 TOTAL_SEQUENCE: Final = "total_sequence"
 #: Protobuf ends at 2 GiB; beside the weights there is room for the graph itself.
 _INLINE_LIMIT: Final = 1_900_000_000
+#: As transformers itself computes it, whatever it is.
+ROUTE: Final = Route("trace", lambda _checkpoint, _goal: None, lambda _model: nullcontext())
 
 
 def sample_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:

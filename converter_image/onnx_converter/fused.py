@@ -15,11 +15,17 @@ import torch
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
+from onnx_converter.route import Route
+from onnx_converter.spec import Provider, Task
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from torch import Tensor, nn
     from transformers import PreTrainedModel
+
+    from onnx_converter.load import Checkpoint
+    from onnx_converter.route import Goal
 
 #: As transformers knows the function for attention.
 _NAME: Final = "onnxruntime"
@@ -27,8 +33,15 @@ _ROTATION: Final = "apply_rotary_pos_emb"
 _DOMAIN: Final = "com.microsoft"
 
 
-def misses(model: PreTrainedModel) -> str | None:
-    """What in the code or the configuration of a model has no operator."""
+def misses(checkpoint: Checkpoint, goal: Goal) -> str | None:
+    """What has no operator, in the code or the configuration of a model, or where it is to run."""
+    model = checkpoint.model
+    if checkpoint.task is not Task.TEXT_GENERATION:
+        return "is for language models that only write"
+    if goal.provider is not Provider.CPU:
+        return f"its operators were never timed on {goal.provider}"
+    if model.dtype is not torch.float32:
+        return "its operators are told to answer in float32"
     code = vars(sys.modules[type(model).__module__])
     if "ALL_ATTENTION_FUNCTIONS" not in code:
         return "its attention is part of its own code and cannot be replaced"
@@ -51,6 +64,9 @@ def traced(model: PreTrainedModel) -> Iterator[None]:
             yield
     finally:
         model.set_attn_implementation("eager")
+
+
+ROUTE: Final = Route("fused-attention", misses, traced)
 
 
 class Operators:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import copy
 import shutil
-import time
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,16 +20,16 @@ from onnx_converter import decoders, export, fused, layers, parity, samples, sha
 from onnx_converter.contest import Candidate, Original
 from onnx_converter.heads import modules_of, parts_of
 from onnx_converter.reasons import StepFailedError, gist
-from onnx_converter.spec import AS_EXPORTED, Parity, Provider, Scheme, Task
+from onnx_converter.spec import AS_EXPORTED, Parity, Provider, Scheme
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
-
-    from transformers import PreTrainedModel
 
     from onnx_converter.conversion import Stage
     from onnx_converter.load import Checkpoint
+    from onnx_converter.route import Goal, Route
 
 #: A model no larger than this is its own trial; words, length and the inner width of a larger one are cut to less.
 _SMALL: Final = 4_000_000
@@ -40,40 +39,6 @@ _LENGTH: Final = 256
 _LAYERS: Final = 2
 #: Longest reason, since a termination message holds them all.
 _TOLD: Final = 200
-
-
-@dataclass(slots=True)
-class Trials:
-    """How long was tried: a proof, and no part of what a conversion takes."""
-
-    seconds: float = 0.0
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds += time.perf_counter() - began
-
-
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """What the graphs are for."""
-
-    provider: Provider
-    scheme: Scheme
-    opset: int
-    trials: Trials = field(default_factory=Trials, compare=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """One way; `misses` says why a checkpoint cannot take it, and an export inside of `traced` takes it."""
-
-    name: str
-    misses: Callable[[Checkpoint, Goal], str | None]
-    traced: Callable[[PreTrainedModel], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,20 +52,8 @@ class Made:
     stages: tuple[Stage, ...] = ()
 
 
-def _fused_misses(checkpoint: Checkpoint, goal: Goal) -> str | None:
-    if checkpoint.task is not Task.TEXT_GENERATION:
-        return "is for language models that only write"
-    if goal.provider is not Provider.CPU:
-        return f"its operators were never timed on {goal.provider}"
-    if checkpoint.model.dtype is not torch.float32:
-        return "its operators are told to answer in float32"
-    return fused.misses(checkpoint.model)
-
-
-ROUTES: Final = (
-    Route("fused-attention", _fused_misses, fused.traced),
-    Route("trace", lambda _checkpoint, _goal: None, lambda _model: nullcontext()),
-)
+#: The last misses nothing.
+ROUTES: Final = (fused.ROUTE, export.ROUTE)
 
 
 def make(checkpoint: Checkpoint, source: Path, folder: Path, goal: Goal) -> Made:

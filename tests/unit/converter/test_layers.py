@@ -14,7 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from checkpoints import tiny_decoder
 from onnx_converter import export, layers, load, routes
-from onnx_converter.routes import Goal
+from onnx_converter.route import Goal, Route
 from onnx_converter.spec import Provider, Scheme, Task
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkpoint:
 
 @pytest.mark.parametrize("route", [FUSED, TRACE], ids=lambda route: route.name)
 def test_it_answers_as_the_one_that_was_traced_whole_to_the_last_bit(
-    route: routes.Route, large: Checkpoint, tmp_path: Path
+    route: Route, large: Checkpoint, tmp_path: Path
 ) -> None:
     checkpoint = large
     assert routes._grown(route, checkpoint, tmp_path / "model", tmp_path / "True", GOAL) is None

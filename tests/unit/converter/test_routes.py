@@ -13,7 +13,7 @@ import pytest
 
 from checkpoints import tiny, tiny_decoder
 from onnx_converter import load, routes
-from onnx_converter.routes import Goal, Route
+from onnx_converter.route import Goal, Route
 from onnx_converter.spec import Provider, Scheme, Task
 
 if TYPE_CHECKING:
