@@ -26,9 +26,10 @@ the CPU; `make test` leaves the same table beside its reports, and `make archite
 weights may quantise better or worse: your own checkpoint is measured before it is served, and its revision says what
 came out.
 
-Any other encoder or language model for texts, and any other classifier of images, that transformers has built in is
-tried in the same way. Nothing is known of it but what the gate measures on your checkpoint, and its revision says so;
-what transformers has not built in is refused, as code of a checkpoint is never run. A whole `clip` is two models, one
+Any other encoder or language model for texts, any other that reads a text and writes one (Blenderbot, M2M-100 with
+NLLB), and any other classifier of images, that transformers has built in is tried in the same way. Nothing is known of
+it but what the gate measures on your checkpoint, and its revision says so; what transformers has not built in is
+refused, as code of a checkpoint is never run. A whole `clip` is two models, one
 for each task: `image-feature-extraction` takes the encoder for images, `sentence-embedding` and `auto` the one for
 texts. Of a whole `siglip` the encoder for images is converted.
 

@@ -436,6 +436,18 @@ ENCODER_DECODERS: Final[dict[str, DecoderShape]] = {
         | {"decoder_layers": 2, "num_mel_bins": 16, "max_source_positions": 50, "max_target_positions": ANSWER_LENGTH},
     ),
 }
+#: As for decoders; the last is told of what is read by modules of other names.
+UNKNOWN_ENCODER_DECODERS: Final[dict[str, DecoderShape]] = {
+    "blenderbot": DecoderShape(transformers.BlenderbotForConditionalGeneration, _TWO_SIDED),
+    "m2m_100": DecoderShape(transformers.M2M100ForConditionalGeneration, _TWO_SIDED),
+    "prophetnet": DecoderShape(
+        transformers.ProphetNetForConditionalGeneration,
+        {"hidden_size": 32}
+        | {f"{side}_ffn_dim": 64 for side in ("encoder", "decoder")}
+        | {f"num_{side}_layers": 1 for side in ("encoder", "decoder")}
+        | {f"num_{side}_attention_heads": 4 for side in ("encoder", "decoder")},
+    ),
+}
 #: What stands before and between words of speech; the first ends a text, the second begins it.
 _SPEECH_TOKENS: Final = [
     *("<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", "<|transcribe|>", "<|translate|>"),
@@ -445,7 +457,7 @@ _SPEECH_TOKENS: Final = [
 
 def tiny_encoder_decoder(folder: Path, name: str = "t5", seed: int = 0, *, spread: float = 0.3, **sizes: Any) -> Path:
     """A small model that reads one text and writes another, or hears it."""
-    shape = ENCODER_DECODERS[name]
+    shape = ENCODER_DECODERS.get(name) or UNKNOWN_ENCODER_DECODERS[name]
     if shape.model is transformers.WhisperForConditionalGeneration:
         return _tiny_speech(folder, shape, seed, spread, **sizes)
     tokenizer = _byte_tokenizer(pad_token="<s>")  # noqa: S106  no password
@@ -1013,7 +1025,7 @@ BAD: Final[tuple[Bad, ...]] = (
         "the architecture has a decoder besides",
         "convert",
         "ArchitectureUnsupported",
-        "an encoder and a decoder",
+        "writes no text",
         _set_config(model_type="blenderbot"),
     ),
     Bad(

@@ -3,7 +3,8 @@
 The encoder's graph takes a text and its mask, or the features of a sound, and answers with the keys and values of it
 for each layer of the decoder: what never changes while a text is written is computed once. The decoder's graph takes
 those, the mask if there is one, the new tokens and the keys and values of the tokens before them, and is the same for
-the first token and every later one. Refuses lengths beyond what was validated, as decoders.py does.
+the first token and every later one. An architecture that is in no table is tried as transformers has it built in.
+Refuses lengths beyond what was validated, as decoders.py does.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import transformers
 from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.auto import modeling_auto
 from typing_extensions import override
 
-from onnx_converter import policy, precision, speech
+from onnx_converter import encoders, policy, precision, speech
 from onnx_converter.decoders import DEFAULT_LENGTH, Cache, Family, kept_of, tensors_of, unreadable
-from onnx_converter.reasons import ARCHITECTURE_UNSUPPORTED, CONFIG_INVALID, SPEC_IMPOSSIBLE, StepFailedError
+from onnx_converter.reasons import ARCHITECTURE_UNSUPPORTED, CONFIG_INVALID, SPEC_IMPOSSIBLE, StepFailedError, gist
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -179,6 +181,38 @@ def _projections_of(attention: Any) -> tuple[nn.Linear, nn.Linear]:
 
 def _heads_of(attention: Any) -> int:
     return int(attention.n_heads if hasattr(attention, "n_heads") else attention.num_heads)
+
+
+def family_of(kind: object) -> Family | None:
+    """From the table, or as transformers has it built in; nothing where that is no such model."""
+    if not isinstance(kind, str) or kind in FAMILIES:
+        return FAMILIES.get(str(kind))
+    if kind not in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+        return None
+    return Family(*encoders.built_in(kind, modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING))
+
+
+def try_unknown(model: PreTrainedModel, capacity: int) -> None:
+    """Whether torch reads and writes so much, and each layer of the decoder can be told once of what is read."""
+    ids = torch.ones((1, capacity), dtype=torch.long)
+    try:
+        with torch.inference_mode():
+            model(input_ids=ids, attention_mask=ids, decoder_input_ids=ids)
+            layers = caches_of(model, None)[1]
+        told = [projection for attention in _attentions_of(model) for projection in _projections_of(attention)]
+        heads = [_heads_of(attention) for attention in _attentions_of(model) for _ in range(2)]
+    except StepFailedError:
+        raise
+    except Exception as error:
+        raise StepFailedError(
+            ARCHITECTURE_UNSUPPORTED,
+            f"{policy.CONFIG}: in torch the model cannot read and write {capacity} tokens as others do: {gist(error)}",
+        ) from error
+    if not told or [(count, one.out_features // count) for count, one in zip(heads, told, strict=True)] != [*layers]:
+        raise StepFailedError(
+            ARCHITECTURE_UNSUPPORTED,
+            f"{policy.CONFIG}: the decoder's attention to what is read is not as others have it, so it cannot be tried",
+        )
 
 
 def hears(family: Family) -> bool:

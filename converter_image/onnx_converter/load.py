@@ -127,7 +127,7 @@ def load(folder: Path, task: Task, max_sequence_length: int | None, dtype: torch
     kind = value.get("model_type")
     if isinstance(kind, str) and (family := decoders.FAMILIES.get(kind)) is not None:
         return _load_decoder(folder, value, family, task, max_sequence_length, dtype=dtype)
-    if isinstance(kind, str) and (family := encoder_decoders.FAMILIES.get(kind)) is not None:
+    if (family := encoder_decoders.family_of(kind)) is not None:
         return _load_encoder_decoder(folder, value, family, task, max_sequence_length, dtype=dtype)
     name = _class_of(value)
     if images.is_meant(kind, name, task):
@@ -222,11 +222,16 @@ def _load_encoder_decoder(
             f"{'a text' if hears else 'another'}: use auto or {fitting}",
         )
     encoder_decoders.refuse_variants(value)
-    config = _config_of(family.config, value, encoder_decoders.UNDECLARED)
+    is_known = value["model_type"] in encoder_decoders.FAMILIES
+    config = _config_of(family.config, value, encoder_decoders.UNDECLARED if is_known else None)
+    if not is_known:
+        _refuse_unusual(config, value["model_type"], "vocab_size", reads_and_writes=True)
     capacity = encoder_decoders.capacity_of(config, max_sequence_length, SHORTEST)
     said = encoder_decoders.settings_of(folder, value)
     heard = speech_of(folder, config, encoder_decoders.languages_of(*said)) if hears else None
     model = _model_of(folder, family.model, {}, config, dtype)
+    if not is_known:
+        encoder_decoders.try_unknown(model, capacity)
     # What is heard is never padded with words.
     tokenizer = _tokenizer_of(folder, config, pads=True, with_any=hears)
     writing = encoder_decoders.writing_of(*said, config, tokenizer.pad_token_id)
@@ -243,6 +248,7 @@ def _load_encoder_decoder(
         cross,
         writing,
         heard,
+        is_known=is_known,
     )
 
 
@@ -282,9 +288,9 @@ def _architecture_of(value: dict[str, Any]) -> encoders.Architecture:
     return architecture
 
 
-def _refuse_unusual(config: PreTrainedConfig, kind: object, *names: str) -> None:
+def _refuse_unusual(config: PreTrainedConfig, kind: object, *names: str, reads_and_writes: bool = False) -> None:
     """What every model here has, and one that nobody knows may not have."""
-    if config.is_encoder_decoder:
+    if config.is_encoder_decoder and not reads_and_writes:
         raise StepFailedError(
             ARCHITECTURE_UNSUPPORTED,
             f"{policy.CONFIG}: model_type {kind!r} has an encoder and a decoder: of such models "

@@ -80,6 +80,23 @@ def test_every_encoder_decoder_agrees_with_torch_and_writes_what_transformers_ge
     assert all(cells[scheme]["reason"] == "Validated" for scheme in QUANTISED.get(name, ()))
 
 
+@pytest.mark.parametrize("name", ["blenderbot", "m2m_100"])
+def test_an_encoder_decoder_that_is_not_known_is_tried_and_told_so(name: str, tmp_path: Path, line: Line) -> None:
+    folder = tiny_encoder_decoder(tmp_path / "model", name)
+    digest = line.fetch(folder).details["digest"]
+    converted = line.convert(digest)
+    assert converted.details["knownArchitecture"] is False
+    assert "no tested route" in converted.summary.message
+    assert line.validate(digest).summary.reason == "Validated"
+    assert written(folder_of(line), folder) == generated(folder)
+
+
+def test_an_encoder_decoder_that_is_not_known_and_attends_otherwise_refuses(tmp_path: Path, line: Line) -> None:
+    folder = tiny_encoder_decoder(tmp_path / "model", "prophetnet")
+    line.refuses(folder, "ArchitectureUnsupported", "cannot be tried", maxSequenceLength=ANSWER_LENGTH)
+    line.refuses(folder, "ArchitectureUnsupported", "cannot read and write 512 tokens")
+
+
 class Filled(io.StringIO):
     """What a step says, and the most that its folder held whenever it said something."""
 
