@@ -14,7 +14,6 @@ from pathlib import Path
 import architectures
 
 ROOT = Path(__file__).resolve().parents[1]
-TARGET = ROOT / "docs" / "reference" / "architectures.md"
 TESTS = ("conversion", "decoders", "encoder_decoders", "images", "speech")
 #: Of each file the test that keeps rows.
 WANTED = "agrees_with_torch or every_scheme or every_architecture"
@@ -47,7 +46,7 @@ def main() -> None:
         tests = [f"tests/unit/converter/test_{name}.py" for name in TESTS]
         command = [sys.executable, "-m", "pytest", "-n2", "-k", WANTED, *tests]
         subprocess.run(command, cwd=ROOT, env=environment, check=True)
-        TARGET.write_text(HEAD + architectures.table(architectures.rows(Path(folder))))
+        architectures.PAGE.write_text(HEAD + architectures.table(architectures.rows(Path(folder))))
 
 
 if __name__ == "__main__":
