@@ -67,6 +67,34 @@ def test_every_decoder_agrees_with_torch_and_writes_what_transformers_generates(
     assert all(cells[scheme]["reason"] == "Validated" for scheme in QUANTISED.get(name, ()))
 
 
+#: How positions are stretched beyond the length of the training, 32 here; dynamic does so beyond all that is asked.
+STRETCHED: dict[str, dict[str, Any]] = {
+    "dynamic": {},
+    "linear": {},
+    "yarn": {"original_max_position_embeddings": 32},
+    "llama3": {"original_max_position_embeddings": 32, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+}
+
+
+@pytest.mark.parametrize("kind", STRETCHED)
+def test_a_rotation_that_stretches_positions_answers_as_torch_beyond_the_length_of_the_training(
+    kind: str, tmp_path: Path, line: Line
+) -> None:
+    settings = {"rope_type": kind, "rope_theta": 500.0, "factor": 4.0, **STRETCHED[kind]}
+    folder = tiny_decoder(tmp_path / "model", num_hidden_layers=1, rope_parameters=settings)
+    assert line.convert(line.fetch(folder).details["digest"]).code == 0
+    session = onnxruntime.InferenceSession(graph_of(line), providers=[CPU])
+    ids = torch.arange(DECODER_LENGTH).reshape(1, DECODER_LENGTH) + 5
+    past = {item.name: np.zeros((1, 2, 0, 8), np.float32) for item in session.get_inputs()[2:]}
+    (found,) = session.run(["logits"], {"input_ids": ids.numpy(), "attention_mask": np.ones_like(ids), **past})
+    with torch.inference_mode():
+        wanted = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()(ids).logits.numpy()
+        change_json(folder / "config.json", rope_parameters={"rope_type": "default", "rope_theta": 500.0})
+        plain = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()(ids).logits.numpy()
+    np.testing.assert_allclose(found, wanted, atol=1e-3)
+    assert np.allclose(found, plain, atol=0.1) == (kind == "dynamic")
+
+
 def test_a_decoder_that_is_not_known_is_tried_and_told_so(tmp_path: Path, line: Line) -> None:
     folder = tiny_decoder(tmp_path / "model", "granite", num_hidden_layers=1, residual_multiplier=0.5)
     digest = line.fetch(folder).details["digest"]
@@ -360,6 +388,13 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str, str]] = {
         {"maxSequenceLength": DECODER_LENGTH + 1},
         "SpecImpossible",
         f"use at most {DECODER_LENGTH}",
+    ),
+    "positions that stretch as a text grows": (
+        "llama",
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 32}},
+        {"maxSequenceLength": DECODER_LENGTH},
+        "SpecImpossible",
+        "use at most 32",
     ),
     "no positions": ("llama", {"max_position_embeddings": 0}, {}, "ConfigInvalid", "0 positions"),
     "a window of nothing": ("mistral", {"sliding_window": 0}, {}, "ConfigInvalid", "cannot read one token"),
