@@ -65,6 +65,8 @@ _NEVER_SET: Final = frozenset({"dtype", "torch_dtype", "architectures", "model_t
 SHORTEST: Final = 8
 #: What a tokenizer can give, in the order of the graph's inputs.
 INPUTS: Final = ("input_ids", "attention_mask", "token_type_ids")
+#: Any of these is enough for transformers to make the tokenizer of.
+_VOCABULARIES: Final = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
 _HEADS: Final = {
     "ForSequenceClassification": Task.TEXT_CLASSIFICATION,
     "ForTokenClassification": Task.TOKEN_CLASSIFICATION,
@@ -458,9 +460,7 @@ def _tokenizer_of(
     folder: Path, config: PreTrainedConfig, *, pads: bool, with_any: bool = False
 ) -> PreTrainedTokenizerBase:
     """A tokenizer that fits; without `pads` it need have no padding, and it may pad `with_any`, as a mask hides it."""
-    if not any(
-        (folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
-    ):
+    if not any((folder / name).is_file() for name in _VOCABULARIES):
         if (folder / "tokenizer.model").is_file():
             raise StepFailedError(
                 TOKENIZER_MISSING,

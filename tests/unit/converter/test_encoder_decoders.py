@@ -16,10 +16,11 @@ import pytest
 import torch
 import transformers
 from onnx import TensorProto, helper
+from sentencepiece import sentencepiece_model_pb2
 from typing_extensions import override
 
 from checkpoints import ANSWER_LENGTH, ENCODER_DECODERS, change_json, tiny, tiny_encoder_decoder
-from onnx_converter import cli, generation, package, placement, wire
+from onnx_converter import cli, generation, load, package, placement, wire
 from onnx_converter.contest import Candidate, Original
 from onnx_converter.conversion import Conversion
 from onnx_converter.digest import sha256_of
@@ -591,6 +592,19 @@ def test_a_mask_of_another_text_and_an_answer_without_end_are_errors(
 
 
 # The checkpoint ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["t5", "pegasus"])
+def test_a_vocabulary_of_sentencepiece_alone_is_a_tokenizer(name: str, tmp_path: Path) -> None:
+    folder, vocabulary = tiny_encoder_decoder(tmp_path / "model", name), sentencepiece_model_pb2.ModelProto()
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    for piece, score, kind in (("<pad>", 0, 3), ("</s>", 0, 3), ("<unk>", 0, 2), ("▁the", -1, 1)):
+        vocabulary.pieces.add(piece=piece, score=score, type=kind)
+    for letter in "▁abcdefghijklmnopqrstuvwxyz":
+        vocabulary.pieces.add(piece=letter, score=-5, type=1)
+    (folder / "spiece.model").write_bytes(vocabulary.SerializeToString())
+    assert load.load(folder, Task.AUTO, None).tokenizer.tokenize("the cat") == ["▁the", "▁", "c", "a", "t"]
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str, str]] = {
