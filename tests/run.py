@@ -10,7 +10,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import textwrap
 import time
 import xml.etree.ElementTree as ET
@@ -86,7 +85,7 @@ def step(name: str, *command: str) -> bool:
 
 
 def main(wanted: list[str]) -> int:
-    reports = Path(os.environ.get("TEST_REPORTS") or tempfile.mkdtemp(prefix="onnx-operator-reports-"))
+    reports = Path(os.environ.get("TEST_REPORTS") or ROOT / "build" / "reports")
     matrix = reports / "architectures"
     shutil.rmtree(matrix, ignore_errors=True)
     matrix.mkdir(parents=True)
