@@ -62,7 +62,7 @@ _SECOND: Final = {Provider.TENSORRT: Provider.CUDA}
 
 
 def session(
-    path: Path,
+    model: Path | bytes,
     provider: Provider,
     intra_op: int | None = None,
     profile: Path | None = None,
@@ -94,9 +94,10 @@ def session(
     if provider is Provider.TENSORRT:
         providers.insert(0, (str(provider), dict(told or {})))
     try:
-        made = onnxruntime.InferenceSession(path, options, providers=providers)
+        made = onnxruntime.InferenceSession(model, options, providers=providers)
     except Exception as error:
-        raise StepFailedError(GRAPH_REFUSED, f"onnxruntime cannot load {path.name}: {gist(error)}") from error
+        name = model.name if isinstance(model, Path) else "a part of the graph"
+        raise StepFailedError(GRAPH_REFUSED, f"onnxruntime cannot load {name}: {gist(error)}") from error
     if made.get_providers()[0] != provider:
         raise StepFailedError(
             PLACEMENT_FAILED,

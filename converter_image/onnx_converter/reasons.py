@@ -205,6 +205,11 @@ CROSS_COMPUTED_ANEW: Final = Reason(
     "surfaces when a graph that writes takes what is read, and not the keys and values that were made of it once: it "
     "would make them anew at each step",
 )
+KERNEL_SLOW: Final = Reason(
+    "KernelSlow",
+    69,
+    "surfaces when a product of the quantised graph takes three times as long as one of floats or more",
+)
 ORDER_LOST: Final = Reason(
     "OrderLost",
     60,

@@ -26,6 +26,7 @@ from onnx_converter import (
     footprint,
     generation,
     graph,
+    kernels,
     ladder,
     limits,
     parity,
@@ -57,10 +58,10 @@ from onnx_converter.reasons import (
 )
 from onnx_converter.report import BENCHMARK, GOLDEN, PAGE, REPORT
 from onnx_converter.report_html import page
-from onnx_converter.spec import Metric, Provider, Scheme
+from onnx_converter.spec import Activations, Metric, Provider, Scheme
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from numpy.typing import NDArray
 
@@ -211,6 +212,8 @@ def _run(validate: Validate, progress: Progress) -> dict[str, Any]:
         judgement = replace(judgement, evaluated=verdict.evaluated)
         if verdict.reason is not None:
             judgement = replace(judgement, reason=verdict.reason, message=verdict.message)
+    if judgement.reason is VALIDATED and checked is None:
+        judgement = _timed(judgement, validate.spec, tuple(zip(paths, places, strict=True)), progress)
     if checked is not None:
         packed = f"packed for {validate.provider} and not run there: {checked.words}"
         judgement = replace(judgement, coverage=checked.coverage, message=f"{judgement.message}; {packed}")
@@ -251,6 +254,20 @@ def _run(validate: Validate, progress: Progress) -> dict[str, Any]:
         "reportDigest": "sha256:" + sha256_of(validate.output / REPORT),
         **({"benchmark": benchmarked} if benchmarked else {}),
     }
+
+
+def _timed(
+    judgement: Judgement, spec: ConversionSpec, placed: Iterable[tuple[Path, Provider]], progress: Progress
+) -> Judgement:
+    """What is as good as the original must not be slow without a word; who asks for 16 bits is told what they cost."""
+    if spec.activations is Activations.UINT16:
+        return judgement
+    try:
+        ratios = kernels.refuse_slow(placed)
+    except StepFailedError as error:
+        return replace(judgement, reason=error.reason, message=error.message)
+    progress.tell("KernelsTimed", percent=97, layers=len(ratios), slowest=round(max(ratios.values(), default=0.0), 2))
+    return judgement
 
 
 def _told_before(conversion: Conversion, validate: Validate) -> dict[str, str] | None:
