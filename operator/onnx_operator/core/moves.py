@@ -109,7 +109,7 @@ def _abort(view: View) -> Move | None:
 def _retry(view: View) -> Move | None:
     """Lifts the quarantine, then fetches anew, as the source's key holds the handled token."""
     spec = view.seen.model.spec
-    if spec is None or spec.rollout.retry_token == view.ledger.handled_tokens.retry:
+    if spec is None or not view.is_to_be_retried:
         return None
     wanted = view.wanted
     if wanted is not None and wanted.status.quarantine is not None:

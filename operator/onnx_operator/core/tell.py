@@ -114,7 +114,8 @@ def _summary(view: View, standing: Standing, story: Finding, *, is_busy: bool) -
         return
     reason, message = _story_words(view, story)
     yield Finding(ConditionType.READY, "False", reason, message)
-    is_stalled = standing.passage is Passage.STALLED
+    # Whoever reads that the present spec was seen must not be told that nothing is tried, in the look that begins to.
+    is_stalled = standing.passage is Passage.STALLED and not view.is_to_be_retried
     moving = Finding(ConditionType.RECONCILING, "True", reason, message)
     yield moving if is_busy or not is_stalled else Finding(ConditionType.RECONCILING, "False", reasons.SETTLED, "")
     stalled = Finding(ConditionType.STALLED, "True", reason, message)

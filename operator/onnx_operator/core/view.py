@@ -108,6 +108,12 @@ class View:
         return self.ledger.stable is not None and self.ledger.stable.revision == self.wanted_name
 
     @property
+    def is_to_be_retried(self) -> bool:
+        """Whether a person asked for another try that nothing was done about yet."""
+        spec = self.seen.model.spec
+        return spec is not None and spec.rollout.retry_token != self.ledger.handled_tokens.retry
+
+    @property
     def known_good(self) -> tuple[KnownGood, ...]:
         """The revisions within the rollback window."""
         window = self.plan.rollback_window if self.plan is not None else None
