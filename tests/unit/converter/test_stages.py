@@ -6,16 +6,15 @@ import json
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
 
 from checkpoints import tiny, tiny_decoder, tiny_encoder_decoder, tiny_vision
 from onnx_converter import routes, stages
 from onnx_converter.conversion import Stage
 from onnx_converter.graph import MODEL
 from onnx_converter.spec import Parity, Task
+from unit.converter.test_gate import flip_one_weight, freeze_the_batch_inside
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,20 +57,6 @@ def test_what_is_quantised_was_like_the_original_before_as_exported_and_as_optim
         assert 0 < float(one["maxAbsolute"]) < 1e-4, "an original that is compared with itself differs in nothing"
     assert sorted(path.name for path in (line.work / "graph").iterdir()) == [CPU, "conversion.json", "tokenizer"]
     assert not list((line.work / "graph" / CPU).glob(".*"))
-
-
-def flip_one_weight(model: onnx.ModelProto) -> None:
-    tensor = next(one for one in reversed(model.graph.initializer) if len(one.dims) == 2)
-    values = numpy_helper.to_array(tensor).copy()
-    values.flat[0] += 100
-    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-
-
-def freeze_the_batch_inside(model: onnx.ModelProto) -> None:
-    model.graph.initializer.append(numpy_helper.from_array(np.array([2, -1], np.int64), "two_texts"))
-    for node in model.graph.node:
-        node.input[:] = ["frozen" if name == "input_ids" else name for name in node.input]
-    model.graph.node.insert(0, helper.make_node("Reshape", ["input_ids", "two_texts"], ["frozen"]))
 
 
 def broken(line: Line, folder: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[[onnx.ModelProto], None]) -> str:
