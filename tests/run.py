@@ -90,6 +90,8 @@ def main(wanted: list[str]) -> int:
     shutil.rmtree(matrix, ignore_errors=True)
     matrix.mkdir(parents=True)
     os.environ[architectures.FOLDER] = str(matrix)
+    # What dies after its last test is to say where.
+    os.environ["PYTHONFAULTHANDLER"] = "1"
     broken = [name for name in ("venv", "lint") if not step(name, "make", "--no-print-directory", name)]
     total = Counts()
     lines = []
