@@ -83,7 +83,7 @@ class Integers:
         node.input[0], node.output[0] = rows.codes, found
         part.node.append(
             helper.make_node(
-                "DequantizeLinear", [found, rows.scale, rows.zero], [leaving], name=f"{leaving}_DequantizeLinear"
+                "DequantizeLinear", [found, rows.scale, rows.zero], [leaving], name=f"{found}_DequantizeLinear"
             )
         )
         low, high = (np.float64(limit) for limit in (min(table.min(), 0), max(table.max(), 0)))

@@ -74,7 +74,7 @@ def quantise(
     hold as well that are read later. Tells the layers that were left as they are since they moved too far, and how far.
     """
     if spec.scheme is Scheme.INT8_STATIC:
-        return int8_static(spec, source, target, requests, is_symmetric=provider is Provider.TENSORRT)
+        return int8_static(spec, source, target, requests, provider=provider)
     if spec.scheme is Scheme.INT8_DYNAMIC:
         int8_dynamic(source, target, is_last=is_last, later=later, shared=shared)
     else:
@@ -124,9 +124,10 @@ def int8_static(
     target: Path,
     requests: Iterable[dict[str, NDArray[Any]]],
     *,
-    is_symmetric: bool = False,
+    provider: Provider = Provider.CPU,
 ) -> dict[str, float]:
-    """What goes into a layer is rounded, and what comes out is not; whatever is no layer stays in floats.
+    """What goes into a layer is rounded, and what comes out is not; whatever is no layer stays in floats, but for the
+    tables of words on the CPU, beside activations that are rounded as coarsely.
 
     TensorRT wants zero in the middle of each range, and biases as they are.
 
@@ -135,7 +136,9 @@ def int8_static(
     """
     model = wire.outline(source)
     chosen = layers_of(model.graph, spec.exclude or ())
-    is_wide = spec.activations is Activations.UINT16
+    is_wide, is_symmetric = spec.activations is Activations.UINT16, provider is Provider.TENSORRT
+    has_tables = provider is Provider.CPU and not is_wide
+    layers = target.with_name(f"layers-{target.name}") if has_tables else target
     asked = list(requests)
     sensitive: dict[str, float] = {}
     if spec.max_layer_error is not None:
@@ -154,7 +157,7 @@ def int8_static(
     try:
         quantize_static(
             source,
-            target,
+            layers,
             _Requests(asked),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(_PRODUCTS),
@@ -174,7 +177,14 @@ def int8_static(
         )
     except Exception as error:
         raise _given_up(error) from error
-    _refuse_unquantised(wire.outline(target), "QuantizeLinear")
+    model = wire.outline(layers)
+    _refuse_unquantised(model, "QuantizeLinear")
+    if has_tables:
+        is_large = _is_large(model, layers)
+        _, made = _replace_layers(model.graph, target.parent, None, lambda _node, _weight: None, Integers().looked_up)
+        _write(model, target.parent, made, target, is_large=is_large, is_last=False, shared=None)
+        for path in (layers, layers.with_name(f"{layers.name}.data")):
+            path.unlink(missing_ok=True)
     return sensitive
 
 
@@ -292,7 +302,7 @@ def _replace_layers(
     graph: onnx.GraphProto,
     folder: Path,
     spared: str | None,
-    quantised: Callable[[onnx.NodeProto, NDArray[Any]], onnx.GraphProto],
+    quantised: Callable[[onnx.NodeProto, NDArray[Any]], onnx.GraphProto | None],
     looked_up: Callable[[onnx.NodeProto, NDArray[Any]], onnx.GraphProto | None] | None = None,
 ) -> tuple[list[onnx.TensorProto], dict[str, bytes]]:
     """Every layer but one, and tables, if they are asked for, but that layer's; one weight at a time is read from the

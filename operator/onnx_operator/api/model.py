@@ -353,10 +353,10 @@ class Quantization(ApiModel):
     accelerators; answers stay float32. float16 on the CPU is right, and no faster than none; bfloat16 has no kernels
     there. int8-dynamic stores weights as 8-bit integers, one scale for each column, and quantises
     activations while it runs; on the CPU only. int8-static does so to the layers of an encoder, with ranges of the
-    activations that were measured before on texts; on the CPU only. int8-weight-only and int4-weight-only store the
-    weights of layers as 8 or 4-bit integers in blocks, each with a scale, and on the CPU tables of words as 8-bit ones;
-    elsewhere these stay in float32. auto tries all that the execution provider has kernels for, measures each as if it
-    had been asked for, and takes the best."""
+    activations that were measured before on texts; not on CUDA. int8-weight-only and int4-weight-only store the weights
+    of layers as 8 or 4-bit integers in blocks, each with a scale. On the CPU tables of words become 8-bit integers in
+    all four, but beside activations of uint16; elsewhere they stay in float32. auto tries all that the execution
+    provider has kernels for, measures each as if it had been asked for, and takes the best."""
     block_size: Literal[16, 32, 64, 128, 256] | None = None
     """For weight-only schemes: how many weights share a scale; 32 when unset. Smaller is closer to the original and
     larger on disk."""

@@ -136,6 +136,41 @@ def test_every_layer_but_those_excluded_multiplies_what_was_rounded_and_nothing_
     assert error < (0.2 if activations == "uint8" else 0.03)
 
 
+@pytest.mark.parametrize(
+    ("provider", "activations", "kind"),
+    [
+        (Provider.CPU, "uint8", TensorProto.UINT8),
+        (Provider.CPU, "uint16", TensorProto.FLOAT),
+        (Provider.TENSORRT, "uint8", TensorProto.FLOAT),
+        (Provider.QNN, "uint8", TensorProto.FLOAT),
+    ],
+)
+def test_tables_of_words_are_in_eight_bits_on_the_cpu_and_layers_left_out_stay_in_floats(
+    provider: Provider, activations: str, kind: int, tmp_path: Path
+) -> None:
+    spec = ConversionSpec.model_validate({"scheme": "int8-static", "activations": activations, "exclude": [LAYERS[2]]})
+    source, target = write(tmp_path / "source.onnx", quantize.opset_of(spec)), tmp_path / "target.onnx"
+    model = onnx.load(source)
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("words", TensorProto.INT64, ["sequence"]))
+    table = np.random.default_rng(2).standard_normal((50, WIDTH), dtype=np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(table, "table"))
+    model.graph.node.insert(0, helper.make_node("Gather", ["table", "words"], ["given"], name="look up"))
+    onnx.save(model, source)
+    asked = {"words": np.arange(50)}
+    quantize.quantise(spec, source, target, [asked], provider=provider)
+    assert [path.name for path in tmp_path.iterdir() if path != source] == [target.name]
+    graph = onnx.load(target).graph
+    held = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    (looked_up,) = (node for node in graph.node if node.op_type == "Gather")
+    assert held[looked_up.input[0]] == kind
+    assert held["c"] == TensorProto.FLOAT
+    exact, rounded = (
+        onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, asked)[0]
+        for path in (source, target)
+    )
+    assert 0 < np.abs(rounded - exact).max() < 0.2 * np.abs(exact).max()
+
+
 def test_a_layer_that_rounding_moves_too_far_stays_in_floats_and_is_named(tmp_path: Path) -> None:
     spec = ConversionSpec.model_validate({"scheme": "int8-static", "maxLayerError": "0.05"})
     source, target = write(tmp_path / "source.onnx", 18), tmp_path / "target.onnx"
