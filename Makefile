@@ -10,7 +10,6 @@ ONEBOX := $(PYTHON) hack/onebox
 DEMO_CLUSTER := demo
 DEMO_TARGET = $(if $(KUBECONFIG),--kubeconfig $(KUBECONFIG),--cluster $(DEMO_CLUSTER))
 DEMO_FLAGS ?=
-SIDE_BY_SIDE := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 LOCK := $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
 	--custom-compile-command 'make lock'
 
@@ -48,7 +47,7 @@ test-unit: venv ## The pure core, tables and golden files; the converter on smal
 .PHONY: test-cuda-flavour
 test-cuda-flavour: ## The converter's tests on the CPU provider of onnxruntime-gpu, as in that flavour of the image. Minutes.
 	@$(PYTHON) hack/environment.py build/cuda-flavour cuda
-	build/cuda-flavour/bin/pytest $(SIDE_BY_SIDE) tests/unit/converter
+	build/cuda-flavour/bin/pytest --numprocesses=2 tests/unit/converter
 
 .PHONY: test-integration
 test-integration: venv ## A real API server, etcd and controller-manager; a real Triton; a hundred faults. Minutes.

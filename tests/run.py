@@ -23,12 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
-#: Files share what is slow to start, a control plane or a checkpoint, so a file stays with one of the processes.
-SIDE_BY_SIDE = ("--numprocesses=2", "--dist=loadfile", "--no-loadscope-reorder")
 TIERS = {
-    "unit": (*SIDE_BY_SIDE, "tests/unit", "tests/golden", "tests/device"),
+    "unit": ("--numprocesses=2", "tests/unit", "tests/golden", "tests/device"),
     # The longest file first, or one of the two would end alone.
-    "integration": (*SIDE_BY_SIDE, "tests/faults", "tests/integration", "tests/triton_server"),
+    "integration": ("--numprocesses=2", "tests/faults", "tests/integration", "tests/triton_server"),
     "e2e": ("tests/e2e",),
 }
 
