@@ -67,9 +67,11 @@ def session(
     intra_op: int | None = None,
     profile: Path | None = None,
     told: Mapping[str, str] | None = None,
+    *,
+    options: onnxruntime.SessionOptions | None = None,
 ) -> onnxruntime.InferenceSession:
     """A session whose first provider is the one asked for, on as many threads as the container may use or on those of
-    a server's instance. `told` is what that provider is told besides.
+    a server's instance. `told` is what that provider is told besides, and `options` what onnxruntime is.
     """
     if provider not in onnxruntime.get_available_providers():
         raise StepFailedError(
@@ -78,7 +80,7 @@ def session(
     if provider is not Provider.CPU:
         # The CUDA libraries come as wheels beside torch's; the loader does not look there by itself.
         onnxruntime.preload_dlls()
-    options = onnxruntime.SessionOptions()
+    options = options or onnxruntime.SessionOptions()
     options.intra_op_num_threads = intra_op or threads()
     if (intra_op or 0) > 1:
         options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_MICROSECONDS)

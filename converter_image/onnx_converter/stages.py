@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Final
 import onnxruntime
 import torch
 
-from onnx_converter import parity, report, samples, wire
+from onnx_converter import parity, placement, report, samples, wire
 from onnx_converter.contest import Candidate, Loaded, Original
 from onnx_converter.conversion import Stage
 from onnx_converter.heads import parts_of, wrap
-from onnx_converter.limits import threads
-from onnx_converter.reasons import StepFailedError, gist
+from onnx_converter.reasons import StepFailedError
 from onnx_converter.spec import Provider, Scheme
 
 if TYPE_CHECKING:
@@ -80,8 +79,6 @@ def _measured(
         )
     except StepFailedError as error:
         return Stage(stage=stage, error=error.message)
-    except Exception as error:  # noqa: BLE001  of onnxruntime's own, one for each way not to load a graph
-        return Stage(stage=stage, error=f"onnxruntime cannot load {folder.name}: {gist(error)}")
     return Stage(
         stage=stage,
         samples=found.samples,
@@ -94,8 +91,6 @@ def _measured(
 
 def _loaded(path: Path, stage: str) -> Loaded:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads()
-    options.log_severity_level = 3
     options.graph_optimization_level = _LEVELS[stage]
     # Else each matrix were copied into the order that its product likes best, and memory kept for the next request.
     options.enable_cpu_mem_arena = False
@@ -103,7 +98,7 @@ def _loaded(path: Path, stage: str) -> Loaded:
     outline = path.with_name(f".{path.name}")
     outline.write_bytes(wire.outline(path).SerializeToString())
     try:
-        return Loaded.of(path, onnxruntime.InferenceSession(outline, options, providers=[str(Provider.CPU)]))
+        return Loaded.of(path, placement.session(outline, Provider.CPU, options=options))
     finally:
         outline.unlink()
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from onnx_converter import contest, placement, stages
+from onnx_converter import contest, placement
 from unit.converter.steps import Line
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        for module in (contest, placement, stages):
+        for module in (contest, placement):
             patch.setattr(module, "threads", lambda: 1)
         yield
     torch.set_num_threads(before)
