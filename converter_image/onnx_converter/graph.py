@@ -180,8 +180,7 @@ def inspect_parts(folder: Path, parts: Sequence[Part], runtime: Runtime = SERVIN
         before.made.update(spec.name for spec in part.outputs)
     if len(found) == 1:
         return found[0]
-    made = {spec.name for facts in found[:-1] for spec in facts.outputs}
-    inputs = {spec.name: spec for facts in found for spec in facts.inputs if spec.name not in made}
+    inputs = {spec.name: spec for facts in found for spec in facts.inputs if spec.name not in before.made}
     return GraphFacts(
         digest_of(folder),
         sum(path.stat().st_size for path in folder.iterdir()),
