@@ -37,6 +37,8 @@ _BYTES: Final = 2
 _PUNCH: Final = 3
 #: Bytes of a field by its wire type; the others tell theirs.
 _FIXED: Final = {1: 8, 5: 4}
+_fallocate = ctypes.CDLL(None).fallocate
+_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 def outline(path: Path) -> ModelProto:
@@ -148,15 +150,13 @@ def give_back(tensors: Iterable[TensorProto], folder: Path, kept: Iterable[Tenso
 
     Where the file system cannot, they stay as they are: space is all that is at stake.
     """
-    fallocate = ctypes.CDLL(None, use_errno=True).fallocate
-    fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
     taken = {place_of(tensor) for tensor in kept}
     for tensor in tensors:
         if uses_external_data(tensor) and place_of(tensor) not in taken:
             info = ExternalDataInfo(tensor)
             descriptor = os.open(folder / info.location, os.O_RDWR)
             try:
-                fallocate(descriptor, _PUNCH, info.offset or 0, info.length)
+                _fallocate(descriptor, _PUNCH, info.offset or 0, info.length)
             finally:
                 os.close(descriptor)
 
