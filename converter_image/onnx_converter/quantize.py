@@ -75,29 +75,19 @@ def quantise(
     """
     if spec.scheme is Scheme.INT8_STATIC:
         return int8_static(spec, source, target, requests, provider=provider)
-    if spec.scheme is Scheme.INT8_DYNAMIC:
-        int8_dynamic(source, target, is_last=is_last, later=later, shared=shared)
-    else:
-        weight_only(spec, source, target, requests, provider=provider, is_last=is_last, later=later, shared=shared)
-    return {}
-
-
-def int8_dynamic(
-    source: Path,
-    target: Path,
-    *,
-    is_last: bool = False,
-    later: Iterable[Path] = (),
-    shared: share.Weights | None = None,
-) -> None:
-    """Layers and tables in whole numbers."""
     model = wire.outline(source)
-    is_large, integers = _is_large(model, source), Integers()
-    spent, made = _replace_layers(model.graph, source.parent, None, integers.product, integers.looked_up)
-    _refuse_unquantised(model, "MatMulInteger")
+    is_large = _is_large(model, source)
+    if spec.scheme is Scheme.INT8_DYNAMIC:
+        integers = Integers()
+        spent, made = _replace_layers(model.graph, source.parent, None, integers.product, integers.looked_up)
+    else:
+        spent, made = _in_blocks(spec, model, source, requests, provider)
+    _refuse_unquantised(model, "MatMulInteger", "MatMulNBits")
     if is_last:
-        wire.give_back(spent, source.parent, _still_read(model, later))
+        still_read = (tensor for one in (model, *map(wire.outline, later)) for tensor in one.graph.initializer)
+        wire.give_back(spent, source.parent, still_read)
     _write(model, source.parent, made, target, is_large=is_large, is_last=is_last, shared=shared)
+    return {}
 
 
 def turned_by(node: onnx.NodeProto, constants: Container[str]) -> bool:
@@ -208,29 +198,25 @@ def layers_of(graph: onnx.GraphProto, exclude: Iterable[str]) -> list[str]:
     return left
 
 
-def weight_only(
+def _in_blocks(
     spec: ConversionSpec,
+    model: onnx.ModelProto,
     source: Path,
-    target: Path,
-    requests: Iterable[dict[str, NDArray[Any]]] = (),
-    *,
-    provider: Provider = Provider.CPU,
-    is_last: bool = False,
-    later: Iterable[Path] = (),
-    shared: share.Weights | None = None,
-) -> None:
+    requests: Iterable[dict[str, NDArray[Any]]],
+    provider: Provider,
+) -> tuple[list[onnx.TensorProto], dict[str, bytes]]:
     """Weights as whole numbers in blocks, each with a scale; the multiplication itself takes floats.
 
     So are tables on the CPU. A head that is kept in floats keeps its table so, too, in each graph of a model.
     """
-    model = wire.outline(source)
-    is_large = _is_large(model, source)
     head = head_of(model.graph)
     inputs = gptq.Inputs.of(source, list(requests)) if spec.algorithm is Algorithm.GPTQ else None
     blocks = Blocks(spec, head, inputs)
     has_tables = provider is Provider.CPU and (head is not None or not spec.keep_output_head)
+    if all(item.domain != DOMAIN for item in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     try:
-        spent, made = _replace_layers(
+        return _replace_layers(
             model.graph,
             source.parent,
             head if spec.keep_output_head else None,
@@ -239,16 +225,6 @@ def weight_only(
         )
     except Exception as error:
         raise _given_up(error) from error
-    _refuse_unquantised(model, "MatMulNBits")
-    if is_last:
-        wire.give_back(spent, source.parent, _still_read(model, later))
-    if all(item.domain != DOMAIN for item in model.opset_import):
-        model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
-    _write(model, source.parent, made, target, is_large=is_large, is_last=is_last, shared=shared)
-
-
-def _still_read(model: onnx.ModelProto, later: Iterable[Path]) -> list[onnx.TensorProto]:
-    return [tensor for one in (model, *map(wire.outline, later)) for tensor in one.graph.initializer]
 
 
 def _write(

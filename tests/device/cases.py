@@ -27,7 +27,7 @@ from onnx_converter.contest import Candidate, Loaded, Original
 from onnx_converter.heads import parts_of
 from onnx_converter.progress import Progress
 from onnx_converter.reasons import StepFailedError
-from onnx_converter.spec import Parity, Provider, Scheme, Task
+from onnx_converter.spec import ConversionSpec, Parity, Provider, Scheme, Task
 from unit.converter.steps import Line, run
 
 if TYPE_CHECKING:
@@ -207,8 +207,8 @@ class Bench:
         name = "nodes without kernels"
         line, _, _ = self.converted("bert", Scheme.NONE)
         source = line.work / "graph" / self.provider / "model.onnx"
-        quantize.int8_dynamic(source, self.root / "int8.onnx")
         path = self.root / "int8.onnx"
+        quantize.quantise(ConversionSpec(scheme=Scheme.INT8_DYNAMIC), source, path)
         ids = {item.name: torch.ones(1, 8, dtype=torch.long).numpy() for item in onnxruntime_inputs(path)}
         return _refused(name, lambda: placement.prove(path, self.provider, ids), wanted="PlacementFailed")
 

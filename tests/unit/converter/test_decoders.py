@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models
 
 from checkpoints import DECODER_LENGTH, DECODERS, change_json, tiny, tiny_decoder
 from onnx_converter import load, quantize
-from onnx_converter.spec import Task
+from onnx_converter.spec import ConversionSpec, Scheme, Task
 from unit.converter import matrix
 from unit.converter.steps import Line
 from unit.converter.test_gate import CPU, Bench
@@ -268,7 +268,7 @@ def test_the_bytes_of_a_decoder_name_no_place_and_are_quantised_to_the_same(benc
     (tmp_path / "model.onnx").write_bytes(bench.good)
     quantised = []
     for name in ("one", "other"):
-        quantize.int8_dynamic(tmp_path / "model.onnx", tmp_path / name)
+        quantize.quantise(ConversionSpec(scheme=Scheme.INT8_DYNAMIC), tmp_path / "model.onnx", tmp_path / name)
         quantised.append((tmp_path / name).read_bytes())
     assert quantised[0] == quantised[1]
 
