@@ -170,6 +170,8 @@ def _phase(view: View, standing: Standing) -> str:
     if standing.passage is Passage.MET:
         return "Ready"
     if standing.passage is Passage.STALLED:
+        if view.is_to_be_retried:
+            return "Pending"
         wanted = view.wanted
         is_rolled_back = wanted is not None and wanted.status.quarantine is not None
         is_rolled_back = is_rolled_back and story.type is ConditionType.PROMOTED

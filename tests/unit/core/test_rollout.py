@@ -596,10 +596,12 @@ def test_a_retry_lifts_the_quarantine_fetches_anew_and_keeps_the_artifact(canary
         canary.accept()
     jobs = set(canary.jobs)
     assert canary.condition("Stalled")[0] == "True"
+    assert canary.status.phase == "RolledBack"
     canary.change(rollout={"retryToken": "again"})
     # Who waits for the present spec to end reads every status that was told, the first one too.
     for _ in range(4):
         canary.look()
+        assert canary.status.phase not in ("RolledBack", "Failed")
         assert canary.condition("Stalled")[0] == "False"
         assert canary.condition("Reconciling")[0] == "True"
     canary.settle()
