@@ -64,13 +64,12 @@ class Shallow:
     weights: tuple[Mapping[str, Tensor], ...]
 
 
-def is_deep(checkpoint: Checkpoint) -> bool:
-    """Whether there is anything to gain."""
-    return _plan(checkpoint) is not None
+#: The list of layers by its name, the first layer of each kind, and for each layer which of those it is like.
+Plan = tuple[str, nn.ModuleList, list[int], list[int]]
 
 
-def _plan(checkpoint: Checkpoint) -> tuple[str, nn.ModuleList, list[int], list[int]] | None:
-    """The list of layers by its name, the first layer of each kind, and for each layer which of those it is like."""
+def plan_of(checkpoint: Checkpoint) -> Plan | None:
+    """None where there is nothing to gain."""
     model = checkpoint.model
     if not checkpoint.cache or checkpoint.cross:
         return None
@@ -91,13 +90,9 @@ def _plan(checkpoint: Checkpoint) -> tuple[str, nn.ModuleList, list[int], list[i
 
 
 @contextmanager
-def shallow(checkpoint: Checkpoint) -> Iterator[Shallow | None]:
-    """Inside, the model of the checkpoint is the shallow one; None where that would not be shallower."""
+def shallow(checkpoint: Checkpoint, plan: Plan) -> Iterator[Shallow]:
+    """Inside, the model of the checkpoint is the shallow one."""
     model, config = checkpoint.model, checkpoint.model.config
-    plan = _plan(checkpoint)
-    if plan is None:
-        yield None
-        return
     path, stack, firsts, likes = plan
     chosen = [first for first in firsts for _ in range(_OF_EACH)]
     few = nn.ModuleList(_by_chance(stack[layer], place, config) for place, layer in enumerate(chosen))
@@ -198,7 +193,7 @@ def grow(model: onnx_ir.Model, few: Shallow, cache: decoders.Cache) -> None:
 
 def grow_small(model: onnx_ir.Model, few: Shallow, whole: Checkpoint, small: Checkpoint) -> onnx_ir.Model:
     """The same graph grown to a small model of the same configuration, with all the weights of that; a new one."""
-    plan = _plan(small)
+    plan = plan_of(small)
     if plan is None or {_OF_EACH * like for like in plan[-1]} != set(few.places):
         raise UnlikeError("the small model has other kinds of layers")
     made = model.clone()

@@ -24,7 +24,6 @@ from onnx_converter.spec import AS_EXPORTED, Parity, Provider, Scheme
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from onnx_converter.conversion import Stage
@@ -76,8 +75,9 @@ def _made(route: Route, checkpoint: Checkpoint, source: Path, folder: Path, goal
     """Makes the graphs, or says why not: from a few layers where that is shown to be right, else from all of them."""
     given = (route, checkpoint, source, folder, goal)
     reason: str | None = "it is not deep"
-    if layers.is_deep(checkpoint):
-        reason = _proved(partial(_grown, *given), folder) and _proved(partial(_whole, *given, grows=True), folder)
+    if plan := layers.plan_of(checkpoint):
+        reason = _proved(partial(_grown, *given, plan=plan), folder)
+        reason = reason and _proved(partial(_whole, *given, grows=True), folder)
     if reason is not None and route is ROUTES[-1]:
         _export(*given)
         return None
@@ -98,12 +98,13 @@ def _proved(make: Callable[[], str | None], folder: Path) -> str | None:
     return reason
 
 
-def _grown(route: Route, checkpoint: Checkpoint, source: Path, folder: Path, goal: Goal) -> str | None:
+def _grown(
+    route: Route, checkpoint: Checkpoint, source: Path, folder: Path, goal: Goal, *, plan: layers.Plan
+) -> str | None:
     """The very graph that is wanted is tried first, with few layers, few words and weights of chance."""
     if (trial := shrunk(checkpoint)) is checkpoint:
         return "it is small enough to be its own trial"
-    with route.traced(checkpoint.model), layers.shallow(checkpoint) as few:
-        assert few is not None  # noqa: S101  only deep ones come here
+    with route.traced(checkpoint.model), layers.shallow(checkpoint, plan) as few:
         (part,), (module,) = parts_of(few.checkpoint), modules_of(few.checkpoint, source)
         graph = export.trace(few.checkpoint, part, module, goal.opset)
     with goal.trials.running(), _beside(folder) as place:
@@ -131,8 +132,8 @@ def _export(
     route: Route, checkpoint: Checkpoint, source: Path, folder: Path, goal: Goal, *, grows: bool = False
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    whole: AbstractContextManager[layers.Shallow | None] = nullcontext()
-    with route.traced(checkpoint.model), layers.shallow(checkpoint) if grows else whole as few:
+    plan = layers.plan_of(checkpoint) if grows else None
+    with route.traced(checkpoint.model), layers.shallow(checkpoint, plan) if plan else nullcontext() as few:
         traced = checkpoint if few is None else few.checkpoint
         parts = parts_of(traced)
         shared = share.Weights(folder) if len(parts) > 1 else None

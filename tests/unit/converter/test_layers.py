@@ -33,6 +33,12 @@ def checkpoint_of(folder: Path, name: str = "llama", depth: int = 5, **sizes: An
     return load.load(tiny_decoder(folder, name, **sizes), Task.AUTO, None)
 
 
+def plan_of(checkpoint: Checkpoint) -> layers.Plan:
+    plan = layers.plan_of(checkpoint)
+    assert plan is not None
+    return plan
+
+
 def answers(folder: Path) -> dict[str, Any]:
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=[Provider.CPU])
     random = np.random.default_rng(0)
@@ -58,7 +64,8 @@ def test_it_answers_as_the_one_that_was_traced_whole_to_the_last_bit(
     route: Route, large: Checkpoint, tmp_path: Path
 ) -> None:
     checkpoint = large
-    assert routes._grown(route, checkpoint, tmp_path / "model", tmp_path / "True", GOAL) is None
+    plan = plan_of(checkpoint)
+    assert routes._grown(route, checkpoint, tmp_path / "model", tmp_path / "True", GOAL, plan=plan) is None
     assert {path.name for path in tmp_path.iterdir()} == {"model", "True"}, "what was tried is gone"
     routes._export(route, checkpoint, tmp_path / "model", tmp_path / "False", GOAL)
     grown, whole = (onnx.load(tmp_path / str(grows) / "model.onnx").graph for grows in (True, False))
@@ -86,9 +93,7 @@ def test_layers_of_several_kinds_are_each_what_they_are(kind: str, tmp_path: Pat
         checkpoint.model.model.layers[3].self_attn.scaling = 0.05
     else:
         checkpoint = checkpoint_of(tmp_path / "model", "gemma3_text", layer_types=KINDS)
-    plan = layers._plan(checkpoint)
-    assert plan is not None
-    assert plan[2:] == ([0, 3], [0, 0, 0, 1, 0])
+    assert plan_of(checkpoint)[2:] == ([0, 3], [0, 0, 0, 1, 0])
     # Small enough to be the trial itself.
     assert routes.tried(FUSED, checkpoint, tmp_path / "model", tmp_path / "graph", GOAL, grows=True) is None
 
@@ -124,7 +129,7 @@ def test_a_growth_that_is_wrong_is_refused_by_its_trial(
 
     monkeypatch.setattr(export, "trace", once)
     folder = tmp_path / "grown"
-    grown = partial(routes._grown, FUSED, large, tmp_path / "model", folder, GOAL)
+    grown = partial(routes._grown, FUSED, large, tmp_path / "model", folder, GOAL, plan=plan_of(large))
     for name, (what, instead, words) in WRONG.items():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(f"onnx_converter.layers.{what}", instead)
@@ -149,11 +154,9 @@ def test_layers_that_compute_with_their_number_are_traced_one_by_one(
 
 
 def test_layers_that_were_told_their_number_are_all_of_a_kind_of_their_own(tmp_path: Path) -> None:
-    assert layers.is_deep(checkpoint_of(tmp_path / "alike", "gpt2"))
-    assert not layers.is_deep(checkpoint_of(tmp_path / "scaled", "gpt2", scale_attn_by_inverse_layer_idx=True))
+    assert layers.plan_of(checkpoint_of(tmp_path / "alike", "gpt2")) is not None
+    assert layers.plan_of(checkpoint_of(tmp_path / "scaled", "gpt2", scale_attn_by_inverse_layer_idx=True)) is None
 
 
 def test_a_model_that_is_no_deeper_than_two_layers_of_each_kind_is_traced_as_it_is(tmp_path: Path) -> None:
-    assert not layers.is_deep(load.load(tiny_decoder(tmp_path / "model"), Task.AUTO, None))
-    with layers.shallow(load.load(tmp_path / "model", Task.AUTO, None)) as few:
-        assert few is None
+    assert layers.plan_of(load.load(tiny_decoder(tmp_path / "model"), Task.AUTO, None)) is None
