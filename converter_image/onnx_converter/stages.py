@@ -19,7 +19,7 @@ from onnx_converter import parity, placement, report, samples, wire
 from onnx_converter.contest import Candidate, Loaded, Original
 from onnx_converter.conversion import Stage
 from onnx_converter.heads import parts_of, wrap
-from onnx_converter.reasons import StepFailedError
+from onnx_converter.reasons import StepFailedError, gist
 from onnx_converter.spec import Provider, Scheme
 
 if TYPE_CHECKING:
@@ -79,6 +79,8 @@ def _measured(
         )
     except StepFailedError as error:
         return Stage(stage=stage, error=error.message)
+    except Exception as error:  # noqa: BLE001  what a graph lacks the gate has a reason for; a stage only tells
+        return Stage(stage=stage, error=f"{type(error).__name__}: {gist(error)}")
     return Stage(
         stage=stage,
         samples=found.samples,
