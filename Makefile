@@ -82,7 +82,7 @@ crds: venv ## Render crds/, the generated reference and what Argo CD needs from 
 
 .PHONY: architectures
 architectures: venv ## Convert and judge a small checkpoint of every architecture, and write what came out into docs/. Minutes.
-	PYTHONPATH=tests $(BIN)/python hack/architectures.py
+	PYTHONPATH=tests $(BIN)/python -P hack/architectures.py
 
 .PHONY: format
 format: venv ## Format the code.

@@ -1,6 +1,6 @@
 """Writes docs/reference/architectures.md of what the tests of every architecture measure. Minutes.
 
-`PYTHONPATH=tests python hack/architectures.py`. By the gate itself, with the tolerances that users get.
+`make architectures`. By the gate itself, with the tolerances that users get.
 """
 
 from __future__ import annotations
