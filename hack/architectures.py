@@ -32,10 +32,12 @@ refused, as code of a checkpoint is never run. A whole `clip` is two models, one
 for each task: `image-feature-extraction` takes the encoder for images, `sentence-embedding` and `auto` the one for
 texts. Of a whole `siglip` the encoder for images is converted.
 
-Route: how the graph was made. `trace` takes whatever torch can export; `fused-attention` makes attention and rotation
-one operator each, where the model lets them be replaced. Under each scheme: the largest difference, the smallest cosine
-and, where there are some, the share of equal labels or tokens. The verdict stands before them where it is not
-{architectures.VALIDATED}.
+Routes: the ways to a graph that passed. `trace` takes whatever torch can export; `fused-attention` makes attention and
+rotation one operator each, where the model lets them be replaced, and does not cover `float16`. The one in bold is
+taken; every other that covers the model was tried alone, with `none`, by the same gate, and one that did not pass has
+the reason beside it. A route that does not cover a model is not tried and not named. Under each scheme: the largest
+difference, the smallest cosine and, where there are some, the share of equal labels or tokens. The verdict stands
+before them where it is not {architectures.VALIDATED}.
 
 """
 

@@ -27,7 +27,9 @@ _FAR_INSIDE: Final = 0.999
 
 
 def note(row: Mapping[str, Any]) -> None:
-    """Keep a row: architecture, task, route and under `cells` for each scheme its reason and what was measured."""
+    """Keep a row: architecture, task, under `routes` for each how it ended, the one that was taken first, and under
+    `cells` for each scheme its reason and what was measured.
+    """
     if folder := os.environ.get(FOLDER):
         name = "-".join(row[key] for key in KEYS).replace(" ", "-")
         Path(folder, f"{name}.json").write_text(json.dumps(row))
@@ -41,12 +43,18 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 def table(kept: Iterable[Mapping[str, Any]]) -> str:
     """In Markdown."""
-    lines = ["| architecture | task | route | " + " | ".join(f"`{scheme}`" for scheme in SCHEMES) + " |"]
+    lines = ["| architecture | task | routes | " + " | ".join(f"`{scheme}`" for scheme in SCHEMES) + " |"]
     lines.append("|---|---|---|" + "---|" * len(SCHEMES))
     for row in kept:
         cells = [_words(row["cells"].get(scheme)) for scheme in SCHEMES]
-        lines.append(f"| {row['architecture']} | `{row['task']}` | {row['route']} | {' | '.join(cells)} |")
+        ways = _ways(row["routes"])
+        lines.append(f"| {row['architecture']} | `{row['task']}` | {ways} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _ways(ends: Mapping[str, str]) -> str:
+    taken, *others = (route if end == VALIDATED else f"{route}: {end}" for route, end in ends.items())
+    return ", ".join((f"**{taken}**", *others))
 
 
 def _words(cell: Mapping[str, Any] | None) -> str:
@@ -67,9 +75,9 @@ def differences(page: str, kept: Iterable[Mapping[str, Any]]) -> Iterator[str]:
         if key not in said or key not in found:
             yield f"{name}: {'is not on the page' if key in found else 'is on the page, and no test measured it'}"
             continue
-        (route, *cells), (taken, *measured) = said[key], found[key]
-        if route != taken:
-            yield f"{name}: was made by {taken}, the page says {route}"
+        (told, *cells), (ways, *measured) = said[key], found[key]
+        if told != ways:
+            yield f"{name}: its routes are {ways}, the page says {told}"
         for scheme, was, now in zip(SCHEMES, map(_verdict, cells), map(_verdict, measured), strict=True):
             if was[0] != now[0] and (scheme in _STABLE or _is_settled(was, now)):
                 yield f"{name}: {scheme} came out as {now[0] or 'nothing'}, the page says {was[0] or 'nothing'}"

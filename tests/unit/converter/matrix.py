@@ -7,12 +7,16 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 import architectures
-from onnx_converter import convert, footprint, parity, report, texts, validate
+from onnx_converter import convert, footprint, parity, quantize, report, routes, texts, validate
 from onnx_converter.contest import Answers, Candidate, Original
 from onnx_converter.heads import parts_of
 from onnx_converter.progress import Progress
-from onnx_converter.spec import AS_EXPORTED, ConversionSpec, Parity, Provider, Scheme, Task
+from onnx_converter.reasons import StepFailedError
+from onnx_converter.route import Goal
+from onnx_converter.spec import AS_EXPORTED, ConversionSpec, Parity, Provider, Scheme, Serving, Task
 from unit.converter.steps import Line
 
 if TYPE_CHECKING:
@@ -34,7 +38,8 @@ def fill(
     **spec: Any,
 ) -> dict[str, dict[str, Any]]:
     """Quantises what was converted with scheme none, judges each, and keeps the row; what the validation told is its
-    first cell. What has to be exported anew is asked of the first of an architecture's tasks.
+    first cell, and how it ends by the other routes stands before. What has to be exported anew for a scheme is asked
+    of the first of an architecture's tasks.
     """
     graphs = line.work / "graph" / Provider.CPU
     original = replace(
@@ -48,9 +53,10 @@ def fill(
         scheme = Scheme(name)
         if scheme not in AS_EXPORTED and not (scheme is Scheme.INT8_STATIC and original.checkpoint.cache):
             cells[scheme] = judged(original, scheme, graphs, line.root / scheme)
-    route = converted["graphs"][Provider.CPU]["route"]
+    taken = converted["graphs"][Provider.CPU]["route"]
+    ends = {taken: architectures.VALIDATED, **by_other_routes(original, line, digest, taken, **spec)}
     architectures.note(
-        {"architecture": architecture, "task": converted["task"], "route": route, "cells": cells},
+        {"architecture": architecture, "task": converted["task"], "routes": ends, "cells": cells},
     )
     assert {cell["reason"] for cell in cells.values()} <= JUDGED
     rounded = {scheme: cell for scheme, cell in cells.items() if Scheme(scheme) not in AS_EXPORTED}
@@ -64,15 +70,49 @@ def graphs_of(line: Line, scheme: str) -> Path:
 
 
 def halves(line: Line) -> Line:
-    """What is exported anew has folders of its own."""
     return Line(line.root / "half")
+
+
+def begun(anew: Line, line: Line) -> Line:
+    """What is exported anew of the same checkpoint has folders of its own."""
+    anew.root.mkdir()
+    (anew.root / "checkpoints").symlink_to(line.root / "checkpoints")
+    return anew
+
+
+def by_other_routes(original: Original, line: Line, digest: str, taken: str, **spec: Any) -> dict[str, str]:
+    """How the steps end where there is no other route, by each that says that it covers the checkpoint."""
+    asked = ConversionSpec.model_validate(spec)
+    goal = Goal(Provider.CPU, asked.scheme, quantize.opset_of(asked))
+    shared = validate.Shared(digest, validate.Truth(original, 0.0, (), {}))
+    ends: dict[str, str] = {}
+    for route in routes.ROUTES:
+        if route.name == taken or route.misses(original.checkpoint, goal) is not None:
+            continue
+        anew = begun(Line(line.root / route.name), line)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(routes, "ROUTES", (route,))
+            ended = anew.convert(digest, **spec).summary
+        ends[route.name] = ended.reason if ended.exit_code else gated(anew, digest, asked, shared)
+    return ends
+
+
+def gated(line: Line, digest: str, spec: ConversionSpec, shared: validate.Shared) -> str:
+    """How the step ends, as after another scheme: the original is not loaded and asked again."""
+    folder, target = line.checkpoint(digest), line.work / "validation"
+    asked = validate.Validate(
+        folder, line.work / "graph", Provider.CPU, spec, Parity(), Serving(), 0.0, target, shared=shared
+    )
+    try:
+        validate.run(asked, Progress("validate", io.StringIO()))
+    except StepFailedError as error:
+        return error.reason.name
+    return architectures.VALIDATED
 
 
 def exported_in_half(line: Line, digest: str, **spec: Any) -> dict[str, Any]:
     """One cell."""
-    half = halves(line)
-    half.root.mkdir()
-    (half.root / "checkpoints").symlink_to(line.root / "checkpoints")
+    half = begun(halves(line), line)
     spec["scheme"] = str(Scheme.FLOAT16)
     assert half.convert(digest, **spec).code == 0
     ended = half.validate(digest, **spec)

@@ -35,10 +35,11 @@ STOPPED = cell("0.5", "ParityFailed")
 MEASURED = {
     "architecture": "bert",
     "task": "feature-extraction",
-    "route": "trace",
+    "routes": {"fused-attention": "Validated", "trace": "Validated", "unrolled": "ParityFailed"},
     "cells": {"none": cell("1"), "int8-dynamic": cell("0.96"), "int8-weight-only": cell("0.9995")}
     | {"int4-weight-only": STOPPED},
 }
+ROUTES = "**fused-attention**, trace, unrolled: ParityFailed"
 ROW = "bert, feature-extraction: "
 #: What was changed in a page, and what is told of it; of the first ones nothing.
 EDITED: dict[str, tuple[str, str, str | None]] = {
@@ -47,7 +48,13 @@ EDITED: dict[str, tuple[str, str, str | None]] = {
     "a verdict near a bound, as on another machine": ("0.5, 0.9600", "ParityFailed, 0.7, 0.8400", None),
     "another name": ("| bert |", "| roberta |", f"{ROW}is not on the page"),
     "another task": ("feature-extraction", "text-classification", f"{ROW}is not on the page"),
-    "another route": ("trace", "fused-attention", f"{ROW}was made by trace, the page says fused-attention"),
+    "another route is taken": (
+        "**fused-attention**",
+        "**fused**",
+        f"{ROW}its routes are {ROUTES}, the page says **fused**",
+    ),
+    "a route that nobody says": (", trace", "", "unrolled: ParityFailed, the page says **fused-attention**, unrolled"),
+    "a route that did not pass": (": ParityFailed", "", f"the page says {ROUTES.replace(': ParityFailed', '')}"),
     "none is stopped": ("| 0.5, 1.0000", "| ParityFailed, 0.5, 1.0000", f"{ROW}none came out as Validated, the page"),
     "a verdict beside the same numbers": ("ParityFailed, ", "", "int4-weight-only came out as ParityFailed, the page"),
     "a verdict far from any bound": (

@@ -13,8 +13,10 @@ import pytest
 
 from checkpoints import tiny, tiny_decoder
 from onnx_converter import load, routes
+from onnx_converter.contest import Original
 from onnx_converter.route import Goal, Route
 from onnx_converter.spec import Provider, Scheme, Task
+from unit.converter import matrix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,6 +76,9 @@ def test_a_route_that_is_wrong_or_gives_up_is_refused_with_a_reason_and_the_next
     assert {key: inner for key, inner in written.items() if key != "stages"} == found
     graph = onnx.load(line.work / "graph" / CPU / "model.onnx").graph
     assert all(node.domain == "" for node in graph.node), "nothing of what was refused is left in it"
+    original = Original.load(line.checkpoint(digest), Task.AUTO, None)
+    ends = matrix.by_other_routes(original, line, digest, "trace")
+    assert ends == {"unrotated": "ParityFailed", "given-up": "Crashed"}, "as the reference says it"
 
 
 def test_providers_that_differ_in_what_covers_them_have_graphs_by_different_routes(
