@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 GRAPHS = ("encoder.onnx", "decoder.onnx")
 #: These pass quantised, too.
-QUANTISED = {"bart": ("int8-dynamic", "int8-weight-only")}
+QUANTISED = dict.fromkeys(("bart", "t5", "t5 of version 1.1"), ("int8-dynamic", "int8-weight-only"))
 #: The gate below is asked about it: positions are relative, and words in and out have a weight each.
 BELOW = "t5 of version 1.1"
 #: test_speech.py asks more of it.
