@@ -81,6 +81,37 @@ def test_every_encoder_decoder_agrees_with_torch_and_writes_what_transformers_ge
     assert all(cells[scheme]["reason"] == "Validated" for scheme in QUANTISED.get(name, ()))
 
 
+def moved_by_noise(folder: Path) -> float:
+    """How far an answer moves, as a share of it, where the answer of each layer moves by a hundredth."""
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+
+    def add_noise(_layer: Any, _given: Any, answer: torch.Tensor) -> torch.Tensor:
+        return answer + answer.std() * 0.01 * torch.randn_like(answer)
+
+    torch.manual_seed(0)
+    ids = torch.randint(2, 258, (8, 60))
+    with torch.inference_mode():
+        exact = model(input_ids=ids, decoder_input_ids=ids).logits
+        for layer in layers:
+            layer.register_forward_hook(add_noise)
+        noisy = model(input_ids=ids, decoder_input_ids=ids).logits
+    return float((noisy - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize("name", ["t5", "t5 of version 1.1"], ids=lambda name: name.replace(" ", "-"))
+def test_a_t5_of_the_tests_makes_as_little_of_noise_as_bart_and_with_weights_spread_alike_it_would_not(
+    name: str, tmp_path: Path
+) -> None:
+    spread = {"bart": ("bart", None), "as it is": (name, None), "alike": (name, 0.3)}
+    moved = {
+        case: moved_by_noise(tiny_encoder_decoder(tmp_path / case, model, spread=how))
+        for case, (model, how) in spread.items()
+    }
+    assert moved["as it is"] < 2 * moved["bart"]
+    assert moved["alike"] > 3 * moved["as it is"], "the gate would stop it for what is no fault of the converter's"
+
+
 @pytest.mark.parametrize("name", ["blenderbot", "m2m_100"])
 def test_an_encoder_decoder_that_is_not_known_is_tried_and_told_so(name: str, tmp_path: Path, line: Line) -> None:
     folder = tiny_encoder_decoder(tmp_path / "model", name)
