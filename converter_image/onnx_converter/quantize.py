@@ -125,6 +125,7 @@ def int8_static(
     layers rounded to 8 bits, nearly so.
     """
     model = wire.outline(source)
+    is_large = _is_large(model, source)
     chosen = layers_of(model.graph, spec.exclude or ())
     is_wide, is_symmetric = spec.activations is Activations.UINT16, provider is Provider.TENSORRT
     has_tables = provider is Provider.CPU and not is_wide
@@ -152,7 +153,7 @@ def int8_static(
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(_PRODUCTS),
             nodes_to_quantize=chosen,
-            use_external_data_format=_is_large(model, source),
+            use_external_data_format=is_large,
             activation_type=activation_type,
             weight_type=QuantType.QInt8,
             per_channel=True,
@@ -170,7 +171,6 @@ def int8_static(
     model = wire.outline(layers)
     _refuse_unquantised(model, "QuantizeLinear")
     if has_tables:
-        is_large = _is_large(model, layers)
         _, made = _replace_layers(model.graph, target.parent, None, lambda _node, _weight: None, Integers().looked_up)
         _write(model, target.parent, made, target, is_large=is_large, is_last=False, shared=None)
         for path in (layers, layers.with_name(f"{layers.name}.data")):
