@@ -89,6 +89,9 @@ def parser() -> argparse.ArgumentParser:
     publish.add_argument(
         "--unvalidated", action="append", default=[], metavar="PROVIDER", help="publish its graph without a report"
     )
+    publish.add_argument(
+        "--left-out", action="append", default=[], metavar="PROVIDER", help="publish neither its graph nor a report"
+    )
     assemble = _step(steps, "assemble", "check an artifact and lay out Triton's model repository", _assemble)
     assemble.add_argument("--artifact", type=Path, default=Path("/artifact"))
     assemble.add_argument("--digest", required=True, metavar="DIGEST")
@@ -203,6 +206,7 @@ def _publish(arguments: argparse.Namespace, progress: Progress) -> tuple[Reason,
             spec.parse(spec.Serving, "--serving", arguments.serving),
             spec.parse(spec.Lineage, "--lineage", arguments.lineage),
             frozenset(map(spec.provider_of, arguments.unvalidated)),
+            frozenset(map(spec.provider_of, arguments.left_out)),
         ),
         progress,
     )

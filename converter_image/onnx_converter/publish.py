@@ -47,16 +47,22 @@ class Publish:
     lineage: Lineage
     #: What no node could judge, and is published all the same.
     unvalidated: frozenset[Provider] = frozenset()
+    #: What no node could judge, and is not published.
+    left_out: frozenset[Provider] = frozenset()
+
+    @property
+    def providers(self) -> tuple[Provider, ...]:
+        return tuple(one for one in self.spec.providers if one not in self.left_out)
 
     @property
     def validated(self) -> tuple[Provider, ...]:
-        return tuple(one for one in self.spec.providers if one not in self.unvalidated)
+        return tuple(one for one in self.providers if one not in self.unvalidated)
 
 
 def run(publish: Publish, progress: Progress) -> dict[str, Any]:
     _refuse_unproved(publish)
     reports = {str(provider): _report_of(publish.work, provider) for provider in publish.validated}
-    made = {provider: _made(publish, provider, reports.get(str(provider))) for provider in publish.spec.providers}
+    made = {provider: _made(publish, provider, reports.get(str(provider))) for provider in publish.providers}
     publish.store.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(publish.store)
     incoming = Path(tempfile.mkdtemp(prefix=_INCOMING, dir=publish.store))
@@ -89,7 +95,9 @@ def run(publish: Publish, progress: Progress) -> dict[str, Any]:
 
 def _refuse_unproved(publish: Publish) -> None:
     if not publish.validated:
-        raise StepFailedError(PARITY_FAILED, "--unvalidated names every provider: validate on one of them first")
+        raise StepFailedError(
+            PARITY_FAILED, "--unvalidated and --left-out name every provider: validate on one of them first"
+        )
     if publish.unvalidated and publish.spec.scheme is Scheme.AUTO:
         raise StepFailedError(
             PARITY_FAILED, f"scheme auto is chosen by a validation: validate on {min(publish.unvalidated)} first"
@@ -162,6 +170,7 @@ def _lineage_of(made: Mapping[Provider, _Made], publish: Publish) -> Mapping[str
         # What auto took, so that the artifact can be made again without it.
         **({"schemes": schemes} if publish.spec.scheme is Scheme.AUTO else {}),
         **({"notValidated": sorted(publish.unvalidated)} if publish.unvalidated else {}),
+        **({"leftOut": sorted(publish.left_out)} if publish.left_out else {}),
     }
 
 

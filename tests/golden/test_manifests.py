@@ -144,14 +144,15 @@ def test_the_input_becomes_exactly_this(name: str) -> None:
     assert output == expected.read_text()
 
 
-def test_what_was_not_validated_is_named_to_the_job_that_publishes() -> None:
+@pytest.mark.parametrize(("outcome", "flag"), [("Skipped", "--unvalidated"), ("LeftOut", "--left-out")])
+def test_what_was_not_validated_is_named_to_the_job_that_publishes(outcome: str, flag: str) -> None:
     case = yaml.safe_load((FOLDER / "two-providers.in.yaml").read_text())
     (want,) = (one for one in wants(case) if isinstance(one, WantPublish))
-    skipped = StageStatus(name="validate-cuda", outcome="Skipped", reason="NotValidated", finished_time="2026-01-01")
+    skipped = StageStatus(name="validate-cuda", outcome=outcome, reason="NotValidated", finished_time="2026-01-01")
     status = want.revision.status.model_copy(update={"stages": [skipped]})
     (job,) = build(replace(want, revision=replace(want.revision, status=status)))
     (container,) = job["spec"]["template"]["spec"]["containers"]
-    assert container["args"][-2:] == ["--unvalidated", "CUDAExecutionProvider"]
+    assert container["args"][-2:] == [flag, "CUDAExecutionProvider"]
     mounts = [one["mountPath"] for one in container["volumeMounts"] if "validation" in one["mountPath"]]
     assert mounts == ["/conversion/validation-CPUExecutionProvider"]
 

@@ -991,6 +991,8 @@ class StableStatus(RevisionInUse):
 
     rollback: bool = False
     """Whether the spec went back to it within rollbackWindow, so that it took all requests at once."""
+    left_out: Annotated[list[ExecutionProvider], Field(max_length=len(ExecutionProvider))] = []
+    """Execution providers that no node could validate, and that it is served without."""
 
 
 class KnownGood(ApiModel):

@@ -85,7 +85,13 @@ class ProviderPlacement(ApiModel):
                 f"{', '.join(EDGE)} run outside of the cluster, so there are no nodes to name; every class lets models "
                 "be packed for them",
                 field_path=".name",
-            )
+            ),
+            cel(
+                "!(has(self.serveUnvalidatedAfter) && has(self.leaveOutAfter))",
+                "an execution provider that no node validates is either served all the same or left out: set "
+                "serveUnvalidatedAfter or leaveOutAfter, not both",
+                field_path=".leaveOutAfter",
+            ),
         )
     }
 
@@ -104,8 +110,11 @@ class ProviderPlacement(ApiModel):
     """Resources of a server container whose model names none, and of validation."""
     serve_unvalidated_after: Annotated[str, duration_field(least="1s")] | None = None
     """How long a validation waits for a node before its execution provider is served without one, such as 30m, where
-    another provider of the model was validated; for hardware that servers hold, or that comes later. Unset, never: a
-    revision that no node validates in time is not served."""
+    another provider of the model was validated; for hardware that servers hold, or that comes later. Unset, never."""
+    leave_out_after: Annotated[str, duration_field(least="1s")] | None = None
+    """How long a validation waits for a node before the model is served without this execution provider, where another
+    one that serves was validated, and stable is not served on this one, whose requests it would take. Unset, 10m,
+    unless serveUnvalidatedAfter is set. A later revision is validated anew."""
 
 
 class JobPolicy(ApiModel):

@@ -123,9 +123,9 @@ class StageStatus(ApiModel):
 
     name: Annotated[str, Field(max_length=64)]
     """convert, publish, or validate-<provider>."""
-    outcome: Annotated[str, Field(pattern=r"^(Succeeded|Failed|Skipped)$")]
+    outcome: Annotated[str, Field(pattern=r"^(Succeeded|Failed|Skipped|LeftOut)$")]
     """How it ended. Skipped is a validation that no node took, where the class lets its provider be served all the
-    same."""
+    same; LeftOut one whose provider the revision is served without."""
     reason: Annotated[str, Field(max_length=128)]
     """The documented reason."""
     message: Text = ""

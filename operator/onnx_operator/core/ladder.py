@@ -52,7 +52,7 @@ from onnx_operator.core.ledger import (
     stage_logs,
 )
 from onnx_operator.core.names import fetch_job_name, stage_job_name, validate_stage
-from onnx_operator.core.view import is_served
+from onnx_operator.core.view import is_served, side_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -292,7 +292,10 @@ def _converted(view: View) -> Rung:
     if view.is_settled_on_wanted and view.ledger.stable is not None and view.ledger.stable.digest is not None:
         # Its record was deleted by hand and made again; what it serves is known all the same.
         artifact = ArtifactStatus(digest=view.ledger.stable.digest)
-        move = MoveRevision(revision.name, revision.status.model_copy(update={"artifact": artifact}))
+        message = "not validated, and the revision is served without it"
+        stages = [_not_run(one, "LeftOut", f"{one} is {message}", view.now) for one in view.ledger.stable.left_out]
+        status = revision.status.model_copy(update={"artifact": artifact, "stages": stages})
+        move = MoveRevision(revision.name, status)
         return _waiting(_converted_finding(revision), move=move)
     if (twin := _twin_with_artifact(view, revision)) is not None:
         shared = {name: getattr(twin.status, name) for name in _SHARED}
@@ -352,42 +355,68 @@ def _validated(view: View) -> Rung:
 
 
 def _unproved(view: View, revision: RevisionSeen, provider: ExecutionProvider, rung: Rung) -> Rung:
-    """The same, where a node does its part. What no node takes is told, and skipped where the class says so."""
+    """The same, where a node does its part. What no node takes is told, and waited for as long as the class says."""
     (found,) = rung.findings
     if found.status != "False" or rung.move is not None:
         return rung
-    told = replace(rung, findings=(replace(found, message=f"{provider} is not validated: {found.message}"),))
-    ends = _patience_ends(view, revision, provider) if found.reason == reasons.UNSCHEDULABLE else None
-    if ends is None or view.now < ends:
-        return replace(told, look_at=_soonest(rung.look_at, ends))
-    record = StageStatus(
-        name=validate_stage(provider),
-        outcome="Skipped",
-        reason=reasons.NOT_VALIDATED,
-        message=clipped(
-            f"{provider} is not validated and is served all the same, as its class has it: {found.message}"
-        ),
-        finished_time=timestamp(view.now),
-    )
+    patience = _patience(view, revision, provider) if found.reason == reasons.UNSCHEDULABLE else None
+    message = f"{provider} is not validated"
+    if patience is None or view.now < patience.ends:
+        until = "" if patience is None else f"; from {timestamp(patience.ends)} on {patience.then}"
+        told = replace(found, message=f"{message}: {found.message}{until}")
+        return replace(rung, findings=(told,), look_at=_soonest(rung.look_at, patience.ends if patience else None))
+    message = f"{message}, and {patience.then}: {found.message}"
+    record = _not_run(provider, patience.outcome, message, view.now)
     status = revision.status.model_copy(update={"stages": [*revision.status.stages, record]})
-    return replace(told, move=MoveRevision(revision.name, status))
+    move = MoveRevision(revision.name, status)
+    return replace(rung, findings=(replace(found, message=message),), move=move)
 
 
-def _patience_ends(view: View, revision: RevisionSeen, provider: ExecutionProvider) -> datetime | None:
-    """When the provider is served without a validation; None for never. Something has to have been proved by then, and
-    which scheme auto takes is known by nothing else.
-    """
+def _not_run(provider: ExecutionProvider, outcome: str, message: str, now: datetime) -> StageStatus:
+    return StageStatus(
+        name=validate_stage(provider),
+        outcome=outcome,
+        reason=reasons.NOT_VALIDATED,
+        message=clipped(message),
+        finished_time=timestamp(now),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Patience:
+    """When a validation that no node takes is given up, and what comes of it."""
+
+    ends: datetime
+    outcome: str
+    then: str
+
+
+#: How a validation ends that no node takes.
+_UNPROVED: Final = ("Skipped", "LeftOut")
+#: How long a node is waited for where the class does not say.
+_LEAVE_OUT_AFTER: Final = "10m"
+
+
+def _patience(view: View, revision: RevisionSeen, provider: ExecutionProvider) -> _Patience | None:
+    """None where the provider is waited for until its Job ends. Something has to have been proved before."""
     offered = next((one for one in _class_spec(view).execution_providers if one.name is provider), None)
     before = next((one for one in view.ledger.conditions if one.type == ConditionType.VALIDATED), None)
-    if offered is None or offered.serve_unvalidated_after is None or before is None:
+    is_blocked = before is not None and before.status == "False" and before.reason == reasons.UNSCHEDULABLE
+    if offered is None or before is None or not is_blocked:
         return None
-    is_blocked = before.status == "False" and before.reason == reasons.UNSCHEDULABLE
-    is_auto = revision.spec.quantization.scheme is Scheme.AUTO
-    providers = (one.name for one in revision.spec.execution_providers)
-    is_proved = any(_stage(revision, validate_stage(one), "Succeeded") for one in providers)
-    if not is_blocked or is_auto or not is_proved:
+    since, proved = moment(before.last_transition_time), set(revision.whose_validation_is("Succeeded"))
+    if (after := offered.serve_unvalidated_after) is not None:
+        # Which scheme auto takes is known by nothing but a validation.
+        is_known = bool(proved) and revision.spec.quantization.scheme is not Scheme.AUTO
+        then = "it is served all the same, as its class has it"
+        return _Patience(since + parse_duration(after), "Skipped", then) if is_known else None
+    served = set(side_of(revision).providers)
+    # Others would have to take the requests that it answers, and nobody knows whether they can.
+    is_in_use = is_served(view.stable) and view.stable is not None and provider in side_of(view.stable).providers
+    if provider not in served or not served & proved or is_in_use:
         return None
-    return moment(before.last_transition_time) + parse_duration(offered.serve_unvalidated_after)
+    after = offered.leave_out_after or _LEAVE_OUT_AFTER
+    return _Patience(since + parse_duration(after), "LeftOut", "the revision is served without it")
 
 
 def _published(view: View) -> Rung:
@@ -542,8 +571,8 @@ def _twin_with_artifact(view: View, revision: RevisionSeen) -> RevisionSeen | No
             for one in view.seen.revisions
             if one.spec.artifact_key == revision.spec.artifact_key
             and one.status.artifact is not None
-            # What was let through unproved there may be proved here.
-            and not any(stage.outcome == "Skipped" for stage in one.status.stages)
+            # What was not proved there may be here.
+            and not any(one.whose_validation_is(outcome) for outcome in _UNPROVED)
         ),
         None,
     )
@@ -888,10 +917,10 @@ def _class_spec(view: View) -> Any:
     return view.class_spec
 
 
-def _stage(revision: RevisionSeen, name: str, *outcomes: str) -> StageStatus | None:
+def _stage(revision: RevisionSeen, name: str) -> StageStatus | None:
     """The result of a Job that is not to be run again."""
-    wanted = outcomes or ("Succeeded", "Skipped")
-    return next((one for one in revision.status.stages if one.name == name and one.outcome in wanted), None)
+    ended = ("Succeeded", *_UNPROVED)
+    return next((one for one in revision.status.stages if one.name == name and one.outcome in ended), None)
 
 
 def _converted_finding(revision: RevisionSeen) -> Finding:
@@ -908,9 +937,9 @@ def _validated_finding(revision: RevisionSeen) -> Finding:
         for one in revision.status.parity
     ]
     parts += [f"{one.name} on {one.provider}: loss {one.loss}" for one in revision.status.evaluations]
-    skipped = [one.message for one in revision.status.stages if one.outcome == "Skipped"]
-    reason = reasons.NOT_VALIDATED if skipped else reasons.VALIDATED
-    message = clipped("; ".join([*skipped, *parts]) or "all graphs passed")
+    unproved = [one.message for one in revision.status.stages if one.outcome in _UNPROVED]
+    reason = reasons.NOT_VALIDATED if unproved else reasons.VALIDATED
+    message = clipped("; ".join([*unproved, *parts]) or "all graphs passed")
     return Finding(ConditionType.VALIDATED, "True", reason, message)
 
 

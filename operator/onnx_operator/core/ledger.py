@@ -132,6 +132,7 @@ def promote(view: View, reason: str, said: str) -> MoveModel:
         weight=candidate.weight,
         ready_replicas=candidate.ready_replicas,
         rollback=candidate.rollback,
+        left_out=list(view.candidate.whose_validation_is("LeftOut")) if view.candidate is not None else [],
     )
     leaving: list[RevisionInUse] = [] if view.ledger.stable is None else [view.ledger.stable]
     status = view.ledger.model_copy(
@@ -207,14 +208,15 @@ def quarantine(
 
 
 def lift_quarantine(revision: RevisionSeen, *, keep_artifact: bool) -> MoveRevision:
-    """The revision may be tried again, with Jobs of new names."""
+    """The revision may be tried again, with Jobs of new names; what it was served without may be validated then."""
+    is_kept = keep_artifact and not revision.whose_validation_is("LeftOut")
     status = revision.status.model_copy(
         update={
             "attempt": revision.status.attempt + 1,
             "quarantine": None,
             "stages": [],
             "outcome": Outcome.PENDING,
-            "artifact": revision.status.artifact if keep_artifact else None,
+            "artifact": revision.status.artifact if is_kept else None,
         }
     )
     return MoveRevision(revision.name, status)

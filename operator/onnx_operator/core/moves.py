@@ -72,7 +72,12 @@ def _serving(view: View) -> StableStatus | None:
     )
     if main is None or main.status.artifact is None:
         return None
-    return StableStatus(revision=main.name, number=main.spec.number, digest=main.status.artifact.digest)
+    return StableStatus(
+        revision=main.name,
+        number=main.spec.number,
+        digest=main.status.artifact.digest,
+        left_out=list(main.whose_validation_is("LeftOut")),
+    )
 
 
 def _drop_the_quarantined(view: View) -> MoveModel | None:

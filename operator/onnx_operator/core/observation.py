@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from onnx_operator.core.names import validate_stage
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -61,6 +63,11 @@ class RevisionSeen:
     spec: OnnxModelRevisionSpec
     status: OnnxModelRevisionStatus
     is_deleting: bool = False
+
+    def whose_validation_is(self, outcome: str) -> tuple[ExecutionProvider, ...]:
+        """The execution providers whose validation ended so."""
+        stages = {one.name for one in self.status.stages if one.outcome == outcome}
+        return tuple(one.name for one in self.spec.execution_providers if validate_stage(one.name) in stages)
 
 
 @dataclass(frozen=True, slots=True)

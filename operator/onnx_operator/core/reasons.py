@@ -108,8 +108,8 @@ VALIDATED: Final = Reason("Validated", "surfaces when every graph was shown to b
 # What keeps a Job or a server from running; all of these recover by themselves once the cause is gone.
 NOT_VALIDATED: Final = Reason(
     "NotValidated",
-    "surfaces when no node took the validation of an execution provider, and the class has it served all the same; the "
-    "message names it",
+    "surfaces when no node took the validation of an execution provider, and the revision is served without it, or the "
+    "class has it served all the same; the message names it",
 )
 UNSCHEDULABLE: Final = Reason("Unschedulable", "surfaces when no node fits the pod; the message is the scheduler's")
 CLAIM_NOT_FOUND: Final = Reason(

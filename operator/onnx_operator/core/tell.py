@@ -142,7 +142,8 @@ def _serving_words(view: View) -> str:
     endpoint, stable = _endpoint(view), view.ledger.stable
     if endpoint is None or stable is None:
         return ""
-    return f"revision {stable.number} answers all requests at {endpoint.host}"
+    without = f", without {', '.join(stable.left_out)}, which no node validates" if stable.left_out else ""
+    return f"revision {stable.number} answers all requests at {endpoint.host}{without}"
 
 
 _PHASES: Final = {

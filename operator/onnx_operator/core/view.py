@@ -803,7 +803,10 @@ def _frozen_until(seen: Observation, accepted: Offer | Refusal, now: datetime) -
 
 def side_of(revision: RevisionSeen) -> Side:
     """The revision with the pools that serve it; what is only packed is none."""
-    served = tuple(one.name for one in revision.spec.execution_providers if one.serving is None)
+    left_out = revision.whose_validation_is("LeftOut")
+    served = tuple(
+        one.name for one in revision.spec.execution_providers if one.serving is None and one.name not in left_out
+    )
     return Side(revision.name, revision.spec.number, served)
 
 

@@ -24,7 +24,6 @@ from onnx_operator.core.names import (
     Component,
     digest_hex,
     jobs_policy_name,
-    validate_stage,
     work_folder,
 )
 from onnx_operator.core.questions import Party, filled_in
@@ -208,15 +207,18 @@ def build_publish_job(want: WantPublish) -> Manifest:
     model, revision = want.model, want.revision
     flags = ["--work", "/conversion", "--store", "/artifacts", "--spec", _json(_conversion(revision.spec))]
     flags += ["--serving", _json(_serving(revision.spec)), "--lineage", _json(_lineage(revision.spec))]
-    skipped = {one.name for one in revision.status.stages if one.outcome == "Skipped"}
-    providers = [one.name for one in revision.spec.execution_providers]
-    for unvalidated in (one for one in providers if validate_stage(one) in skipped):
-        flags += ["--unvalidated", str(unvalidated)]
+    unproved = {
+        provider: flag
+        for flag, outcome in (("--unvalidated", "Skipped"), ("--left-out", "LeftOut"))
+        for provider in revision.whose_validation_is(outcome)
+    }
+    for provider, flag in unproved.items():
+        flags += [flag, str(provider)]
     mounts = [_mount("/conversion/graph", _graph(model, revision), read_only=True)]
     mounts += [
         _mount(f"/conversion/validation-{one}", _validation(model, revision, one), read_only=True)
-        for one in providers
-        if validate_stage(one) not in skipped
+        for one in (provider.name for provider in revision.spec.execution_providers)
+        if one not in unproved
     ]
     mounts.append(_mount("/artifacts", ARTIFACTS))
     container = _container(

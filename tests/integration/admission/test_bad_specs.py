@@ -845,6 +845,11 @@ BAD_CLASSES: Final = {
         f"{PROVIDERS}[0].tolerations[0]",
         "key may be unset only",
     ),
+    "a provider served unvalidated and left out": Bad(
+        {PROVIDERS: [{"name": "CUDAExecutionProvider", "serveUnvalidatedAfter": "1m", "leaveOutAfter": "1m"}]},
+        f"{PROVIDERS}[0].leaveOutAfter",
+        "not both",
+    ),
     "a benchmark of an hour": Bad({"spec.jobs.benchmark": "1h"}, "spec.jobs.benchmark", "at most 10m"),
     "a benchmark as long as its Job": Bad(
         {"spec.jobs": {"benchmark": "1m", "deadline": "1m"}}, "spec.jobs.benchmark", "shorter than deadline"

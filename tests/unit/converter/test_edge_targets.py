@@ -253,11 +253,11 @@ def test_the_artifact_holds_the_graph_without_a_servers_configuration(packed: tu
     assert line.assemble(published).code == 0
 
 
-def published(line: Line, *unvalidated: str, **spec: Any) -> Ended:
+def published(line: Line, *unproved: str, flag: str = "--unvalidated", **spec: Any) -> Ended:
     return run(
         "publish",
         ("--work", line.work, "--store", line.root / "artifacts", "--spec", json.dumps(SPEC | spec)),
-        *(("--unvalidated", one) for one in unvalidated),
+        *((flag, one) for one in unproved),
     )
 
 
@@ -270,9 +270,22 @@ def test_what_no_node_could_judge_is_published_with_that_said(packed: tuple[Line
     assert "notValidated" in folder.with_name(f"{folder.name}.report.html").read_text()
 
 
+def test_what_is_left_out_is_not_in_the_artifact(packed: tuple[Line, dict[str, Ended]]) -> None:
+    line, _ = packed
+    folder = line.artifact(published(line, COREML, flag="--left-out").details["digest"])
+    lineage = json.loads((folder / "manifest.json").read_text())["lineage"]
+    assert (lineage["leftOut"], lineage["conversion"]["graphs"].keys()) == ([COREML], {DML, CPU})
+    assert json.loads((folder / "report.json").read_text())["reports"].keys() == {DML, CPU}
+    assert [path.name for path in (folder / "edge").iterdir()] == [DML]
+
+
 def test_something_has_to_be_proved(packed: tuple[Line, dict[str, Ended]]) -> None:
     line, _ = packed
-    for ended in (published(line, *SPEC["providers"]), published(line, CUDA, scheme="auto", providers=[CPU, CUDA])):
+    for ended in (
+        published(line, *SPEC["providers"]),
+        published(line, *SPEC["providers"], flag="--left-out"),
+        published(line, CUDA, scheme="auto", providers=[CPU, CUDA]),
+    ):
         assert ended.summary.reason == "ParityFailed"
         assert "validate on " in ended.summary.message
 
