@@ -29,7 +29,7 @@ from onnx_converter import coding, decoders, generation, held, quality, samples,
 from onnx_converter.encoder_decoders import WRITTEN
 from onnx_converter.reasons import DATASET_INVALID, QUALITY_LOST, SPEC_IMPOSSIBLE, Reason, StepFailedError, gist
 from onnx_converter.samples import Sample
-from onnx_converter.spec import TASKS_OF, Metric, Task
+from onnx_converter.spec import TASKS_OF, JudgedBy, Metric, Task
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -240,7 +240,8 @@ class Evaluated:
     @property
     def is_lost(self) -> bool:
         # Written so that NaN, which compares false with everything, is a loss.
-        return not self.compared.loss.value <= self.evaluation.max_loss
+        is_kept = self.compared.loss.value <= self.evaluation.max_loss
+        return not (is_kept and (self.is_shown or self.evaluation.judged_by is JudgedBy.VALUE))
 
     @property
     def is_shown(self) -> bool:
@@ -288,17 +289,21 @@ def judge(
     except StepFailedError as error:
         return Verdict(tuple(done), error.reason, error.message)
     if lost := [_words(one) for one in done if one.is_lost]:
-        message = f"{'; '.join(lost)}: choose another scheme or another bound"
+        advice = "choose another scheme or another bound"
+        if any(one.evaluation.judged_by is JudgedBy.INTERVAL for one in done if one.is_lost):
+            advice += ", or give more examples to what is judged by the interval"
+        message = f"{'; '.join(lost)}: {advice}"
         return Verdict(tuple(done), QUALITY_LOST, message)
     return Verdict(tuple(done))
 
 
 def _words(one: Evaluated) -> str:
     compared, said = one.compared, one.evaluation
+    whose = "" if said.judged_by is JudgedBy.VALUE else "with its end "
     return (
         f"evaluation {said.name}: {said.metric} is {compared.graph.value:.5g} on the graph and "
         f"{compared.original.value:.5g} on the original, a loss of {compared.loss.value:.3g} (95 % interval "
-        f"{compared.loss.low:.3g} to {compared.loss.high:.3g}), above maxLoss {said.max_loss:g}"
+        f"{compared.loss.low:.3g} to {compared.loss.high:.3g}), {whose}above maxLoss {said.max_loss:g}"
     )
 
 

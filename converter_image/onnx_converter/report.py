@@ -19,6 +19,8 @@ GOLDEN: Final = "golden.json"
 BENCHMARK: Final = "benchmark.json"
 #: Followed by the provider: the folder of one validation beside the graphs.
 VALIDATION_PREFIX: Final = "validation-"
+#: What of an evaluation is said only where there is something to say.
+_SAID_WHERE_TRUE: Final = ("pooling", "judged_by")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,8 @@ class Evaluation:
     is_shown: bool
     #: How vectors of texts were made of those of tokens, where that is none of the model's; said only there.
     pooling: str = ""
+    #: What has to keep the bound, where that is not the loss that was measured.
+    judged_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,7 @@ class Report:
             del plain["checked"]
         return {"schema": SCHEMA, **plain} | {
             key: [
-                {_camel(name): inner for name, inner in asdict(one).items() if inner or name != "pooling"}
+                {_camel(name): inner for name, inner in asdict(one).items() if inner or name not in _SAID_WHERE_TRUE}
                 for one in getattr(self, key)
             ]
             for key in listed

@@ -289,7 +289,7 @@ def _quality(number: int, provider: str, evaluations: Sequence[Mapping[str, Any]
             one["original"]["value"],
             one["graph"]["value"],
             f"{one['loss']['value']} ({one['loss']['low']} to {one['loss']['high']})",
-            one["maxLoss"],
+            f"{one['maxLoss']}, by the interval" if one.get("judgedBy") else one["maxLoss"],
             "yes" if one["isShown"] else "no, too little data",
         )
         for one in evaluations

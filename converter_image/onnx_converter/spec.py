@@ -446,6 +446,13 @@ class Sampling(Parameters):
         return self
 
 
+class JudgedBy(StrEnum):
+    """Which loss has to keep an evaluation's bound: the measured one, or the far end of its 95 % interval."""
+
+    VALUE = "Value"
+    INTERVAL = "Interval"
+
+
 class Evaluation(Parameters):
     """How well the graph does its task, and how much worse than the original it may."""
 
@@ -453,6 +460,7 @@ class Evaluation(Parameters):
     metric: Metric
     dataset: Dataset
     max_loss: Annotated[Number, Field(ge=0, le=1)]
+    judged_by: JudgedBy = JudgedBy.VALUE
     sampling: Sampling = Sampling()
 
     @model_validator(mode="after")

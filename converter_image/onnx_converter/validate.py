@@ -58,7 +58,7 @@ from onnx_converter.reasons import (
 )
 from onnx_converter.report import BENCHMARK, GOLDEN, PAGE, REPORT
 from onnx_converter.report_html import page
-from onnx_converter.spec import Activations, Metric, Provider, Scheme
+from onnx_converter.spec import Activations, JudgedBy, Metric, Provider, Scheme
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -422,6 +422,7 @@ def _evaluation_of(one: Evaluated) -> report.Evaluation:
         is_relative=said.metric in quality.RELATIVE,
         is_shown=one.is_shown,
         pooling=one.pooling,
+        judged_by="" if said.judged_by is JudgedBy.VALUE else said.judged_by,
     )
 
 

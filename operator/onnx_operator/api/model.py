@@ -548,6 +548,13 @@ class Sampling(ApiModel):
     """How freely several are written, such as "0.8", which it is when unset."""
 
 
+class JudgedBy(StrEnum):
+    """Which loss has to keep maxLoss."""
+
+    VALUE = "Value"
+    INTERVAL = "Interval"
+
+
 class Evaluation(ApiModel):
     """How well the graph does its task on data of yours, beside the original."""
 
@@ -585,6 +592,9 @@ class Evaluation(ApiModel):
     max_loss: Share
     """The most that may be lost, such as "0.01": of a perplexity and of bits the increase as a share of the original's,
     of a word error rate the increase, of all others what is missing to the original's."""
+    judged_by: JudgedBy | None = None
+    """Value, when unset, is the loss that was measured. Interval is the far end of its 95 % interval, so that too few
+    examples pass nothing by luck."""
 
     @property
     def runs_programs(self) -> bool:

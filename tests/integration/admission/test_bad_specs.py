@@ -264,6 +264,11 @@ BAD_MODELS: Final = {
         "spec.validation.evaluations[0].maxLoss",
         "Required",
     ),
+    "an evaluation that is judged by something else": Bad(
+        {"spec.validation": {"evaluations": [{**EVALUATION, "judgedBy": "Mean"}]}},
+        "spec.validation.evaluations[0].judgedBy",
+        '"Value", "Interval"',
+    ),
     "an evaluation with data from nowhere": Bad(
         {"spec.validation": {"evaluations": [{**EVALUATION, "dataset": {"digest": f"sha256:{'a' * 64}"}}]}},
         "spec.validation.evaluations[0].dataset",

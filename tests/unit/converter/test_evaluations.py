@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import json
+import math
 import wave
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from onnx_converter import evaluate, quality, wording
 from onnx_converter.contest import Original
 from onnx_converter.evaluate import Examples
 from onnx_converter.progress import Progress
+from onnx_converter.quality import Comparison, Estimate
 from onnx_converter.reasons import StepFailedError
 from onnx_converter.spec import TASKS_OF, Evaluation, Metric, Task
 from onnx_converter.speech import RATE, generated
@@ -494,6 +496,41 @@ def test_a_model_with_outliers_in_one_coarse_block_is_stopped_by_what_it_has_los
     assert (report["verdict"], report["reason"]) == ("Failed", "QualityLost")
     assert float(report["evaluations"][0]["loss"]["low"]) > 0.01, "and not by luck"
     assert line.publish(**spec).summary.reason == "ParityFailed"
+
+
+@pytest.mark.parametrize(
+    ("loss", "is_lost_by"),
+    [
+        pytest.param((0.01, 0.005, 0.02), set(), id="all of it keeps the bound"),
+        pytest.param((0.015, 0.005, 0.021), {"Interval"}, id="too little data"),
+        pytest.param((0.03, 0.005, 0.05), {"Value", "Interval"}, id="none of it"),
+        pytest.param((0.01, 0.005, math.nan), {"Interval"}, id="no interval"),
+        pytest.param((math.nan, 0.005, 0.01), {"Value", "Interval"}, id="no loss"),
+    ],
+)
+def test_a_loss_is_judged_by_its_value_or_by_the_end_of_its_interval(
+    loss: tuple[float, float, float], is_lost_by: set[str], tmp_path: Path
+) -> None:
+    declared = put(tmp_path, Metric.ACCURACY, [], max_loss="0.02")
+    assert Evaluation.model_validate(declared) == Evaluation.model_validate(declared | {"judgedBy": "Value"})
+    compared = Comparison(Estimate(0.9, 0.85, 0.95), Estimate(0.89, 0.84, 0.94), Estimate(*loss))
+    found = (Evaluation.model_validate(declared | {"judgedBy": judge}) for judge in ("Value", "Interval"))
+    assert {str(one.judged_by) for one in found if evaluate.Evaluated(one, 30, compared).is_lost} == is_lost_by
+
+
+def test_too_few_examples_pass_nothing_by_luck_where_the_interval_counts(trained: Path, line: Line) -> None:
+    """The same graph and data pass by the measured loss, as `test_a_model_in_four_bits` does."""
+    texts = [{"text": text} for text in prose()[1]]
+    asked = put(line.root / "datasets" / "prose", Metric.BYTE_PERPLEXITY, texts, "0.01")
+    wide = judged(line, trained, [asked], scheme="int4-weight-only").details["evaluations"][0]
+    between = f"{(float(wide['loss']) + float(wide['lossHigh'])) / 2:.6g}"
+    asked |= {"maxLoss": between, "judgedBy": "Interval"}
+    ended = judged(line, trained, [asked], scheme="int4-weight-only")
+    assert (ended.summary.reason, ended.code) == ("QualityLost", 41), ended.summary.message
+    assert f"with its end above maxLoss {float(between):g}: " in ended.summary.message
+    assert "give more examples to what is judged by the interval" in ended.summary.message
+    report = json.loads((line.work / f"validation-{CPU}" / "report.json").read_text())
+    assert report["evaluations"][0]["judgedBy"] == "Interval"
 
 
 def test_the_held_out_lines_are_not_in_what_was_read(trained: Path) -> None:
