@@ -24,7 +24,7 @@ demo: venv ## Bring up everything and run the main job before your eyes (KUBECON
 	$(BIN)/python -m demo $(DEMO_TARGET) $(DEMO_FLAGS)
 
 .PHONY: test
-test: ## Run every tier of tests: lint, unit, integration, e2e. What CI runs.
+test: ## Run every tier of tests: lint, unit, the other flavour, integration, e2e. What CI runs.
 	@$(PYTHON) tests/run.py
 
 ## Parts of them ------------------------------------------------------------------------------------------------

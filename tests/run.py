@@ -23,8 +23,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
+OTHER_FLAVOUR, OTHER = "cuda-flavour", "build/cuda-flavour"
 TIERS = {
     "unit": ("--numprocesses=2", "tests/unit", "tests/golden", "tests/device"),
+    # What depends on onnxruntime the most, with that of the converter's other image; all of it: make test-cuda-flavour
+    OTHER_FLAVOUR: (
+        "--numprocesses=2",
+        *(f"tests/unit/converter/test_{one}.py" for one in ("conversion", "kernels", "placement", "precision")),
+        "tests/unit/converter/test_weight_only.py",
+    ),
     # The longest file first, or one of the two would end alone.
     "integration": ("--numprocesses=2", "tests/faults", "tests/integration", "tests/triton_server"),
     "e2e": ("tests/e2e",),
@@ -96,7 +103,9 @@ def main(wanted: list[str]) -> int:
     for name in wanted or TIERS:
         report = reports / f"{name}.xml"
         report.unlink(missing_ok=True)
-        ok = step(name, ".venv/bin/pytest", f"--junitxml={report}", "--durations=10", *TIERS[name])
+        made = name != OTHER_FLAVOUR or step(name, sys.executable, "hack/environment.py", OTHER, "cuda")
+        pytest = f"{OTHER if name == OTHER_FLAVOUR else '.venv'}/bin/pytest"
+        ok = made and step(name, pytest, f"--junitxml={report}", "--durations=10", *TIERS[name])
         tier = counts(report)
         lines.append(f"{name}: {tier.passed} passed, {tier.failed} failed, {tier.skipped} skipped")
         lines += failures(report)
