@@ -1,7 +1,7 @@
 """The step that packs one immutable artifact, named by the digest of its manifest.
 
 Refuses to publish what no report of this very graph says has passed, and never writes into an artifact that is there.
-The page for a person and the benchmark lie beside it: times differ from run to run, and the artifact's bytes may not.
+Whatever was measured lies beside it: it differs from processor to processor, and the artifact's bytes may not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from onnx_converter import artifact, graph, ladder, package
 from onnx_converter.conversion import Conversion
-from onnx_converter.digest import canonical_json, digest_of_bytes, hex_of
+from onnx_converter.digest import canonical_json, digest_of_bytes, hex_of, sha256_of
 from onnx_converter.fetch import sync, sync_tree
 from onnx_converter.reasons import ARTIFACT_CORRUPT, PARITY_FAILED, StepFailedError
 from onnx_converter.report import BENCHMARK, GOLDEN, PAGE, REPORT, VALIDATION_PREFIX
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _INCOMING: Final = ".incoming-"
 _DEAD_AFTER_SECONDS: Final = 24 * 3600
+#: Of a conversion what tells numbers that were measured on the way.
+_MEASURED: Final = {"sensitive": True, "graphs": {"__all__": {"stages", "routes_refused"}}}
 SCHEMA: Final = "onnx-operator.io/reports/v1alpha1"
 
 
@@ -63,13 +65,17 @@ def run(publish: Publish, progress: Progress) -> dict[str, Any]:
     _refuse_unproved(publish)
     reports = {str(provider): _report_of(publish.work, provider) for provider in publish.validated}
     made = {provider: _made(publish, provider, reports.get(str(provider))) for provider in publish.providers}
+    # What a server must answer, where there is one.
+    first = min(publish.validated, key=lambda provider: provider.is_edge)
+    golden = (publish.work / f"{VALIDATION_PREFIX}{first}" / GOLDEN).read_bytes()
     publish.store.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(publish.store)
     incoming = Path(tempfile.mkdtemp(prefix=_INCOMING, dir=publish.store))
     try:
-        lineage, folder = _lineage_of(made, publish), incoming / "artifact"
+        conversion, folder = _conversion_of(made, publish), incoming / "artifact"
+        lineage = _lineage_of(conversion, made, publish)
         folder.mkdir()
-        _fill(folder, publish, made, reports)
+        _fill(folder, publish, made)
         manifest = artifact.describe(folder, lineage)
         data = artifact.dump(manifest)
         (folder / artifact.MANIFEST).write_bytes(data)
@@ -77,19 +83,25 @@ def run(publish: Publish, progress: Progress) -> dict[str, Any]:
         digest = digest_of_bytes(data)
         _settle(folder, publish.store / hex_of(digest), digest)
         benchmarks = {str(provider): _benchmark_of(publish.work, provider) for provider in made}
-        drawn = page(reports, {"artifact": {"digest": digest}, **lineage}, benchmarks).encode()
-        _put_beside(publish.store / hex_of(digest), PAGE, drawn, incoming)
-        _put_beside(publish.store / hex_of(digest), BENCHMARK, canonical_json(benchmarks), incoming)
+        told = {**lineage, "artifact": {"digest": digest}, "conversion": _plain(conversion)}
+        evidence = {
+            REPORT: canonical_json({"schema": SCHEMA, "verdict": "Passed", "reports": reports}),
+            PAGE: page(reports, told, benchmarks).encode(),
+            BENCHMARK: canonical_json(benchmarks),
+        }
+        for name, content in evidence.items():
+            _put_beside(publish.store / hex_of(digest), name, content, incoming)
+        golden_digest = _keep_golden(publish.store / hex_of(digest), golden, incoming)
     finally:
         shutil.rmtree(incoming, ignore_errors=True)
     progress.tell("ArtifactPublished", percent=100, digest=digest, bytes=manifest.size)
-    report_digest = next("sha256:" + entry.sha256 for entry in manifest.files if entry.path == REPORT)
     return {
         "digest": digest,
         "bytes": manifest.size,
         "files": len(manifest.files),
-        "reportDigest": report_digest,
-        "pageDigest": digest_of_bytes(drawn),
+        "reportDigest": digest_of_bytes(evidence[REPORT]),
+        "pageDigest": digest_of_bytes(evidence[PAGE]),
+        "goldenDigest": golden_digest,
     }
 
 
@@ -153,18 +165,25 @@ def _benchmark_of(work: Path, provider: Provider) -> dict[str, Any]:
     return found
 
 
-def _lineage_of(made: Mapping[Provider, _Made], publish: Publish) -> Mapping[str, Any]:
+def _conversion_of(made: Mapping[Provider, _Made], publish: Publish) -> Conversion:
     first = next(iter(made.values())).conversion
-    conversion = first.model_copy(
+    return first.model_copy(
         update={
             "spec": publish.spec,
             "graphs": {provider: one.conversion.graphs[provider] for provider, one in made.items()},
         }
     )
+
+
+def _plain(conversion: Conversion, **besides: Any) -> dict[str, Any]:
+    return conversion.model_dump(mode="json", by_alias=True, exclude={"files": True, **besides})
+
+
+def _lineage_of(conversion: Conversion, made: Mapping[Provider, _Made], publish: Publish) -> dict[str, Any]:
     schemes = {str(provider): str(one.conversion.spec.scheme) for provider, one in made.items()}
     return {
         "source": {"digest": conversion.source_digest},
-        "conversion": conversion.model_dump(mode="json", by_alias=True, exclude={"files"}),
+        "conversion": _plain(conversion, **_MEASURED),
         "serving": publish.serving.model_dump(mode="json", by_alias=True),
         "operator": publish.lineage.value(),
         # What auto took, so that the artifact can be made again without it.
@@ -174,13 +193,7 @@ def _lineage_of(made: Mapping[Provider, _Made], publish: Publish) -> Mapping[str
     }
 
 
-def _fill(
-    folder: Path,
-    publish: Publish,
-    made: Mapping[Provider, _Made],
-    reports: Mapping[str, Mapping[str, Any]],
-) -> None:
-    work = publish.work
+def _fill(folder: Path, publish: Publish, made: Mapping[Provider, _Made]) -> None:
     for provider, one in made.items():
         models = folder / "triton" / provider
         # What no server runs is laid out for no server.
@@ -193,10 +206,6 @@ def _fill(
         if graph.digest_of(graphs) != one.conversion.graphs[provider].digest:
             raise StepFailedError(ARTIFACT_CORRUPT, f"graph/{provider} changed while it was copied: convert again")
     shutil.copytree(next(iter(made.values())).folder / "tokenizer", folder / "tokenizer")
-    # What a server must answer, where there is one.
-    first = min(publish.validated, key=lambda provider: provider.is_edge)
-    shutil.copyfile(work / f"{VALIDATION_PREFIX}{first}" / GOLDEN, folder / GOLDEN)
-    (folder / REPORT).write_bytes(canonical_json({"schema": SCHEMA, "verdict": "Passed", "reports": reports}))
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o444)
     folder.chmod(0o755)
@@ -223,6 +232,16 @@ def _put_beside(final: Path, name: str, data: bytes, incoming: Path) -> None:
     sync(path)
     path.replace(final.with_name(f"{final.name}.{name}"))
     sync(final.parent)
+
+
+def _keep_golden(final: Path, golden: bytes, incoming: Path) -> str:
+    """The digest of the artifact's golden requests. The first stand: the same is asked in all, and a prober that goes
+    by the digest of an earlier revision may be reading them.
+    """
+    path = final.with_name(f"{final.name}.{GOLDEN}")
+    if not path.exists():
+        _put_beside(final, GOLDEN, golden, incoming)
+    return "sha256:" + sha256_of(path)
 
 
 def _remove_leftovers(store: Path) -> None:

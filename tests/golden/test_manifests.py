@@ -118,7 +118,8 @@ def golden_of(offer: Offer) -> ConfigMapKey | None:
 
 def revision(model: ModelSeen, offer: Offer, *, number: int, name: str | None = None) -> RevisionSeen:
     spec = resolve(model.name, offer, IMAGES, source_digest=DIGEST, number=number)
-    status = OnnxModelRevisionStatus(artifact=ArtifactStatus(digest="sha256:" + f"{number:02d}" * 32))
+    artifact = ArtifactStatus(digest="sha256:" + f"{number:02d}" * 32, golden_digest="sha256:" + "9a" * 32)
+    status = OnnxModelRevisionStatus(artifact=artifact)
     return RevisionSeen(name or name_of(spec), f"revision-uid-{number}", "1", spec, status)
 
 
@@ -155,6 +156,17 @@ def test_what_was_not_validated_is_named_to_the_job_that_publishes(outcome: str,
     assert container["args"][-2:] == [flag, "CUDAExecutionProvider"]
     mounts = [one["mountPath"] for one in container["volumeMounts"] if "validation" in one["mountPath"]]
     assert mounts == ["/conversion/validation-CPUExecutionProvider"]
+
+
+def test_golden_requests_that_an_older_version_published_are_read_inside_the_artifact() -> None:
+    case = yaml.safe_load((FOLDER / "smallest.in.yaml").read_text())
+    (want,) = (one for one in wants(case) if isinstance(one, WantProber))
+    artifact = ArtifactStatus(digest=f"sha256:{'01' * 32}", report_digest=f"sha256:{'78' * 32}")
+    status = want.stable.status.model_copy(update={"artifact": artifact})
+    (deployment,) = build(replace(want, stable=replace(want.stable, status=status)))
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert container["args"][:2] == ["--golden", f"/artifacts/{'01' * 32}/golden.json"]
+    assert "env" not in container
 
 
 @pytest.mark.parametrize("name", WITH_GATEWAY)

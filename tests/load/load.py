@@ -429,7 +429,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     option("--http", metavar="ADDRESS:PORT", help="the gateway's HTTP listener")
     option("--grpc", metavar="ADDRESS:PORT", help="the gateway's gRPC listener")
     option("--close", action="store_true", help="a new connection for each request by HTTP")
-    option("--requests", type=Path, help="requests as in an artifact's golden.json; made up when not given")
+    option("--requests", type=Path, help="requests as in the golden.json beside an artifact; made up when not given")
     option("--inputs", type=lambda text: text.split(","), default=["input_ids", "attention_mask", "token_type_ids"])
     option("--longest", type=int, default=256, help="length of the longest made-up text, in tokens")
     option("--rate", type=float, default=40.0, help="requests per second and model; 0 waits for /start")

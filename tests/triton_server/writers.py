@@ -77,7 +77,7 @@ def ask(server: Server, protocol: str, arrays: Arrays, model: str = NAME) -> Arr
 
 def asked_by_both(server: Server, published: Published) -> Iterator[tuple[Golden, Answer, Answer]]:
     """Each golden request of the artifact with what the prober is answered by HTTP and by gRPC."""
-    golden = read_golden(published.line.artifact(published.digest) / "golden.json")
+    golden = read_golden(published.line.beside(published.digest, "golden.json"))
 
     async def answers() -> list[Any]:
         askers = (

@@ -284,16 +284,21 @@ class BenchmarkStatus(ApiModel):
 
 
 class ArtifactStatus(ApiModel):
-    """The published artifact. Beside its folder in the store lie <digest>.report.html and <digest>.benchmark.json."""
+    """The published artifact. Beside its folder in the store lies what was measured of it: <digest>.report.json,
+    <digest>.report.html, <digest>.benchmark.json and <digest>.golden.json.
+    """
 
     digest: Digest
     """Digest of its manifest, which lists every file."""
     bytes: Count = 0
     """Total size."""
     report_digest: Digest | None = None
-    """Digest of report.json inside it."""
+    """Digest of <digest>.report.json, as it was written when this revision was published."""
     page_digest: Digest | None = None
     """Digest of <digest>.report.html, as it was written when this revision was published."""
+    golden_digest: Digest | None = None
+    """Digest of <digest>.golden.json, which the prober checks. Where it is unset, an older version published the
+    artifact with report.json and golden.json inside."""
 
 
 class QuarantineStatus(ApiModel):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
+import os
 import re
 import signal
 import sys
@@ -109,7 +110,7 @@ def _pages(counters: Counters) -> web.Application:
 
 async def run(options: argparse.Namespace) -> None:
     """Serve the pages and probe until SIGTERM or SIGINT."""
-    requests = read_golden(options.golden)
+    requests = read_golden(options.golden, os.environ.get("GOLDEN_DIGEST"))
     versions = {Side.STABLE: options.stable_version, Side.CANDIDATE: options.candidate_version}
     counters = Counters(options.model, versions)
     async with AsyncExitStack() as stack:
@@ -191,7 +192,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; ends the program with a sentence where it is wrong."""
     parser = argparse.ArgumentParser(prog="python -m onnx_operator.prober", description=__doc__)
     option = parser.add_argument
-    option("--golden", type=Path, default=Path("/artifact/golden.json"), help="a list of requests")
+    option("--golden", type=Path, required=True, help="a list of requests; GOLDEN_DIGEST, if set, must be its digest")
     option("--model", required=True, help="Triton's name of the model, which is the OnnxModel's")
     option("--stable-version", required=True, help="stable's revision number; other versions are not compared")
     option("--candidate-version", required=True, help="the candidate's revision number")

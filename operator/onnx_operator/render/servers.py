@@ -187,6 +187,7 @@ def build_prober(want: WantProber) -> Manifest:
         **container_basics(),
         "command": ["python3", "-m", "onnx_operator.prober"],
         "args": _prober_flags(want),
+        **_golden_digest(want),
         "ports": [{"name": "http", "containerPort": PROBER_PORT, "protocol": "TCP"}],
         "readinessProbe": probe,
         "livenessProbe": probe | {"failureThreshold": 6},
@@ -217,8 +218,8 @@ def build_prober(want: WantProber) -> Manifest:
 
 def _prober_flags(want: WantProber) -> list[str]:
     model = want.model
-    folder, key = _golden_mount(want)["mountPath"], want.golden.key if want.golden else "golden.json"
-    flags = ["--golden", f"{folder}/{key}", "--model", model.name]
+    path = want.golden.key if want.golden else _golden_path(want.stable)
+    flags = ["--golden", f"{_golden_mount(want)['mountPath']}/{path}", "--model", model.name]
     flags += ["--stable-version", str(want.stable.spec.number)]
     flags += ["--candidate-version", str(want.candidate.spec.number)]
     flags += ["--host", host_of(model.name, model.namespace, want.class_spec.traffic.domain)]
@@ -255,8 +256,23 @@ def _golden_volume(want: WantProber) -> Manifest:
 
 def _golden_mount(want: WantProber) -> Manifest:
     if want.golden is None:
-        return _artifact_mount(want.stable)
+        return {"name": "store", "mountPath": "/artifacts", "subPath": ARTIFACTS, "readOnly": True}
     return {"name": "golden", "mountPath": f"/golden/{want.golden.name}", "readOnly": True}
+
+
+def _golden_path(stable: RevisionSeen) -> str:
+    """Older versions published golden requests inside the artifact."""
+    return f"{digest_hex(_digest(stable))}{'.' if _told_golden(stable) else '/'}golden.json"
+
+
+def _golden_digest(want: WantProber) -> Manifest:
+    """No flag, as an older revision that comes back brings its own image, which would not know it."""
+    told = None if want.golden else _told_golden(want.stable)
+    return {"env": [{"name": "GOLDEN_DIGEST", "value": told}]} if told else {}
+
+
+def _told_golden(stable: RevisionSeen) -> str | None:
+    return stable.status.artifact.golden_digest if stable.status.artifact is not None else None
 
 
 def _assemble(want: WantServers) -> Manifest:

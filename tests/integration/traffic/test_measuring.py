@@ -101,7 +101,7 @@ MODELS = {
 
 
 def golden(lengths: Iterable[int]) -> list[dict[str, Any]]:
-    """Texts of so many tokens, as an artifact's golden.json has them."""
+    """Texts of so many tokens, as the golden.json beside an artifact has them."""
     requests = []
     for length in lengths:
         ids = (np.arange(length, dtype=np.int64)[None] * 7 + length) % graphs.VOCABULARY

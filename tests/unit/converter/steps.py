@@ -80,6 +80,11 @@ class Line:
     def artifact(self, digest: str) -> Path:
         return self.root / "artifacts" / digest.removeprefix("sha256:")
 
+    def beside(self, digest: str, name: str) -> Path:
+        """What was measured of an artifact."""
+        folder = self.artifact(digest)
+        return folder.with_name(f"{folder.name}.{name}")
+
     def assemble(self, digest: str, provider: str = "CPUExecutionProvider") -> Ended:
         return run(
             "assemble",

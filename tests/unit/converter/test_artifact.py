@@ -25,6 +25,7 @@ FILES = {
     f"triton/{PROVIDER}/model/config.pbtxt": b'backend: "onnxruntime"\n',
     f"triton/{PROVIDER}/model/1/model.onnx": b"graph",
     "tokenizer/tokenizer.json": b"{}",
+    # As older versions published it.
     "golden.json": b"[]",
 }
 

@@ -238,15 +238,13 @@ def test_the_artifact_holds_the_graph_without_a_servers_configuration(packed: tu
         f"edge/{COREML}/model.onnx",
         f"triton/{CPU}/model/config.pbtxt",
         f"triton/{CPU}/model/1/model.onnx",
-        "golden.json",
-        "report.json",
         "manifest.json",
     }
-    reports = json.loads((folder / "report.json").read_text())["reports"]
+    reports = json.loads(line.beside(published, "report.json").read_text())["reports"]
     assert "checked" not in reports[CPU]
     assert reports[COREML]["checked"]["fallbacks"]["Gather"] == "is not in the table"
     assert reports[COREML]["checked"]["dynamicInputs"] == ["input_ids", "attention_mask", "token_type_ids"]
-    page = folder.with_name(f"{folder.name}.report.html").read_text()
+    page = line.beside(published, "report.html").read_text()
     assert "It was not run there" in page
     assert "starts/ends/axes/steps must be constant initializers." in page
     assert line.assemble(published, DML).summary.reason == "SpecImpossible"
@@ -263,11 +261,12 @@ def published(line: Line, *unproved: str, flag: str = "--unvalidated", **spec: A
 
 def test_what_no_node_could_judge_is_published_with_that_said(packed: tuple[Line, dict[str, Ended]]) -> None:
     line, _ = packed
-    folder = line.artifact(published(line, COREML).details["digest"])
+    digest = published(line, COREML).details["digest"]
+    folder = line.artifact(digest)
     assert json.loads((folder / "manifest.json").read_text())["lineage"]["notValidated"] == [COREML]
-    assert json.loads((folder / "report.json").read_text())["reports"].keys() == {DML, CPU}
+    assert json.loads(line.beside(digest, "report.json").read_text())["reports"].keys() == {DML, CPU}
     assert (folder / "edge" / COREML / "model.onnx").is_file()
-    assert "notValidated" in folder.with_name(f"{folder.name}.report.html").read_text()
+    assert "notValidated" in line.beside(digest, "report.html").read_text()
 
 
 def test_what_is_left_out_is_not_in_the_artifact(packed: tuple[Line, dict[str, Ended]]) -> None:
@@ -275,7 +274,7 @@ def test_what_is_left_out_is_not_in_the_artifact(packed: tuple[Line, dict[str, E
     folder = line.artifact(published(line, COREML, flag="--left-out").details["digest"])
     lineage = json.loads((folder / "manifest.json").read_text())["lineage"]
     assert (lineage["leftOut"], lineage["conversion"]["graphs"].keys()) == ([COREML], {DML, CPU})
-    assert json.loads((folder / "report.json").read_text())["reports"].keys() == {DML, CPU}
+    assert json.loads(folder.with_name(f"{folder.name}.report.json").read_text())["reports"].keys() == {DML, CPU}
     assert [path.name for path in (folder / "edge").iterdir()] == [DML]
 
 

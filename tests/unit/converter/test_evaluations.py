@@ -457,7 +457,7 @@ def test_a_model_in_four_bits_keeps_what_it_has_learned_and_its_artifact_tells(t
     assert float(choices["original"]) > 0.9
     assert perplexity["samples"] == len(held_out)
     published = line.publish(scheme="int4-weight-only")
-    report = json.loads((line.artifact(published.details["digest"]) / "report.json").read_text())
+    report = json.loads(line.beside(published.details["digest"], "report.json").read_text())
     told = report["reports"][CPU]["evaluations"]
     assert [(one["name"], one["loss"]["value"]) for one in told] == [
         ("prose", perplexity["loss"]),

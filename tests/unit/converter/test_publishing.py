@@ -1,4 +1,4 @@
-"""What is published: a Triton model repository, golden requests, a report a person can read, and a manifest."""
+"""What is published: a Triton model repository with a manifest, and beside it golden requests and the evidence."""
 
 from __future__ import annotations
 
@@ -51,8 +51,6 @@ def test_an_artifact_holds_what_the_contract_names_and_nothing_else(folder: Path
     assert {path for path in found if not path.startswith("tokenizer/")} == {
         f"triton/{CPU}/model/config.pbtxt",
         f"triton/{CPU}/model/1/model.onnx",
-        "golden.json",
-        "report.json",
         "manifest.json",
     }
     assert "tokenizer/tokenizer.json" in found
@@ -70,7 +68,6 @@ def test_the_digest_is_the_manifests_and_the_manifest_names_every_file(
         == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         - (folder / "manifest.json").stat().st_size
     )
-    assert details["reportDigest"] == "sha256:" + hashlib.sha256((folder / "report.json").read_bytes()).hexdigest()
 
 
 def test_the_lineage_names_source_tools_parameters_and_what_the_operator_added(folder: Path) -> None:
@@ -82,6 +79,19 @@ def test_the_lineage_names_source_tools_parameters_and_what_the_operator_added(f
     assert {"torch", "transformers", "onnx", "onnxruntime", "onnxscript", "python"} <= set(
         lineage["conversion"]["tools"]
     )
+
+
+def test_what_was_measured_on_the_way_is_told_by_the_report_and_the_page_and_not_by_the_lineage(
+    published: tuple[Line, dict[str, Any]], folder: Path, report: dict[str, Any]
+) -> None:
+    told = json.loads((folder / "manifest.json").read_text())["lineage"]["conversion"]
+    full = report["conversion"]
+    assert full.keys() - told.keys() == {"sensitive"}
+    assert full["graphs"][CPU].keys() - told["graphs"][CPU].keys() == {"stages", "routesRefused"}
+    page = published[0].beside(published[1]["digest"], "report.html").read_text()
+    lineage = page[page.index("<h2>Lineage") :]
+    assert f"conversion.graphs.{CPU}.stages[0].minCosine" in lineage
+    assert "conversion.files" not in lineage
 
 
 def test_publishing_again_finds_the_same_artifact_and_leaves_it_untouched(
@@ -100,12 +110,12 @@ def test_an_artifact_that_was_damaged_in_the_store_is_reported_and_not_overwritt
     digest = line.fetch(tiny_sentence(tmp_path / "model")).details["digest"]
     line.convert(digest)
     line.validate(digest)
-    golden = line.artifact(line.publish().details["digest"]) / "golden.json"
-    golden.chmod(0o644)
-    golden.write_text("[]")
+    tokenizer = line.artifact(line.publish().details["digest"]) / "tokenizer" / "tokenizer.json"
+    tokenizer.chmod(0o644)
+    tokenizer.write_text("[]")
     ended = line.publish()
     assert (ended.summary.reason, ended.code) == ("ArtifactCorrupt", 29)
-    assert golden.read_text() == "[]"
+    assert tokenizer.read_text() == "[]"
 
 
 def test_the_configuration_is_complete_and_in_tritons_own_words(folder: Path) -> None:
@@ -208,8 +218,10 @@ def test_onnxruntime_is_told_the_same_in_words_of_its_own(scheme: str, precision
     }
 
 
-def test_golden_requests_are_mixed_in_length_and_answered_by_the_published_graph(folder: Path) -> None:
-    golden = json.loads((folder / "golden.json").read_text())
+def test_golden_requests_are_mixed_in_length_and_answered_by_the_published_graph(
+    published: tuple[Line, dict[str, Any]], folder: Path
+) -> None:
+    golden = json.loads(published[0].beside(published[1]["digest"], "golden.json").read_text())
     assert len(golden) >= 24
     assert len({request["name"] for request in golden}) == len(golden)
     session = onnxruntime.InferenceSession(folder / "triton" / CPU / "model" / "1" / "model.onnx", providers=[CPU])
@@ -228,12 +240,24 @@ def test_golden_requests_are_mixed_in_length_and_answered_by_the_published_graph
     assert len(lengths) >= 8
 
 
-def test_the_page_lies_beside_the_artifact_and_names_it(published: tuple[Line, dict[str, Any]], folder: Path) -> None:
-    beside = sorted(path.name for path in folder.parent.iterdir())
-    assert beside == [folder.name, f"{folder.name}.benchmark.json", f"{folder.name}.report.html"]
-    page = folder.with_name(f"{folder.name}.report.html").read_bytes()
-    assert published[1]["pageDigest"] == f"sha256:{hashlib.sha256(page).hexdigest()}"
-    text = page.decode()
+def digest_of(path: Path) -> str:
+    return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+
+
+def test_what_was_measured_lies_beside_the_artifact_read_only_under_digests_that_are_told(
+    published: tuple[Line, dict[str, Any]], folder: Path
+) -> None:
+    line, details = published
+    names = ("benchmark.json", "golden.json", "report.html", "report.json")
+    assert sorted(folder.parent.iterdir()) == [folder, *(line.beside(details["digest"], name) for name in names)]
+    assert {oct(line.beside(details["digest"], name).stat().st_mode & 0o777) for name in names} == {"0o444"}
+    told = {"golden.json": "goldenDigest", "report.html": "pageDigest", "report.json": "reportDigest"}
+    for name, key in told.items():
+        assert details[key] == digest_of(line.beside(details["digest"], name))
+
+
+def test_the_page_names_the_artifact(published: tuple[Line, dict[str, Any]], folder: Path) -> None:
+    text = folder.with_name(f"{folder.name}.report.html").read_text()
     assert published[1]["digest"] in text
     assert text.index("Passed") < text.index("Smallest cosine") < text.index("Lineage")
     assert json.loads(folder.with_name(f"{folder.name}.benchmark.json").read_text()) == {CPU: {}}
@@ -245,7 +269,7 @@ def test_how_fast_a_graph_was_changes_the_page_and_no_byte_of_the_artifact(
     line, details = published
     (line.work / f"validation-{CPU}" / "benchmark.json").write_text(json.dumps(a_benchmark()))
     timed, page = line.publish().details, folder.with_name(f"{folder.name}.report.html")
-    assert timed == details | {"pageDigest": f"sha256:{hashlib.sha256(page.read_bytes()).hexdigest()}"} != details
+    assert timed == details | {"pageDigest": digest_of(page)} != details
     assert "Speed on" in page.read_text()
     (line.work / f"validation-{CPU}" / "benchmark.json").write_text("{")
     assert line.publish().details == details
@@ -253,15 +277,38 @@ def test_how_fast_a_graph_was_changes_the_page_and_no_byte_of_the_artifact(
     artifact.verify(folder, details["digest"])
 
 
-def test_the_report_counts_each_operator_where_it_ran(folder: Path) -> None:
-    report = json.loads((folder / "report.json").read_text())["reports"][CPU]
+def test_another_measurement_replaces_the_report_and_leaves_the_golden_requests(tmp_path: Path, line: Line) -> None:
+    digest = line.fetch(tiny_sentence(tmp_path / "model")).details["digest"]
+    line.convert(digest)
+    line.validate(digest)
+    first, validated = line.publish().details, line.work / f"validation-{CPU}"
+    measured = json.loads((validated / "report.json").read_text())
+    measured["parity"]["maxAbsolute"] = "0.5"
+    (validated / "report.json").write_text(json.dumps(measured))
+    asked = line.beside(first["digest"], "golden.json").read_bytes()
+    (validated / "golden.json").write_text(json.dumps(json.loads(asked)[:1]))
+    second = line.publish().details
+    report = line.beside(first["digest"], "report.json")
+    assert second == first | {"reportDigest": digest_of(report), "pageDigest": second["pageDigest"]}
+    assert second["reportDigest"] != first["reportDigest"]
+    assert json.loads(report.read_text())["reports"][CPU]["parity"]["maxAbsolute"] == "0.5"
+    assert line.beside(first["digest"], "golden.json").read_bytes() == asked
+
+
+@pytest.fixture
+def report(published: tuple[Line, dict[str, Any]]) -> dict[str, Any]:
+    line, details = published
+    found: dict[str, Any] = json.loads(line.beside(details["digest"], "report.json").read_text())["reports"][CPU]
+    return found
+
+
+def test_the_report_counts_each_operator_where_it_ran(report: dict[str, Any]) -> None:
     counts = [count for places in report["coverage"].values() for count in places.values()]
     assert report["placement"] == {CPU: sum(counts)}
     assert report["coverage"]["MatMul"][CPU] > 4
 
 
-def test_the_report_says_how_each_sample_did_and_what_was_ignored(folder: Path) -> None:
-    report = json.loads((folder / "report.json").read_text())["reports"][CPU]
+def test_the_report_says_how_each_sample_did_and_what_was_ignored(report: dict[str, Any]) -> None:
     assert report["verdict"] == "Passed"
     assert report["samples"] == len(report["rows"])
     assert report["ignored"] == sum(row["ignored"] for row in report["rows"]) > 0

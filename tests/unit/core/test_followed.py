@@ -69,7 +69,7 @@ def test_a_gateway_that_draws_each_side_by_its_weight_is_never_doubted(wanted: i
 
 
 def test_golden_requests_come_as_fast_as_the_prober_sends_them() -> None:
-    given = ["--model=m", "--stable-version=1", "--candidate-version=2", "--host=h"]
+    given = ["--model=m", "--stable-version=1", "--candidate-version=2", "--host=h", "--golden=g"]
     assert parse_options([*given, "--http=127.0.0.1:80"]).rate == PAIRS_PER_SECOND
 
 

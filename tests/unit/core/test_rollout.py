@@ -678,6 +678,7 @@ def test_pods_of_another_size_are_a_new_revision_with_the_same_artifact(serving:
     assert shared == serving.numbered(1).status.artifact
     assert shared is not None
     assert shared.page_digest == a_digest("page"), "of the page that was written with it"
+    assert shared.golden_digest == a_digest("golden"), "and of the requests that are asked of it"
     assert serving.numbered(2).status.benchmark == serving.numbered(1).status.benchmark != []
 
 

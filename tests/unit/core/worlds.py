@@ -565,7 +565,9 @@ class World:
             return a_summary("validate", provider=provider, parity=parity, samples=300, **told, **self.timed)
         if "-publish-" in job:
             made = a_digest(job.split("-publish-", 1)[0])
-            return a_summary("publish", digest=made, bytes=90, files=12, pageDigest=a_digest("page"))
+            return a_summary(
+                "publish", digest=made, bytes=90, files=12, pageDigest=a_digest("page"), goldenDigest=a_digest("golden")
+            )
         return a_summary("convert")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -84,5 +85,27 @@ def test_a_file_without_requests_is_refused_in_words(tmp_path: Path, content: An
 
 
 def test_a_missing_file_says_what_to_mount(tmp_path: Path) -> None:
-    with pytest.raises(GoldenError, match=r"cannot be read: No such file or directory; it is in stable's artifact"):
+    with pytest.raises(GoldenError, match=r"cannot be read: No such file or .*; it lies beside stable's artifact"):
         read_golden(tmp_path / "golden.json")
+
+
+ASKED = json.dumps([{"name": "a", "inputs": {"input_ids": IDS}, "outputs": {"embedding": VECTOR}}])
+
+
+def test_requests_that_were_changed_since_they_were_published_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "abc.golden.json"
+    path.write_text(ASKED)
+    digest = f"sha256:{hashlib.sha256(ASKED.encode()).hexdigest()}"
+    assert len(read_golden(path, digest)) == 1
+    path.write_text(ASKED + " ")
+    with pytest.raises(GoldenError, match=rf"not {digest}: it was changed .* rollout.analysis.goldenRequests"):
+        read_golden(path, digest)
+
+
+def test_where_nobody_knows_which_version_published_them_they_are_found_inside_or_beside(tmp_path: Path) -> None:
+    folder = tmp_path / "abc"
+    folder.mkdir()
+    (tmp_path / "abc.golden.json").write_text(ASKED)
+    assert [one.name for one in read_golden(folder / "golden.json")] == ["a"]
+    (folder / "golden.json").write_text(ASKED.replace('"a"', '"b"'))
+    assert [one.name for one in read_golden(folder / "golden.json")] == ["b"]

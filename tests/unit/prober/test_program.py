@@ -286,12 +286,13 @@ async def test_the_operator_reads_what_the_program_tells(tmp_path: Path) -> None
     assert 'onnx_prober_slow_total{model="minilm",protocol="http",side="stable"}' in metrics
 
 
-REQUIRED = ["--model", "m", "--host", "h", "--stable-version", "1", "--candidate-version", "2"]
+GOLDEN = ["--golden", "/nowhere/golden.json"]
+REQUIRED = [*GOLDEN, "--model", "m", "--host", "h", "--stable-version", "1", "--candidate-version", "2"]
 
 
 def test_without_its_file_it_ends_with_a_sentence() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "onnx_operator.prober", *REQUIRED, "--http", "x:1", "--golden", "/nowhere/golden.json"],
+        [sys.executable, "-m", "onnx_operator.prober", *REQUIRED, "--http", "x:1"],
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
@@ -300,6 +301,20 @@ def test_without_its_file_it_ends_with_a_sentence() -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("/nowhere/golden.json cannot be read: No such file")
     assert "Traceback" not in done.stderr
+
+
+def test_it_asks_nothing_of_a_file_with_another_digest_than_its_pod_was_told(tmp_path: Path) -> None:
+    golden = tmp_path / "golden.json"
+    golden.write_text("[]")
+    done = subprocess.run(
+        [sys.executable, "-m", "onnx_operator.prober", *REQUIRED, "--http", "x:1", "--golden", str(golden)],
+        env=ENVIRONMENT | {"GOLDEN_DIGEST": f"sha256:{'0' * 64}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "it was changed after it was published" in done.stderr
 
 
 @pytest.mark.parametrize(

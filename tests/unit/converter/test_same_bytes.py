@@ -1,0 +1,79 @@
+"""Another kind of processor measures other numbers of a model, and makes the same artifact of it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import torch
+
+from checkpoints import tiny_decoder
+from unit.converter.steps import Line
+
+SCHEMES = ("none", "int8-dynamic", "int4-weight-only")
+#: Which of its own kernels numpy can do without, it tells nobody by a public name.
+NUMPY: Any = importlib.import_module("numpy._core._multiarray_umath")
+#: An older processor, to torch, to both libraries that multiply for it, and to numpy.
+OLDER: Final = {
+    "ATEN_CPU_CAPABILITY": "default",
+    "ONEDNN_MAX_CPU_ISA": "SSE41",
+    "MKL_CBWR": "COMPATIBLE",
+    "NPY_DISABLE_CPU_FEATURES": " ".join(one for one in NUMPY.__cpu_dispatch__ if NUMPY.__cpu_features__[one]),
+}
+
+
+def publish_each(root: Path, source: Path) -> dict[str, Any]:
+    """What publish tells, by scheme."""
+    told = {}
+    for scheme in SCHEMES:
+        line = Line(root / scheme)
+        digest = line.fetch(source).details["digest"]
+        assert line.convert(digest, scheme=scheme).code == 0
+        # Weights of chance are about the worst that four bits can meet.
+        ended = line.validate(digest, {"minCosine": "0.001", "minLabelAgreement": "0.001"}, scheme=scheme)
+        assert ended.code == 0, ended.summary.message
+        told[scheme] = line.publish(scheme=scheme).details
+    return told
+
+
+def published(root: Path, source: Path, **environment: str) -> dict[str, Any]:
+    """All steps in a process of their own, as libraries look at the processor once."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from unit.converter import test_same_bytes; test_same_bytes.main()", root, source],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return told
+
+
+def main() -> None:
+    root, source = (Path(argument) for argument in sys.argv[1:])
+    told = publish_each(root, source)
+    print(json.dumps({"capability": torch.backends.cpu.get_cpu_capability(), "told": told}))  # noqa: T201
+
+
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="torch has no other kernels here")
+def test_another_kind_of_processor_measures_other_numbers_and_makes_the_same_artifact(tmp_path: Path) -> None:
+    source = tiny_decoder(tmp_path / "source", num_hidden_layers=1)
+    ours, older = published(tmp_path / "ours", source), published(tmp_path / "older", source, **OLDER)
+    assert ours["capability"] != older["capability"] == "DEFAULT"
+    for scheme in SCHEMES:
+        one, other = ours["told"][scheme], older["told"][scheme]
+        assert one["reportDigest"] != other["reportDigest"], "else nothing was measured otherwise"
+        assert one["digest"] == other["digest"]
+        stages = [stages_of(tmp_path / side / scheme) for side in ("ours", "older")]
+        assert stages[0] != stages[1], "nor on the way to the graph"
+
+
+def stages_of(root: Path) -> Any:
+    conversion = json.loads((Line(root).work / "graph" / "conversion.json").read_text())
+    return conversion["graphs"]["CPUExecutionProvider"]["stages"]
