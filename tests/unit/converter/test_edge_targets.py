@@ -271,10 +271,11 @@ def test_what_no_node_could_judge_is_published_with_that_said(packed: tuple[Line
 
 def test_what_is_left_out_is_not_in_the_artifact(packed: tuple[Line, dict[str, Ended]]) -> None:
     line, _ = packed
-    folder = line.artifact(published(line, COREML, flag="--left-out").details["digest"])
+    digest = published(line, COREML, flag="--left-out").details["digest"]
+    folder = line.artifact(digest)
     lineage = json.loads((folder / "manifest.json").read_text())["lineage"]
     assert (lineage["leftOut"], lineage["conversion"]["graphs"].keys()) == ([COREML], {DML, CPU})
-    assert json.loads(folder.with_name(f"{folder.name}.report.json").read_text())["reports"].keys() == {DML, CPU}
+    assert json.loads(line.beside(digest, "report.json").read_text())["reports"].keys() == {DML, CPU}
     assert [path.name for path in (folder / "edge").iterdir()] == [DML]
 
 
