@@ -48,8 +48,10 @@ class Stage(Parameters):
     max_absolute: str | None = None
     max_relative: str | None = None
     label_agreement: str | None = None
-    #: Why there is no number.
+    #: Why there is no number, where it is the graph's fault.
     error: str | None = None
+    #: And where it is none.
+    not_measured: str | None = None
 
 
 class Graph(Parameters):
@@ -62,7 +64,6 @@ class Graph(Parameters):
     nodes: int
     route: str
     routes_refused: tuple[RefusedRoute, ...]
-    #: In float32 alone.
     stages: tuple[Stage, ...] = ()
 
 

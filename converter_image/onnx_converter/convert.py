@@ -262,12 +262,13 @@ def _fill(convert: Convert, texts: Sequence[str], folder: Path, progress: Progre
         weight.data = weight.data.new_empty(0)
     shared.checkpoints[dtype] = loaded
     gc.collect()
-    if asked:
+    if not is_exported:
         folders = dict.fromkeys(one.folder for one in made.values())
         measured = {folder: stages.measure(checkpoint, asked, folder) for folder in folders}
         made = {provider: replace(one, stages=measured[one.folder]) for provider, one in made.items()}
         shared.made.update({(dtype, provider): one for provider, one in made.items()})
-        progress.tell("StagesMeasured", percent=62, samples=len(asked), seconds=round(time.perf_counter() - began, 1))
+        compared = max(stage.samples for stages_of_it in measured.values() for stage in stages_of_it)
+        progress.tell("StagesMeasured", percent=62, samples=compared, seconds=round(time.perf_counter() - began, 1))
     facts: dict[Provider, graph.GraphFacts] = {}
     sensitive: dict[str, float] = {}
     for number, provider in enumerate(spec.providers):

@@ -82,7 +82,8 @@ $routes
 $stages""")
 _STAGES: Final = Template("""\
 <p>Before what is served was made of it, the graph answered on the CPU as follows: as it was exported, with nothing
-optimised, and as onnxruntime optimises it. A stage with a number out of bounds fails the validation.</p>
+optimised, and as onnxruntime optimises it. A stage with an error, or a number out of the bounds of its floats, fails
+the validation; one that the CPU has no kernels for does not.</p>
 $rows""")
 _SIGNED: Final = """\
 <h2>Reviewed</h2>
@@ -214,15 +215,21 @@ def _way(provider: str, report: Mapping[str, Any]) -> str:
     graph = report["conversion"]["graphs"][provider]
     routes = [(one["route"], "refused", one["reason"]) for one in graph["routesRefused"]]
     stages = [
-        (one["stage"], one["samples"], *(one[key] or "" for key in [*_COLUMNS][3:]), one["error"] or "")
+        (one["stage"], one["samples"], *(one[key] or "" for key in [*_COLUMNS][3:]), _outcome(one))
         for one in graph["stages"]
     ]
-    head = ("Stage", "Samples", *[*_COLUMNS.values()][3:], "Error")
+    head = ("Stage", "Samples", *[*_COLUMNS.values()][3:], "Outcome")
     return _WAY.substitute(
         provider=escape(provider),
         routes=_table(("Route", "Outcome", "Why"), [*routes, (graph["route"], "taken", "")], kind="words"),
-        stages=_STAGES.substitute(rows=_table(head, stages)) if stages else "",
+        stages=_STAGES.substitute(rows=_table(head, stages)),
     )
+
+
+def _outcome(stage: Mapping[str, Any]) -> str:
+    if why := stage["notMeasured"]:
+        return f"not measured: {why}"
+    return str(stage["error"] or "measured")
 
 
 def _schemes(number: int, provider: str, ladder: Mapping[str, Any] | None) -> Iterator[str]:

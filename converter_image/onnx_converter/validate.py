@@ -202,7 +202,7 @@ def _run(validate: Validate, progress: Progress) -> dict[str, Any]:
     )
     judgement = judge(original, candidate, tolerance, progress)
     before = conversion.graphs[validate.provider].stages
-    if (fault := stages.fault(before, validate.parity, conversion.task)) is not None:
+    if (fault := stages.fault(before, validate.parity, conversion.task, validate.spec.scheme)) is not None:
         reason = PARITY_FAILED if judgement.reason is VALIDATED else judgement.reason
         judgement = replace(judgement, reason=reason, message=f"{fault}; what is served of it: {judgement.message}")
     if judgement.reason is NOT_FINITE:

@@ -38,7 +38,9 @@ def _initializer(model: onnx.ModelProto, *, size: int = 500) -> onnx.TensorProto
     return next(
         tensor
         for tensor in reversed(model.graph.initializer)
-        if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) == 2 and np.prod(tensor.dims) > size
+        if tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16)
+        and len(tensor.dims) == 2
+        and np.prod(tensor.dims) > size
     )
 
 

@@ -30,7 +30,7 @@ def a_row(number: int) -> dict[str, Any]:
 
 def a_stage(stage: str, **changes: Any) -> dict[str, Any]:
     measured = {"minCosine": "0.9999998", "maxAbsolute": "3e-06", "maxRelative": "4e-06", "labelAgreement": None}
-    return {"stage": stage, "samples": 8, "error": None} | measured | changes
+    return {"stage": stage, "samples": 8, "error": None, "notMeasured": None} | measured | changes
 
 
 def a_conversion() -> dict[str, Any]:
@@ -157,6 +157,17 @@ def test_the_verdict_is_first_and_every_section_is_there_in_its_order() -> None:
     rows = ("fused-attention</td><td>refused</td><td>its own code &lt;attends&gt;", "trace</td><td>taken</td>")
     assert all(row in way for row in rows), way
     assert all(cell in way for cell in ("exported", "0.9999998", "optimised", "no such operator")), way
+
+
+def test_each_stage_was_measured_or_says_why_not() -> None:
+    report = a_report()
+    report["conversion"]["graphs"][CPU]["stages"] = [
+        a_stage("exported"),
+        a_stage("optimised", samples=0, minCosine=None, notMeasured="no kernel for <Add>"),
+    ]
+    text = page({CPU: report}, {"conversion": report["conversion"]}, {})
+    assert "<td>measured</td>" in text
+    assert "<td>not measured: no kernel for &lt;Add&gt;</td>" in text
 
 
 def test_with_two_providers_both_verdicts_come_before_anything_else_and_one_failure_fails_the_page() -> None:
