@@ -1,19 +1,23 @@
-"""torch's exporter without its second trace.
+"""torch's exporter without its second and third trace, and with a table of operators that is made once.
 
 What it has captured it traces once more, since ONNX has no words for some operators, and that takes as long as the
 capture did. A language model has so few of those that each can be replaced where it stands. A program with any other
-is decomposed as ever.
+is decomposed as ever. Then it runs each node to see which types are mixed, though all but those that it changes for
+that say already what they come to. And it reads the source of each of its translations for a name that nobody asks for.
+Where torch or onnxscript are no longer as they are described here, an export takes longer and is the same.
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import functools
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 from unittest.mock import patch
 
 import torch
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.export import ExportedProgram
+from torch.fx import Interpreter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -37,14 +41,74 @@ _CHECKS: Final = {
 }
 _REPLACED: Final = _CASTS | _SYNONYMS.keys() | _CHECKS
 
+#: What looks for mixed types, by its name since torch keeps it to itself.
+_MIXED: Final = "_TypePromotionInterpreter"
+
 _decompose = ExportedProgram.run_decompositions
+_run_node = Interpreter.run_node
 
 
 @contextmanager
 def once() -> Iterator[None]:
-    """Inside, an export decomposes what has to be, and nothing else."""
-    with patch.object(ExportedProgram, "run_decompositions", _run):
+    """Inside, an export decomposes and runs what has to be, and nothing else."""
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(ExportedProgram, "run_decompositions", _run))
+        stack.enter_context(patch.object(Interpreter, "run_node", _known))
+        if (registry := _registry()) is not None:
+            table = functools.partial(_table, registry.from_torchlib)
+            stack.enter_context(patch.object(registry, "from_torchlib", table))
         yield
+
+
+def _registry() -> Any:
+    """The class of torch's tables, which it keeps to itself."""
+    try:
+        from torch.onnx._internal.exporter import _registration  # noqa: PLC0415
+    except ImportError:
+        return None
+    found = getattr(_registration, "ONNXRegistry", None)
+    return found if hasattr(found, "from_torchlib") else None
+
+
+@functools.cache
+def _table(make: Callable[..., Any], opset_version: int) -> Any:
+    """Translations of all operators; an export reads them, and adds none of its own."""
+    from onnxscript import values  # noqa: PLC0415  only an export needs it
+
+    traced: Any = getattr(values, "TracedOnnxFunction", object)
+    read = vars(traced).get("function_ir")
+    if not isinstance(read, property):
+        return make(opset_version=opset_version)
+    with patch.object(traced, "function_ir", property(functools.partial(_Unread, read))):
+        return make(opset_version=opset_version)
+
+
+class _Unread:
+    """What the source of a translation says, read if more of it is asked for than the domain of its operators."""
+
+    def __init__(self, read: property, function: Any) -> None:
+        self.domain = function.opset.domain
+        self._given = (read, function)
+
+    def __getattr__(self, name: str) -> Any:
+        read, function = self._given
+        return getattr(read.__get__(function), name)
+
+
+def _known(interpreter: Interpreter, node: Node) -> Any:
+    """What a node comes to: what it says, where nothing of it was changed since the types are looked at."""
+    if type(interpreter).__name__ != _MIXED:
+        return _run_node(interpreter, node)
+    found = vars(interpreter).setdefault("_as_captured", {})
+    if not found:
+        found |= {each: _told(each) for each in interpreter.graph.nodes}
+    if node.op == "call_function" and "val" in node.meta and found.get(node) == _told(node):
+        return node.meta["val"]
+    return _run_node(interpreter, node)
+
+
+def _told(node: Node) -> tuple[Any, ...]:
+    return node.target, node.args, node.kwargs
 
 
 def _run(program: ExportedProgram, table: Mapping[Any, Callable[..., Any]] | None = None) -> ExportedProgram:

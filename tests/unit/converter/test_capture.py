@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from typing import TYPE_CHECKING
 from unittest.mock import patch
@@ -11,6 +12,8 @@ import onnx_ir
 import onnxruntime
 import pytest
 import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from onnx_converter import capture
 from onnx_converter.spec import Provider
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
+    from torch.fx import Interpreter, Node
 
 _NUMBERS = torch.linspace(-2, 2, 12).reshape(3, 4)
 
@@ -59,29 +63,75 @@ PROGRAMS: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
 }
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_a_program_is_traced_again_only_where_it_has_to_be(name: str) -> None:
-    function, is_decomposed = PROGRAMS[name]
-    module = Of(function).eval()
-    with (
-        warnings.catch_warnings(),
-        torch.no_grad(),
-        patch.object(capture, "_decompose", side_effect=capture._decompose) as decompose,
-        capture.once(),
-    ):
+def exported(function: Callable[[Tensor], Tensor]) -> bytes:
+    """The graph of a function, with nothing in it of where it was traced."""
+    with warnings.catch_warnings(), torch.no_grad(), capture.once():
         warnings.simplefilter("ignore")  # deprecations inside torch
         program = torch.onnx.export(
-            module,
+            Of(function).eval(),
             (_NUMBERS,),
             dynamo=True,
             dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
             opset_version=18,
             verbose=False,
         )
-    assert decompose.called is is_decomposed
     assert program is not None
-    graph = onnx_ir.to_proto(program.model).SerializeToString()
+    ClearMetadataAndDocStringPass()(program.model)
+    return bytes(onnx_ir.to_proto(program.model).SerializeToString())
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_is_traced_again_only_where_it_has_to_be(name: str) -> None:
+    function, is_decomposed = PROGRAMS[name]
+    with patch.object(capture, "_decompose", side_effect=capture._decompose) as decompose:
+        graph = exported(function)
+    assert decompose.called is is_decomposed
     session = onnxruntime.InferenceSession(graph, providers=[Provider.CPU])
     for rows in (_NUMBERS, torch.cat([_NUMBERS, -2 * _NUMBERS])):
         (answer,) = session.run(None, {session.get_inputs()[0].name: rows.numpy()})
         assert np.allclose(answer, function(rows.clone()).numpy(), atol=1e-5)
+
+
+#: What it computes, and whether an operator of it needs another type than it is given.
+MIXED: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
+    "floats alone": (lambda x: torch.nn.functional.layer_norm(x.mT @ x, (4,)) * 2.0, False),
+    "a whole number beside floats": (lambda x: (x + 1) * x, True),
+    "whole numbers of which the root is taken": (lambda x: torch.sqrt((x * x).to(torch.int64)) / 2.0, True),
+    "halves beside floats": (lambda x: x.half() * 2.0 + x, True),
+    "halves alone": (lambda x: torch.sigmoid(x.half()).float(), False),
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_only_an_operator_of_mixed_types_is_run_again_and_the_graph_is_the_same(name: str) -> None:
+    function, is_mixed = MIXED[name]
+    run, ran = capture._run_node, set[str]()
+
+    def counted(interpreter: Interpreter, node: Node) -> object:
+        if type(interpreter).__name__ == capture._MIXED and node.op == "call_function":
+            ran.add(node.name)
+        return run(interpreter, node)
+
+    with patch.object(capture, "_run_node", counted):
+        found = exported(function)
+    assert bool(ran) is is_mixed, ran
+    with patch.object(capture, "_known", run):
+        assert found == exported(function)
+
+
+def test_the_table_of_translations_is_torchs_own_though_no_source_is_read() -> None:
+    make = ONNXRegistry.from_torchlib
+    capture._table.cache_clear()
+    with patch.object(inspect, "getsource", side_effect=AssertionError("a source is read")):
+        found = capture._table(make, opset_version=18)
+    assert capture._table(make, opset_version=18) is found
+    assert found.functions == make(opset_version=18).functions
+    assert len(found.functions) > 400
+
+
+def test_where_torch_keeps_its_tables_elsewhere_an_export_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    function, _ = MIXED["a whole number beside floats"]
+    found = exported(function)
+    monkeypatch.setattr(capture, "_registry", lambda: None)
+    monkeypatch.setattr(capture, "_MIXED", "called otherwise")
+    assert exported(function) == found
