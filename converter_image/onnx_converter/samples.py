@@ -44,7 +44,8 @@ _KEPT: Final = 0.7
 #: A prefill is no longer than this, since every token has a logit for each word; the past may be.
 _LONGEST_PREFILL: Final = 256
 #: Of one whose last token alone is compared: all of its logits lie in memory as answered, in no more than 64 MB, and
-#: less is taken to compare it than to compare all of the above in float64, which footprint.py plans for.
+#: less is taken to compare it than to compare all of the above in float64, which footprint.py plans for. Of a Llama of
+#: 135 M 2048 tokens took 30 s of a processor in torch and 14 s in the graph, and 3.3 GB where 2.7 GB are planned for.
 _LONGEST_READ: Final = 512
 _LOGITS_READ: Final = 16_000_000
 _LONGEST_PROMPT: Final = 16
