@@ -392,6 +392,7 @@ def write_graphs(
             provider=provider,
             is_last=is_last,
             later=[exported / later for later in files[number:]],
+            alike=[exported / one for one in files if one != file and spec.of(Path(one).stem).scheme is part.scheme],
             shared=shared,
         )
     return sensitive

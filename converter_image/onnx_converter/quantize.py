@@ -22,7 +22,7 @@ from onnx_converter.reasons import EXPORT_FAILED, SPEC_IMPOSSIBLE, StepFailedErr
 from onnx_converter.spec import Activations, Algorithm, Provider, Scheme
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -66,12 +66,14 @@ def quantise(
     provider: Provider = Provider.CPU,
     is_last: bool = False,
     later: Iterable[Path] = (),
+    alike: Iterable[Path] = (),
     shared: share.Weights | None = None,
 ) -> dict[str, float]:
     """The graph of a scheme that the export does not settle; int8-static measures its activations on the requests.
 
     The last time, what the source holds may be given back before the target is written, but for what graphs beside it
-    hold as well that are read later. Tells the layers that were left as they are since they moved too far, and how far.
+    hold as well that are read later. A pattern of `exclude` may match layers of graphs alike alone: others that have
+    the scheme. Tells the layers that were left as they are since they moved too far, and how far.
     """
     if spec.scheme is Scheme.INT8_STATIC:
         return int8_static(spec, source, target, requests, provider=provider)
@@ -79,7 +81,8 @@ def quantise(
     is_large = _is_large(model, source)
     if spec.scheme is Scheme.INT8_DYNAMIC:
         integers = Integers()
-        spent, made = _replace_layers(model.graph, source.parent, None, integers.product, integers.looked_up)
+        spared = _excluded(spec.exclude, model.graph, alike) if spec.exclude else frozenset[str]()
+        spent, made = _replace_layers(model.graph, source.parent, spared, integers.product, integers.looked_up)
     else:
         spent, made = _in_blocks(spec, model, source, requests, provider)
     _refuse_unquantised(model, "MatMulInteger", "MatMulNBits")
@@ -126,7 +129,8 @@ def int8_static(
     """
     model = wire.outline(source)
     is_large = _is_large(model, source)
-    chosen = layers_of(model.graph, spec.exclude or ())
+    layers_in = _products_by({tensor.name for tensor in model.graph.initializer}, model.graph)
+    chosen = _not_excluded(layers_in, spec.exclude or ())
     is_wide, is_symmetric = spec.activations is Activations.UINT16, provider is Provider.TENSORRT
     has_tables = provider is Provider.CPU and not is_wide
     layers = target.with_name(f"layers-{target.name}") if has_tables else target
@@ -171,29 +175,48 @@ def int8_static(
     model = wire.outline(layers)
     _refuse_unquantised(model, "QuantizeLinear")
     if has_tables:
-        _, made = _replace_layers(model.graph, target.parent, None, lambda _node, _weight: None, Integers().looked_up)
+        _, made = _replace_layers(
+            model.graph, target.parent, frozenset(), lambda _node, _weight: None, Integers().looked_up
+        )
         _write(model, target.parent, made, target, is_large=is_large, is_last=False, shared=None)
         for path in (layers, layers.with_name(f"{layers.name}.data")):
             path.unlink(missing_ok=True)
     return sensitive
 
 
-def layers_of(graph: onnx.GraphProto, exclude: Iterable[str]) -> list[str]:
-    """Names of the layers with weights, but for those that a pattern matches."""
+def _products_by(weights: Container[str], graph: onnx.GraphProto) -> list[str]:
+    return [node.name for node in graph.node if node.op_type in _PRODUCTS and node.input[1] in weights]
+
+
+def _layers_of(graph: onnx.GraphProto) -> list[str]:
+    """Names of all that is multiplied by a weight, or by one that is turned on the way."""
     constants = {tensor.name for tensor in graph.initializer}
-    layers = [node.name for node in graph.node if node.op_type in _PRODUCTS and node.input[1] in constants]
+    return _products_by(constants | {node.output[0] for node in graph.node if turned_by(node, constants)}, graph)
+
+
+def _excluded(exclude: Iterable[str], graph: onnx.GraphProto, alike: Iterable[Path]) -> frozenset[str]:
+    layers = _layers_of(graph)
+    others = [layer for path in alike for layer in _layers_of(wire.outline(path).graph)]
+    return frozenset(layers).difference(_not_excluded(layers, exclude, others))
+
+
+def _not_excluded(layers: Sequence[str], exclude: Iterable[str], others: Sequence[str] = ()) -> list[str]:
+    """The layers, but for those that a pattern matches; each has to match one of them, or of the others."""
+    there = [*layers, *others]
     for pattern in exclude:
-        if not any(fnmatchcase(layer, pattern) for layer in layers):
+        if not any(fnmatchcase(layer, pattern) for layer in there):
             raise StepFailedError(
                 SPEC_IMPOSSIBLE,
-                f"quantization.exclude: {pattern!r} matches no layer; there is {', '.join(layers[:8])}"
-                f"{', …' if len(layers) > 8 else ''}",  # noqa: PLR2004  enough to see how they are called
+                f"quantization.exclude: {pattern!r} matches no layer; there is {', '.join(there[:8])}"
+                f"{', …' if len(there) > 8 else ''}",  # noqa: PLR2004  enough to see how they are called
             )
     left = [layer for layer in layers if not any(fnmatchcase(layer, pattern) for pattern in exclude)]
     if not left:
         # Without names the quantizer would take every product there is.
         raise StepFailedError(
-            SPEC_IMPOSSIBLE, f"quantization.exclude leaves none of {len(layers)} layers to quantise: use scheme none"
+            SPEC_IMPOSSIBLE,
+            f"quantization.exclude leaves none of {len(layers)} layers to quantise: use scheme none"
+            f"{' in quantization.components for that graph' if others else ''}",
         )
     return left
 
@@ -219,7 +242,7 @@ def _in_blocks(
         return _replace_layers(
             model.graph,
             source.parent,
-            head if spec.keep_output_head else None,
+            frozenset({head}) if spec.keep_output_head else frozenset(),
             blocks.product,
             blocks.looked_up if has_tables else None,
         )
@@ -277,23 +300,23 @@ def head_of(graph: onnx.GraphProto) -> str | None:
 def _replace_layers(
     graph: onnx.GraphProto,
     folder: Path,
-    spared: str | None,
+    spared: Container[str | None],
     quantised: Callable[[onnx.NodeProto, NDArray[Any]], onnx.GraphProto | None],
     looked_up: Callable[[onnx.NodeProto, NDArray[Any]], onnx.GraphProto | None] | None = None,
 ) -> tuple[list[onnx.TensorProto], dict[str, bytes]]:
-    """Every layer but one, and tables, if they are asked for, but that layer's; one weight at a time is read from the
-    folder.
+    """Every layer but those that are spared, and tables, if they are asked for, but those layers'; one weight at a time
+    is read from the folder.
 
     Gives the weights that nothing reads any more, and the bytes of new ones.
     """
     constants = {tensor.name: tensor for tensor in graph.initializer}
     # A weight that words in and out share lies there once, and is turned on the way to the layer.
     turned = {node.output[0]: node.input[0] for node in graph.node if turned_by(node, constants)}
-    floats = {turned.get(name, name) for node in graph.node if node.name == spared for name in node.input}
+    floats = {turned.get(name, name) for node in graph.node if node.name in spared for name in node.input}
     done, made = onnx.GraphProto(), dict[str, bytes]()
     for node in graph.node:
         part, rest = None, list[onnx.NodeProto]()
-        layer = _layer_of(node, constants, turned) if node.op_type in _PRODUCTS and node.name != spared else None
+        layer = _layer_of(node, constants, turned) if node.op_type in _PRODUCTS and node.name not in spared else None
         if layer is not None:
             weight, product, rest = layer
             matrix = wire.mapped(weight, folder)

@@ -282,7 +282,8 @@ _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     Scheme.NONE: {},
     Scheme.FLOAT16: {},
     Scheme.BFLOAT16: {},
-    Scheme.INT8_DYNAMIC: {},
+    # Unsaid it leaves no trace of its own: artifacts of before it could be said stay as they are.
+    Scheme.INT8_DYNAMIC: {"exclude": None},
     Scheme.INT8_STATIC: {"activations": Activations.UINT8, "exclude": (), "maxLayerError": None, "calibration": None},
     Scheme.INT8_WEIGHT_ONLY: {"blockSize": 32, "symmetric": False, "keepOutputHead": False},
     Scheme.INT4_WEIGHT_ONLY: {

@@ -317,9 +317,14 @@ class Quantization(ApiModel):
                 "leave them out, or take one of these schemes",
             ),
             cel(
-                "self.scheme == 'int8-static' || "
-                "!(has(self.activations) || has(self.exclude) || has(self.maxLayerError))",
-                "activations, exclude and maxLayerError belong to int8-static; leave them out, or take that scheme",
+                "self.scheme == 'int8-static' || !(has(self.activations) || has(self.maxLayerError))",
+                "activations and maxLayerError belong to int8-static, which measures on texts; leave them out, or "
+                "take that scheme",
+            ),
+            cel(
+                "self.scheme in ['int8-dynamic', 'int8-static'] || !has(self.exclude)",
+                "exclude belongs to int8-dynamic and int8-static; leave it out, or take one of these schemes",
+                field_path=".exclude",
             ),
             cel(
                 "self.scheme == 'int4-weight-only' || !has(self.algorithm)",
@@ -397,8 +402,8 @@ class Quantization(ApiModel):
         ]
         | None
     ) = None
-    """For int8-static: layers that stay in float32, by name as in the checkpoint, with * and ? for any characters, such
-    as encoder.layer.0.*; one that matches no layer ends the conversion."""
+    """For int8-dynamic and int8-static: layers that stay in float32, by name as in the checkpoint, with * and ? for any
+    characters, such as encoder.layer.0.*; one that matches no layer ends the conversion."""
     max_layer_error: Annotated[str, share_field(least="0.001", example="0.04")] | None = None
     """For int8-static: a layer whose answer moves by more than this share of its length when what goes into it is
     rounded, measured on the calibration texts, stays in float32, such as "0.04"; unset, none does. The report names

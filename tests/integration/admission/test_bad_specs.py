@@ -159,9 +159,9 @@ BAD_MODELS: Final = {
         "take int8-weight-only or int4-weight-only",
     ),
     "layers excluded from a scheme that takes all": Bad(
-        {"spec.quantization": {"scheme": "int8-dynamic", "exclude": ["pooler.*"]}},
-        "spec.quantization",
-        "belong to int8-static; leave them out, or take that scheme",
+        {"spec.quantization": {"scheme": "int8-weight-only", "exclude": ["pooler.*"]}},
+        "spec.quantization.exclude",
+        "belongs to int8-dynamic and int8-static; leave it out, or take one of these schemes",
     ),
     "a bound for auto with a scheme that was chosen": Bad(
         {"spec.quantization": {"scheme": "int8-dynamic", "auto": {"maxQualityLoss": "0.02"}}},
@@ -174,9 +174,9 @@ BAD_MODELS: Final = {
         'must be a number from 0 to 1 as text, such as "0.05"',
     ),
     "a layer's error for a scheme that measures none": Bad(
-        {"spec.quantization": {"scheme": "int4-weight-only", "maxLayerError": "0.04"}},
+        {"spec.quantization": {"scheme": "int8-dynamic", "maxLayerError": "0.04"}},
         "spec.quantization",
-        "belong to int8-static; leave them out, or take that scheme",
+        "belong to int8-static, which measures on texts; leave them out, or take that scheme",
     ),
     "an algorithm for a scheme that rounds as it runs": Bad(
         {"spec.quantization": {"scheme": "int8-dynamic", "algorithm": "gptq"}},

@@ -169,6 +169,30 @@ def test_each_graph_may_have_a_scheme_of_its_own(tmp_path: Path, line: Line) -> 
     assert validated["tolerance"]["minCosine"] == "0.8"
 
 
+def test_layers_are_excluded_by_the_names_that_they_have_in_either_graph(tmp_path: Path, line: Line) -> None:
+    digest = line.fetch(tiny_encoder_decoder(tmp_path / "model", "t5")).details["digest"]
+    spec: dict[str, Any] = {"scheme": "int8-dynamic", "exclude": ["encoder.block.0.*", "decoder.*.wo"]}
+    assert line.convert(digest, **spec).code == 0
+    kept = []
+    for name in GRAPHS:
+        graph = onnx.load(folder_of(line) / name).graph
+        weights = {tensor.name for tensor in graph.initializer}
+        kept.append({node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] in weights})
+        assert any(node.op_type == "MatMulInteger" for node in graph.node)
+    assert kept[0]
+    assert all(name.startswith("encoder.block.0.") for name in kept[0])
+    assert kept[1]
+    assert all(name.endswith(".wo") for name in kept[1])
+    assert line.validate(digest, **spec).code == 0
+    ended = line.convert(digest, scheme="int8-dynamic", exclude=["encoder.block.9.*"])
+    assert ended.summary.reason == "SpecImpossible"
+    assert "quantization.exclude: 'encoder.block.9.*' matches no layer; there is encoder." in ended.summary.message
+    # Whose layers are meant is the scheme's to say.
+    spec["components"] = {"decoder": {"scheme": "int8-weight-only"}}
+    ended = line.convert(digest, **spec)
+    assert "'decoder.*.wo' matches no layer" in ended.summary.message
+
+
 def test_one_graph_may_run_on_the_cpu_of_a_pod_with_a_device(
     tmp_path: Path, line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -100,8 +100,12 @@ USAGE: dict[str, tuple[list[str], str]] = {
         "blockSize has no meaning",
     ),
     "layers excluded from a scheme that takes all": (
-        ["convert", "--source-digest", "x", "--spec", '{"scheme":"int8-dynamic","exclude":["pooler"]}'],
+        ["convert", "--source-digest", "x", "--spec", '{"scheme":"int8-weight-only","exclude":["pooler"]}'],
         "exclude has no meaning",
+    ),
+    "a bound on what is measured on texts with a scheme that reads none": (
+        ["convert", "--source-digest", "x", "--spec", '{"scheme":"int8-dynamic","maxLayerError":"0.04"}'],
+        "maxLayerError has no meaning",
     ),
     "blocks of a size that no kernel has": (
         ["convert", "--source-digest", "x", "--spec", '{"scheme":"int4-weight-only","blockSize":48}'],

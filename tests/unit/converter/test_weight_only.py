@@ -208,6 +208,60 @@ def test_of_a_weight_that_words_in_and_out_share_int8_dynamic_makes_one_for_each
     np.testing.assert_allclose(answer(target), answer(source), atol=0.05)
 
 
+#: The layer is called so in each form; what is excluded, and what is then in whole numbers.
+EXCLUDED = {
+    "a layer": (["l?yer"], {"head", "words"}),
+    "the head, with the words that it shares": (["head"], {"layer"}),
+    "what another graph has as well": (["*.dense", "layer"], {"head", "words"}),
+}
+
+
+@pytest.mark.parametrize("form", LAYERS, ids=lambda form: form.replace(" ", "-"))
+@pytest.mark.parametrize("case", EXCLUDED, ids=lambda case: case.replace(" ", "-"))
+def test_layers_that_int8_dynamic_is_told_to_exclude_multiply_floats(case: str, form: str, tmp_path: Path) -> None:
+    source, target = write(tmp_path / "source.onnx", LAYERS[form]), tmp_path / "target.onnx"
+    other = onnx.load(source)
+    other.graph.node[1].name = "block.dense"
+    onnx.save(other, tmp_path / "other.onnx")
+    exclude, expected = EXCLUDED[case]
+    spec = ConversionSpec.model_validate({"scheme": "int8-dynamic", "exclude": exclude})
+    quantize.quantise(spec, source, target, alike=[tmp_path / "other.onnx"])
+    onnx.checker.check_model(str(target), full_check=True)
+    graph, held = onnx.load(target).graph, {}
+    for tensor in graph.initializer:
+        held[tensor.name] = tensor.data_type
+    layers = {node.name.removesuffix("_quant") for node in graph.node if node.op_type == "MatMulInteger"}
+    tables = {node.name for node in graph.node if node.op_type == "Gather" and held[node.input[0]] == TensorProto.UINT8}
+    assert layers | tables == expected
+    floats = [tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT and tensor.dims]
+    assert [name for name in floats if name in ("square", "table")] == (["table"] if "head" in exclude else ["square"])
+    np.testing.assert_allclose(answer(target), answer(source), atol=0.1)
+
+
+NOT_EXCLUDED = {
+    "a layer that is not there": (["decoder.*"], (), "'decoder.*' matches no layer; there is layer, head"),
+    "what is no layer": (["words"], (), "'words' matches no layer"),
+    "every layer": (["*"], (), "leaves none of 2 layers to quantise: use scheme none"),
+    "every layer of one graph": (["*"], ("source.onnx",), "use scheme none in quantization.components for that graph"),
+}
+
+
+@pytest.mark.parametrize("case", NOT_EXCLUDED, ids=lambda case: case.replace(" ", "-"))
+def test_this_int8_dynamic_cannot_exclude(case: str, tmp_path: Path) -> None:
+    exclude, alike, words = NOT_EXCLUDED[case]
+    source = write(tmp_path / "source.onnx", LAYERS["a product"])
+    spec = ConversionSpec.model_validate({"scheme": "int8-dynamic", "exclude": exclude})
+    with pytest.raises(StepFailedError, match=r"^quantization\.exclude") as raised:
+        quantize.quantise(spec, source, tmp_path / "target.onnx", alike=[tmp_path / name for name in alike])
+    assert raised.value.reason.name == "SpecImpossible"
+    assert words in raised.value.message
+
+
+def test_what_is_not_excluded_leaves_no_trace_in_an_artifact() -> None:
+    said = ConversionSpec.model_validate({"scheme": "int8-dynamic"}).model_dump(by_alias=True)
+    assert said["exclude"] is None
+
+
 def test_what_is_no_layer_with_weights_is_left_as_it_is_and_a_graph_without_any_is_refused(tmp_path: Path) -> None:
     layers = [
         helper.make_node("Gemm", ["words", "square", "bias"], ["scaled"], name="scaled", alpha=2.0),
