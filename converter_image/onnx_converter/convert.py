@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import torch
+
 from onnx_converter import (
     calibration,
     decoders,
@@ -40,12 +42,19 @@ from onnx_converter.digest import sha256_of, tree_digest
 from onnx_converter.fetch import admit, check_folder, hash_files, sync_tree
 from onnx_converter.heads import parts_of
 from onnx_converter.reasons import DIGEST_MISMATCH, SPEC_IMPOSSIBLE, StepFailedError
-from onnx_converter.spec import AS_EXPORTED, Activations, Algorithm, ConversionSpec, Provider, Scheme
+from onnx_converter.spec import (
+    AS_EXPORTED,
+    COMPONENTS,
+    DECODER,
+    Activations,
+    Algorithm,
+    ConversionSpec,
+    Provider,
+    Scheme,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-
-    import torch
 
     from onnx_converter.load import Checkpoint
     from onnx_converter.progress import Progress
@@ -132,11 +141,12 @@ def _run(convert: Convert, progress: Progress) -> dict[str, Any]:
             SPEC_IMPOSSIBLE,
             f"quantization.activations {convert.spec.activations} is not known to {Provider.TENSORRT}: use uint8 there",
         )
-    for provider, component in itertools.product(convert.spec.providers, ("encoder", "decoder")):
+    for provider, component in itertools.product(convert.spec.providers, COMPONENTS):
         scheme, place = convert.spec.of(component).scheme, convert.spec.place_of(component, provider)
+        field = convert.spec.field_of(component)
         targets.refuse_opset(convert.spec.opset, provider)
-        quantize.refuse_without_kernels(scheme, place)
-        precision.refuse_without_kernels(scheme, place)
+        quantize.refuse_without_kernels(scheme, place, field)
+        precision.refuse_without_kernels(scheme, place, field)
     texts = calibration.read(convert.spec.calibration, convert.calibration_root)
     with _verifying(convert, progress) if convert.shared is None else nullcontext(lambda: None) as verify:
         done = _earlier(convert)
@@ -229,8 +239,22 @@ def _convert(convert: Convert, texts: Sequence[str], progress: Progress, verify:
     return done
 
 
-def _fill(convert: Convert, texts: Sequence[str], folder: Path, progress: Progress) -> Conversion:
-    spec, dtype, shared = convert.spec, precision.dtype_of(convert.spec.scheme), convert.shared or Shared(folder)
+@dataclass(frozen=True, slots=True)
+class _Exported:
+    """What comes of a checkpoint in one type, for each provider."""
+
+    checkpoint: Checkpoint
+    folder: Path
+    made: Mapping[Provider, routes.Made]
+
+
+def _export(
+    convert: Convert, dtype: torch.dtype, shared: Shared, progress: Progress, percents: range, *, is_main: bool
+) -> _Exported:
+    """All graphs in one type, whichever of them are wanted in it; `percents` is where in the step's progress it is.
+    Stages are told of the model, so they are measured of what comes in the main type alone.
+    """
+    spec = convert.spec
     # A route that was refused once is refused for every scheme that begins with the same graphs.
     is_exported = dtype in shared.checkpoints and all((dtype, one) in shared.made for one in spec.providers)
     loaded = (
@@ -238,48 +262,80 @@ def _fill(convert: Convert, texts: Sequence[str], folder: Path, progress: Progre
         if is_exported
         else load.load(convert.checkpoint, spec.task, spec.max_sequence_length, dtype)
     )
-    checkpoint = replace(loaded, kept=precision.border_of(spec.scheme))
+    checkpoint = replace(loaded, kept=precision.border_of(spec.of(DECODER).scheme))
     _refuse_misfit(spec, checkpoint)
-    progress.tell("CheckpointLoaded", percent=30, architecture=checkpoint.architecture, task=str(checkpoint.task))
+    progress.tell(
+        "CheckpointLoaded",
+        percent=(percents.start + percents.stop) // 2,
+        architecture=checkpoint.architecture,
+        task=str(checkpoint.task),
+    )
     exported = shared.folder / f"exported-{dtype}"
     made: dict[Provider, routes.Made] = {}
+    said = (spec.scheme, *(spec.of(component).scheme for component in COMPONENTS))
+    scheme = next(one for one in said if precision.dtype_of(one) is dtype)
     for provider in spec.providers:
-        goal = route.Goal(provider, spec.scheme, quantize.opset_of(spec))
+        goal = route.Goal(provider, scheme, quantize.opset_of(spec))
         if not is_exported:
             shared.made[dtype, provider] = routes.make(checkpoint, convert.checkpoint, exported, goal)
         made[provider] = shared.made[dtype, provider]
         progress.tell(
             "GraphExported",
-            percent=60,
+            percent=percents.stop,
             provider=str(provider),
             route=made[provider].route,
             trialSeconds=round(goal.trials.seconds, 1),
         )
     began = time.perf_counter()
-    asked = () if is_exported else stages.ask(checkpoint, convert.checkpoint)
+    asked = stages.ask(checkpoint, convert.checkpoint) if is_main and not is_exported else ()
     # What follows asks for names and sizes alone, and rules of the exporter's optimizer keep the graphs that they saw.
     for weight in (*checkpoint.model.parameters(), *checkpoint.model.buffers()):
         weight.data = weight.data.new_empty(0)
     shared.checkpoints[dtype] = loaded
     gc.collect()
-    if not is_exported:
+    if asked:
         folders = dict.fromkeys(one.folder for one in made.values())
         measured = {folder: stages.measure(checkpoint, asked, folder) for folder in folders}
         made = {provider: replace(one, stages=measured[one.folder]) for provider, one in made.items()}
         shared.made.update({(dtype, provider): one for provider, one in made.items()})
-        compared = max(stage.samples for stages_of_it in measured.values() for stage in stages_of_it)
-        progress.tell("StagesMeasured", percent=62, samples=compared, seconds=round(time.perf_counter() - began, 1))
+        progress.tell(
+            "StagesMeasured",
+            percent=percents.stop + 2,
+            samples=max(stage.samples for stages_of_it in measured.values() for stage in stages_of_it),
+            seconds=round(time.perf_counter() - began, 1),
+        )
+    return _Exported(checkpoint, exported, made)
+
+
+def _fill(convert: Convert, texts: Sequence[str], folder: Path, progress: Progress) -> Conversion:
+    spec, shared = convert.spec, convert.shared or Shared(folder)
+    begins = {component: precision.dtype_of(spec.of(component).scheme) for component in COMPONENTS}
+    # The main type, float32 where there is any, comes last.
+    dtypes = sorted(set(begins.values()), key=lambda dtype: dtype is torch.float32)
+    shares = [range(60 * number // len(dtypes), 60 * (number + 1) // len(dtypes)) for number in range(len(dtypes))]
+    exports = {
+        dtype: _export(convert, dtype, shared, progress, percents, is_main=dtype is dtypes[-1])
+        for dtype, percents in zip(dtypes, shares, strict=True)
+    }
+    main = exports[dtypes[-1]]
+    checkpoint, made, parts = main.checkpoint, main.made, parts_of(main.checkpoint)
+    sources = {
+        provider: [
+            exports[begins.get(Path(part.file).stem, dtypes[-1])].made[provider].folder / part.file for part in parts
+        ]
+        for provider in spec.providers
+    }
     facts: dict[Provider, graph.GraphFacts] = {}
     sensitive: dict[str, float] = {}
     for number, provider in enumerate(spec.providers):
         target = folder / provider
         is_last = convert.shared is None and all(
-            made[later].folder != made[provider].folder for later in spec.providers[number + 1 :]
+            set(sources[later]).isdisjoint(sources[provider]) for later in spec.providers[number + 1 :]
         )
         sensitive |= write_graphs(
-            checkpoint, spec, texts, made[provider].folder, target, provider=provider, is_last=is_last
+            checkpoint, spec, texts, sources[provider], target, provider=provider, is_last=is_last
         )
-        facts[provider] = graph.inspect_parts(target, parts_of(checkpoint))
+        facts[provider] = graph.inspect_parts(target, parts)
         progress.tell(
             "GraphWritten",
             percent=60 + 35 * (number + 1) // len(spec.providers),
@@ -287,7 +343,8 @@ def _fill(convert: Convert, texts: Sequence[str], folder: Path, progress: Progre
             bytes=facts[provider].bytes,
         )
     if convert.shared is None:
-        shutil.rmtree(exported, ignore_errors=True)
+        for one in exports.values():
+            shutil.rmtree(one.folder, ignore_errors=True)
     _pack_tokenizer(checkpoint, convert.checkpoint, folder / "tokenizer")
     # That of a model's only graph is read once.
     known = {folder / name / graph.MODEL: found.digest.removeprefix("sha256:") for name, found in facts.items()}
@@ -358,7 +415,7 @@ def write_graphs(
     checkpoint: Checkpoint,
     spec: ConversionSpec,
     texts: Sequence[str],
-    exported: Path,
+    exported: Sequence[Path],
     target: Path,
     *,
     provider: Provider = Provider.CPU,
@@ -366,33 +423,33 @@ def write_graphs(
 ) -> dict[str, float]:
     """As they are to be served, in a new folder; the last time what was exported may be used up.
 
+    What was exported are the graphs in the order in which they are run, each in the type that its scheme begins with.
     Tells the layers that were left in float32 since they moved too far, and how far.
     """
-    files = [part.file for part in parts_of(checkpoint)]
     sensitive: dict[str, float] = {}
-    if spec.schemes <= AS_EXPORTED:
+    if spec.schemes <= AS_EXPORTED and len({source.parent for source in exported}) == 1:
         if is_last:
-            exported.rename(target)
+            exported[0].parent.rename(target)
         else:
-            shutil.copytree(exported, target)
+            shutil.copytree(exported[0].parent, target)
         return sensitive
     target.mkdir()
-    shared = share.Weights(target) if len(files) > 1 else None
-    for number, file in enumerate(files, 1):
-        part, source = spec.of(Path(file).stem), exported / file
+    shared = share.Weights(target) if len(exported) > 1 else None
+    for number, source in enumerate(exported, 1):
+        part = spec.of(source.stem)
         if shared is not None and part.scheme in AS_EXPORTED:
-            shared.write(wire.outline(source), target / file, partial(wire.mapped, folder=exported))
+            shared.write(wire.outline(source), target / source.name, partial(wire.mapped, folder=source.parent))
             continue
         requests = calibration.requests(checkpoint, texts)
         sensitive |= quantize.quantise(
             part,
             source,
-            target / file,
+            target / source.name,
             requests,
             provider=provider,
             is_last=is_last,
-            later=[exported / later for later in files[number:]],
-            alike=[exported / one for one in files if one != file and spec.of(Path(one).stem).scheme is part.scheme],
+            later=[later for later in exported[number:] if later.parent == source.parent],
+            alike=[one for one in exported if one != source and spec.of(one.stem).scheme is part.scheme],
             shared=shared,
         )
     return sensitive

@@ -93,12 +93,13 @@ class Whole(nn.Module):
 
 
 class Encoder(nn.Module):
-    """From a text or a sound to its keys and values in every layer of the decoder."""
+    """From a text or a sound to its keys and values in every layer of the decoder, in the type in which they cross."""
 
     within: Tensor
 
-    def __init__(self, model: PreTrainedModel, read: tuple[str, ...], capacity: int) -> None:
+    def __init__(self, model: PreTrainedModel, read: tuple[str, ...], capacity: int, kept: precision.Kept) -> None:
         super().__init__()
+        self.kept = kept
         self.encoder = model.get_encoder()
         self.attentions = nn.ModuleList(_attentions_of(model))
         self.read = read
@@ -114,7 +115,7 @@ class Encoder(nn.Module):
             read[speech.FEATURES] = sound.to(self.encoder.dtype)
         hidden = self.encoder(**read)[0]
         return tuple(
-            precision.outward(projection(hidden).unflatten(-1, (_heads_of(attention), -1)).transpose(1, 2))
+            precision.as_kept(projection(hidden).unflatten(-1, (_heads_of(attention), -1)).transpose(1, 2), self.kept)
             for attention in self.attentions
             for projection in _projections_of(attention)
         )

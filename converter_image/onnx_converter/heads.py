@@ -188,7 +188,7 @@ def modules_of(checkpoint: Checkpoint, folder: Path) -> list[nn.Module]:
     layers = len(checkpoint.cache) // 2
     read = _read_by(checkpoint)
     both = (
-        encoder_decoders.Encoder(model, read, capacity),
+        encoder_decoders.Encoder(model, read, capacity, checkpoint.kept),
         encoder_decoders.Decoder(model, capacity, layers, has_mask=len(read) > 1),
     )
     return [encoder_decoders.settled(module) for module in both]

@@ -11,7 +11,7 @@ import json
 from typing import TYPE_CHECKING, Final
 
 from onnx_converter import engines
-from onnx_converter.spec import Provider, Task
+from onnx_converter.spec import DECODER, ENCODER, Provider, Task
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 #: The folder that is renamed to the model; those of its steps have more to their name.
 MODEL: Final = "model"
-ENCODER: Final = "encoder"
-DECODER: Final = "decoder"
 PAST: Final = "past_key_values"
 CROSS: Final = "cross_key_values"
 #: Those that read with one graph and write with another.

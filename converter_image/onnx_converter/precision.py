@@ -3,7 +3,8 @@
 The graph is exported from the model as transformers itself runs it in that type, so norms, sums of squares and what
 else overflows stay in float32 where they do there. Answers are float32 always. Keys and values of float16 stay in 16
 bits at the border, as they are the bulk of what travels; those of bfloat16 are float32 there, which loses nothing,
-since neither numpy nor Triton's backends for onnxruntime know the type. Refuses a provider without kernels.
+since neither numpy nor Triton's backends for onnxruntime know the type. Of a model of two graphs all of them cross as
+the decoder computes, which reads them at every token. Refuses a provider without kernels.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import onnx_ir
 import torch
 
 from onnx_converter.reasons import SPEC_IMPOSSIBLE, StepFailedError
-from onnx_converter.spec import Provider, Scheme
+from onnx_converter.spec import COMPONENTS, Provider, Scheme
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,6 +47,13 @@ def border_of(scheme: Scheme) -> Kept:
 def outward(tensor: Tensor) -> Tensor:
     """Keys and values as they leave a graph."""
     return tensor.float() if tensor.dtype is torch.bfloat16 else tensor
+
+
+def as_kept(tensor: Tensor, kept: Kept) -> Tensor:
+    """Keys and values as they leave a graph for another one, which may compute in another type."""
+    wanted: torch.dtype = getattr(torch, kept)
+    # Asked for the type that it has, the exporter calls what follows by other names.
+    return tensor if tensor.dtype is wanted else tensor.to(wanted)
 
 
 class _Doubtful:
@@ -86,23 +94,32 @@ def keep_masks_finite(model: onnx_ir.Model) -> None:
             weight.const_value = onnx_ir.tensor(found.numpy() / 2, name=weight.name)
 
 
+def is_half(spec: ConversionSpec) -> bool:
+    return spec.scheme is Scheme.FLOAT16
+
+
 def remark_of(spec: ConversionSpec) -> str:
     """What a converted model should be told with; empty where there is nothing."""
-    if spec.scheme is Scheme.FLOAT16 and Provider.CPU in spec.providers:
+    places = {spec.place_of(one, pool) for pool in spec.providers for one in COMPONENTS if is_half(spec.of(one))}
+    if Provider.CPU in places:
         return f"; on {Provider.CPU} float16 is computed in float32, so it is smaller there and no faster"
     return ""
 
 
-def way_out_of(scheme: Scheme) -> str:
+def way_out_of(spec: ConversionSpec) -> str:
     """Where numbers are not finite that are so in float32."""
-    return ": float16 ends at 65504, take bfloat16 or none" if scheme is Scheme.FLOAT16 else ""
+    found = [component for component in COMPONENTS if is_half(spec.of(component))]
+    if len(found) == 1:
+        return f": float16 ends at 65504, take none for the {found[0]}"
+    return ": float16 ends at 65504, take bfloat16 or none" if found else ""
 
 
-def refuse_without_kernels(scheme: Scheme, provider: Provider) -> None:
+def refuse_without_kernels(scheme: Scheme, provider: Provider, field: str) -> None:
+    """`field` is where the scheme was said."""
     if scheme is Scheme.BFLOAT16 and provider.judged_on is Provider.CPU:
         where = f"{Provider.CPU}, on which graphs for {provider} are judged" if provider.is_edge else provider
         raise StepFailedError(
             SPEC_IMPOSSIBLE,
-            f"quantization.scheme {scheme} has no kernels on {where}: use float16 or none there, or a provider of "
+            f"{field} {scheme} has no kernels on {where}: use float16 or none there, or a provider of "
             "an accelerator alone",
         )

@@ -38,17 +38,17 @@ _KNOWN: Final = {
 }
 
 
-def refuse_without_kernels(scheme: Scheme, provider: Provider) -> None:
+def refuse_without_kernels(scheme: Scheme, provider: Provider, field: str) -> None:
+    """`field` is where the scheme was said."""
     if (known := _KNOWN.get(provider)) is not None and scheme not in known:
         raise StepFailedError(
             SPEC_IMPOSSIBLE,
-            f"quantization.scheme {scheme} is not known to {provider}: use {', '.join(sorted(known))} there",
+            f"{field} {scheme} is not known to {provider}: use {', '.join(sorted(known))} there",
         )
     if scheme in (Scheme.INT8_DYNAMIC, Scheme.INT8_STATIC) and provider is Provider.CUDA:
         raise StepFailedError(
             SPEC_IMPOSSIBLE,
-            f"quantization.scheme {scheme} has no kernels on {provider}: use none, float16, bfloat16 or a weight-only "
-            "scheme there",
+            f"{field} {scheme} has no kernels on {provider}: use none, float16, bfloat16 or a weight-only scheme there",
         )
 
 

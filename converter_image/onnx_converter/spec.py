@@ -246,8 +246,15 @@ class Auto(Parameters):
     prefer: Preference = Preference.SPEED
 
 
-#: What may differ from graph to graph: what is settled after the export, each file for itself.
-_BY_GRAPH: Final = frozenset({Scheme.NONE, Scheme.INT8_DYNAMIC, Scheme.INT8_WEIGHT_ONLY, Scheme.INT4_WEIGHT_ONLY})
+#: What may differ from graph to graph: each computes in 32 or 16 bits, and what is settled after the export is each
+#: file's own.
+_BY_GRAPH: Final = frozenset(
+    {Scheme.NONE, Scheme.FLOAT16, Scheme.INT8_DYNAMIC, Scheme.INT8_WEIGHT_ONLY, Scheme.INT4_WEIGHT_ONLY}
+)
+#: The graphs of a model of two, by their names.
+ENCODER: Final = "encoder"
+DECODER: Final = "decoder"
+COMPONENTS: Final = (ENCODER, DECODER)
 
 
 class Component(Parameters):
@@ -366,6 +373,11 @@ class ConversionSpec(Parameters):
         shared = self.model_dump(include={"task", "opset", "max_sequence_length", "providers"})
         return ConversionSpec(**shared, scheme=chosen.scheme)
 
+    def field_of(self, component: str) -> str:
+        """Where the scheme of one of the graphs was said."""
+        chosen: Component | None = getattr(self.components, component, None)
+        return "quantization.scheme" if chosen is None else f"quantization.components.{component}.scheme"
+
     def place_of(self, component: str, pool: Provider) -> Provider:
         """Where one of the graphs runs in the pods of a pool."""
         chosen: Component | None = getattr(self.components, component, None)
@@ -376,7 +388,7 @@ class ConversionSpec(Parameters):
     @property
     def schemes(self) -> frozenset[Scheme]:
         """Of all graphs."""
-        return frozenset({self.of("encoder").scheme, self.of("decoder").scheme})
+        return frozenset(self.of(component).scheme for component in COMPONENTS)
 
 
 class Parity(Parameters):

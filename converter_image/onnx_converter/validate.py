@@ -58,7 +58,7 @@ from onnx_converter.reasons import (
 )
 from onnx_converter.report import BENCHMARK, GOLDEN, PAGE, REPORT
 from onnx_converter.report_html import page
-from onnx_converter.spec import Activations, JudgedBy, Metric, Provider, Scheme
+from onnx_converter.spec import DECODER, Activations, JudgedBy, Metric, Provider, Scheme
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -206,7 +206,7 @@ def _run(validate: Validate, progress: Progress) -> dict[str, Any]:
         reason = PARITY_FAILED if judgement.reason is VALIDATED else judgement.reason
         judgement = replace(judgement, reason=reason, message=f"{fault}; what is served of it: {judgement.message}")
     if judgement.reason is NOT_FINITE:
-        judgement = replace(judgement, message=judgement.message + precision.way_out_of(validate.spec.scheme))
+        judgement = replace(judgement, message=judgement.message + precision.way_out_of(validate.spec))
     if judgement.reason is VALIDATED:
         verdict = evaluate.judge(truth.asked, evaluate.asks(original, candidate, truth.asked), progress, truth.rows)
         judgement = replace(judgement, evaluated=verdict.evaluated)
@@ -310,7 +310,7 @@ def _truth(validate: Validate, conversion: Conversion) -> Truth:
         shared.digest, shared.truth = conversion.source_digest, truth
     # The benchmark may have taken it to another device.
     truth.original.wrapper.to("cpu")
-    checkpoint = replace(truth.original.checkpoint, kept=precision.border_of(validate.spec.scheme))
+    checkpoint = replace(truth.original.checkpoint, kept=precision.border_of(validate.spec.of(DECODER).scheme))
     return replace(
         truth,
         original=replace(truth.original, checkpoint=checkpoint),

@@ -270,6 +270,7 @@ class GraphScheme(StrEnum):
     """Schemes that one graph of a model may have."""
 
     NONE = "none"
+    FLOAT16 = "float16"
     INT8_DYNAMIC = "int8-dynamic"
     INT8_WEIGHT_ONLY = "int8-weight-only"
     INT4_WEIGHT_ONLY = "int4-weight-only"
@@ -279,7 +280,8 @@ class Component(ApiModel):
     """One of the two graphs of a model."""
 
     scheme: GraphScheme
-    """Its scheme, with that scheme's defaults."""
+    """Its scheme, with that scheme's defaults. Keys and values cross between the graphs as FP16 where the decoder is in
+    float16, and else as FP32."""
     execution_provider: Annotated[str, Field(pattern="^CPUExecutionProvider$")] | None = None
     """CPUExecutionProvider has it run on the CPU of the pods of CUDAExecutionProvider, the other graph on the device;
     validated as it is served. In other pools it runs as they do."""
@@ -340,9 +342,9 @@ class Quantization(ApiModel):
             ),
             cel(
                 "!has(self.components) || "
-                "self.scheme in ['none', 'int8-dynamic', 'int8-weight-only', 'int4-weight-only']",
-                "components differ in none, int8-dynamic, int8-weight-only and int4-weight-only; leave them out, or "
-                "take one of these as the scheme",
+                "self.scheme in ['none', 'float16', 'int8-dynamic', 'int8-weight-only', 'int4-weight-only']",
+                "components differ in none, float16, int8-dynamic, int8-weight-only and int4-weight-only; leave them "
+                "out, or take one of these as the scheme",
                 field_path=".components",
             ),
             cel(

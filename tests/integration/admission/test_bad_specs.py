@@ -199,9 +199,9 @@ BAD_MODELS: Final = {
         "belongs to int8-static and to algorithm gptq",
     ),
     "a scheme for one graph that is the whole model's": Bad(
-        {"spec.quantization": {"components": {"encoder": {"scheme": "float16"}}}},
+        {"spec.quantization": {"components": {"encoder": {"scheme": "bfloat16"}}}},
         "spec.quantization.components.encoder.scheme",
-        '"int8-weight-only", "int4-weight-only"',
+        '"float16", "int8-dynamic", "int8-weight-only", "int4-weight-only"',
     ),
     "graphs that differ in a scheme of the whole model": Bad(
         {"spec.quantization": {"scheme": "int8-static", "components": {"decoder": {"scheme": "none"}}}},

@@ -122,8 +122,10 @@ def exported_in_half(line: Line, digest: str, **spec: Any) -> dict[str, Any]:
 
 def judged(original: Original, scheme: Scheme, exported: Path, target: Path) -> dict[str, Any]:
     """One cell."""
-    convert.write_graphs(original.checkpoint, ConversionSpec(scheme=scheme), texts.ALL, exported, target)
-    candidate = Candidate.load([target / part.file for part in parts_of(original.checkpoint)], Provider.CPU)
+    files = [part.file for part in parts_of(original.checkpoint)]
+    sources = [exported / file for file in files]
+    convert.write_graphs(original.checkpoint, ConversionSpec(scheme=scheme), texts.ALL, sources, target)
+    candidate = Candidate.load([target / file for file in files], Provider.CPU)
     tolerance = parity.tolerance_of(Parity(), scheme, original.checkpoint.task)
     judgement = validate.judge(original, candidate, tolerance, Progress("validate", io.StringIO()))
     measured = judgement.total

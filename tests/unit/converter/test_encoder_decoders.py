@@ -229,6 +229,62 @@ def test_one_graph_may_stay_as_it_is(tmp_path: Path, line: Line) -> None:
     assert line.validate(digest, **spec).code == 0
 
 
+#: What keys and values are wherever they cross a border, by the graph that is in half precision.
+CROSSING = {"encoder": TensorProto.FLOAT, "decoder": TensorProto.FLOAT16}
+
+
+def assert_borders_are(folder: Path, kind: int) -> None:
+    """Of all keys and values, so that what one graph says the other can be told; logits are floats always."""
+    for name in GRAPHS:
+        graph = onnx.load(folder / name).graph
+        crossing = {item.name: item.type.tensor_type.elem_type for item in (*graph.input, *graph.output)}
+        assert crossing.pop("logits", TensorProto.FLOAT) == TensorProto.FLOAT
+        cached = {name: found for name, found in crossing.items() if "key" in name or "value" in name}
+        assert cached
+        assert set(cached.values()) == {kind}
+
+
+@pytest.mark.parametrize("half", CROSSING)
+@pytest.mark.parametrize("name", ["t5", "marian", HEARS])
+def test_one_graph_may_be_in_half_precision(name: str, half: str, tmp_path: Path, line: Line) -> None:
+    digest = line.fetch(tiny_encoder_decoder(tmp_path / "model", name)).details["digest"]
+    schemes = {component: "float16" if component == half else "int8-weight-only" for component in CROSSING}
+    components = {component: {"scheme": scheme} for component, scheme in schemes.items()}
+    spec: dict[str, Any] = {"maxSequenceLength": ANSWER_LENGTH, "components": components}
+    converted = line.convert(digest, **spec)
+    assert "float16 is computed in float32" in converted.summary.message
+    percents = [said["percent"] for said in converted.lines if "percent" in said]
+    assert percents == sorted(percents)
+    assert_borders_are(folder_of(line), CROSSING[half])
+    for component, scheme in schemes.items():
+        model = onnx.load(folder_of(line) / f"{component}.onnx").graph
+        is_whole = any(node.op_type == "MatMulNBits" for node in model.node)
+        halves = {tensor.name for tensor in model.initializer if tensor.data_type == TensorProto.FLOAT16}
+        floats = {tensor.name for tensor in model.initializer if tensor.data_type == TensorProto.FLOAT}
+        assert is_whole == (scheme != "float16")
+        layers = {node.name: node.input[1] for node in model.node if node.op_type == "MatMul" and node.input[1]}
+        assert any(weight in halves for weight in layers.values()) == (scheme == "float16")
+        # What transformers itself keeps in floats, as it overflows in half of them.
+        kept = [weight in floats for layer, weight in layers.items() if layer.endswith("DenseReluDense.wo")]
+        assert kept == [True] * (2 if (name, scheme) == ("t5", "float16") else 0)
+    assert_no_weight_lies_twice(folder_of(line))
+    assert sorted(path.name for path in (line.work / "graph").iterdir()) == [CPU, "conversion.json", "tokenizer"]
+    validated = line.validate(digest, **spec)
+    assert validated.summary.reason == "Validated", validated.summary.message
+    # Of both the one that loses more.
+    assert validated.details["tolerance"]["minCosine"] == "0.95"
+
+
+def test_a_graph_that_has_no_kernels_for_its_scheme_is_refused_by_its_field(tmp_path: Path, line: Line) -> None:
+    digest = line.fetch(tiny_encoder_decoder(tmp_path / "model", "bart")).details["digest"]
+    components = {"encoder": {"scheme": "float16"}, "decoder": {"scheme": "int8-dynamic"}}
+    ended = line.convert(digest, providers=[str(Provider.CUDA)], components=components)
+    assert ended.summary.reason == "SpecImpossible"
+    assert "quantization.components.decoder.scheme int8-dynamic has no kernels on CUDA" in ended.summary.message
+    ended = line.convert(digest, providers=[str(Provider.QNN)], components=components)
+    assert "quantization.components.encoder.scheme float16 is not known to QNN" in ended.summary.message
+
+
 def test_a_model_of_one_graph_has_no_components(tmp_path: Path, line: Line) -> None:
     words = "quantization.components is for models of two graphs, and bert is one"
     asked = {"encoder": {"scheme": "int8-dynamic"}}
@@ -238,7 +294,8 @@ def test_a_model_of_one_graph_has_no_components(tmp_path: Path, line: Line) -> N
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ({"scheme": "float16", "components": {"encoder": {"scheme": "none"}}}, "no meaning with scheme float16"),
+        ({"scheme": "bfloat16", "components": {"encoder": {"scheme": "none"}}}, "no meaning with scheme bfloat16"),
+        ({"components": {"encoder": {"scheme": "bfloat16"}}}, "bfloat16 is for a model as a whole"),
         ({"components": {"encoder": {"scheme": "auto"}}}, "auto is for a model as a whole"),
     ],
 )

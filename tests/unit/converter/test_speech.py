@@ -151,7 +151,8 @@ def written(graphs: Path, features: Any, start: int) -> list[list[int]]:
 @pytest.mark.parametrize("scheme", [Scheme.INT8_DYNAMIC, Scheme.INT8_WEIGHT_ONLY, Scheme.INT4_WEIGHT_ONLY])
 def test_quantised_graphs_of_speech_pass_the_same_gate(scheme: Scheme, heard: Heard, tmp_path: Path) -> None:
     original, target = Original.load(heard.folder, Task.AUTO, ANSWER_LENGTH), tmp_path / scheme
-    convert.write_graphs(original.checkpoint, ConversionSpec(scheme=scheme), [], heard.bench.good, target)
+    sources = [heard.bench.good / name for name in GRAPHS]
+    convert.write_graphs(original.checkpoint, ConversionSpec(scheme=scheme), [], sources, target)
     assert_no_weight_lies_twice(target)
     tolerance = parity.tolerance_of(Parity(), scheme, Task.AUTOMATIC_SPEECH_RECOGNITION)
     candidate = Candidate.load([target / graph for graph in GRAPHS], Provider.CPU)
