@@ -1,4 +1,4 @@
-"""Another kind of processor measures other numbers of a model, and makes the same artifact of it."""
+"""The same input makes the same artifact: on another kind of processor, and however Python hashes words."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import torch
 
 from checkpoints import tiny_decoder
 from unit.converter.steps import Line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 SCHEMES = ("none", "int8-dynamic", "int4-weight-only")
 #: Which of its own kernels numpy can do without, it tells nobody by a public name.
@@ -77,3 +80,29 @@ def test_another_kind_of_processor_measures_other_numbers_and_makes_the_same_art
 def stages_of(root: Path) -> Any:
     conversion = json.loads((Line(root).work / "graph" / "conversion.json").read_text())
     return conversion["graphs"]["CPUExecutionProvider"]["stages"]
+
+
+def test_words_that_are_hashed_otherwise_make_the_same_graph(tmp_path: Path) -> None:
+    """Gemma 3 turns heads in two ways, by names that transformers has in a set."""
+    line = Line(tmp_path)
+    digest = line.fetch(tiny_decoder(tmp_path / "source", "gemma3_text")).details["digest"]
+    flags = ["--checkpoint", line.checkpoint(digest), "--source-digest", digest, "--spec", "{}"]
+    made = set()
+    for seed in seeds_of_unlike_order():
+        subprocess.run(
+            [sys.executable, "-m", "onnx_converter", "convert", *flags, "--output", tmp_path / seed],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": seed},
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
+        conversion = json.loads((tmp_path / seed / "conversion.json").read_text())
+        made.add(conversion["graphs"]["CPUExecutionProvider"]["digest"])
+    assert len(made) == 1
+
+
+def seeds_of_unlike_order() -> Iterable[str]:
+    words = [sys.executable, "-c", "print(*{'full_attention', 'sliding_attention'})"]
+    seeds = map(str, range(1, 20))
+    found = {subprocess.check_output(words, env={**os.environ, "PYTHONHASHSEED": seed}): seed for seed in seeds}
+    assert len(found) == 2
+    return found.values()
