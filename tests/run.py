@@ -24,14 +24,11 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 OTHER_FLAVOUR, OTHER = "cuda-flavour", "build/cuda-flavour"
+#: What depends on onnxruntime the most, with that of the converter's other image; all of it: make test-cuda-flavour
+FLAVOURED = ("precision", "weight_only", "static", "kernels", "placement")
 TIERS = {
     "unit": ("--numprocesses=2", "tests/unit", "tests/golden", "tests/device"),
-    # What depends on onnxruntime the most, with that of the converter's other image; all of it: make test-cuda-flavour
-    OTHER_FLAVOUR: (
-        "--numprocesses=2",
-        *(f"tests/unit/converter/test_{one}.py" for one in ("conversion", "kernels", "placement", "precision")),
-        "tests/unit/converter/test_weight_only.py",
-    ),
+    OTHER_FLAVOUR: ("--numprocesses=2", *(f"tests/unit/converter/test_{one}.py" for one in FLAVOURED)),
     # The longest file first, or one of the two would end alone.
     "integration": ("--numprocesses=2", "tests/faults", "tests/integration", "tests/triton_server"),
     "e2e": ("tests/e2e",),
