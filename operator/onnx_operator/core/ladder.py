@@ -412,7 +412,7 @@ def _patience(view: View, revision: RevisionSeen, provider: ExecutionProvider) -
         return _Patience(since + parse_duration(after), "Skipped", then) if is_known else None
     served = set(side_of(revision).providers)
     # Others would have to take the requests that it answers, and nobody knows whether they can.
-    is_in_use = is_served(view.stable) and view.stable is not None and provider in side_of(view.stable).providers
+    is_in_use = view.stable is not None and provider in side_of(view.stable).providers
     if provider not in served or not served & proved or is_in_use:
         return None
     after = offered.leave_out_after or _LEAVE_OUT_AFTER
