@@ -39,12 +39,12 @@ def declared(cluster: Site, models: Kubectl, tmp_path: Path) -> Iterator[dict[st
     models.delete("onnxmodel", NAME)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def impatient(cluster: Site) -> Iterator[str]:
-    """A class that waits for a node as long as it takes to see that it does."""
+    """A class that does not wait for a node for long."""
     standard = cluster.kubectl.get("onnxmodelclass", "default")
     assert standard is not None
-    offered = [one | {"leaveOutAfter": "20s"} for one in standard["spec"]["executionProviders"]]
+    offered = [one | {"leaveOutAfter": "1s"} for one in standard["spec"]["executionProviders"]]
     made = {
         "apiVersion": standard["apiVersion"],
         "kind": standard["kind"],
@@ -73,8 +73,6 @@ def test_a_model_is_served_without_what_no_node_validates(
 ) -> None:
     declared["spec"]["className"] = impatient
     models.apply(declared)
-    stuck = until("the operator to say what is missing", lambda: seen(models, "Unschedulable"), seconds=240)
-    assert "the revision is served without it" in stuck.message("Ready")
     served = until("the model to serve on the CPU alone", lambda: seen(models, "Serving"), seconds=240)
     assert served.reason("Validated") == "NotValidated"
     assert served.message("Validated").startswith(
