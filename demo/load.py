@@ -148,6 +148,10 @@ class Load:
         """What was counted since the start, or since the counting began anew."""
         return Counters.of(self.kubectl.through(f"pods/{_NAME}", 8080, "counters"))
 
+    def at(self, rate: int) -> None:
+        """Send so many requests a second from now on."""
+        self.kubectl.through(f"pods/{_NAME}", 8080, f"start?rate={rate}", method="POST")
+
     def count_anew(self) -> None:
         """Begin at zero; what is under way now is not counted any more."""
         self.kubectl.through(f"pods/{_NAME}", 8080, "reset", method="POST")

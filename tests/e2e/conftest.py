@@ -17,7 +17,16 @@ from demo import checkpoints, diagnosis, installation, site
 from demo.load import Load
 from demo.scenario import Stage
 from demo.screen import PlainScreen
-from e2e.rollouts import QUICK_MODEL, QUICK_MODEL_MOVED, RATE, declare, declared, finish, settle
+from e2e.rollouts import (
+    QUICK_MODEL,
+    QUICK_MODEL_MOVED,
+    RATE,
+    RATE_BESIDE,
+    declare,
+    declared,
+    finish,
+    settle,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -78,6 +87,7 @@ def served(cluster: Site, models: Kubectl, quick: Path) -> Iterator[Stage]:
     stage.load = Load.start(cluster, models, stage.model(), checkpoint=quick, rate=RATE)
     declare(stage, declared("v2"))
     assert finish(stage).is_promoted
+    stage.load.at(RATE_BESIDE)
     yield stage
     Load.stop(models)
 
@@ -87,6 +97,7 @@ def serving(served: Stage) -> Stage:
     """The same, at rest: what is declared is what serves, and requests are counted from now on."""
     settle(served)
     assert served.load is not None
+    served.load.at(RATE)
     served.load.count_anew()
     return served
 

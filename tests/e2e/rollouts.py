@@ -5,6 +5,7 @@ Both artifacts exist, so a flip converts nothing: every one is a canary of its o
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -15,18 +16,22 @@ from demo.site import EXAMPLES
 from demo.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from demo.kubectl import Kubectl, Manifest
     from demo.load import Counters
     from demo.model import Model
     from demo.scenario import Stage
+    from demo.site import Site
 
-#: The model that most files share, and how many requests a second it gets.
+#: The model that most files share.
 QUICK_MODEL: Final = "quick"
 #: The folder of its retrained checkpoint, whose vectors moved.
 QUICK_MODEL_MOVED: Final = "quick-moved"
+#: Requests a second that it gets while it is judged, while others need the two cores, and where nothing else is done.
 RATE: Final = 200
+RATE_BESIDE: Final = 20
+RATE_ALONE: Final = 400
 #: The requests after which a test may say that none is lost.
 ENOUGH: Final = 10_000
 OURS: Final = "app.kubernetes.io/managed-by=onnx-operator"
@@ -100,6 +105,23 @@ def settle(stage: Stage) -> None:
     assert finish(stage).is_promoted
 
 
+def standard_class(cluster: Site) -> Manifest:
+    """The class that the chart came with."""
+    found = cluster.kubectl.get("onnxmodelclass", "default")
+    assert found is not None
+    return found
+
+
+@contextmanager
+def own_class(cluster: Site, name: str, **spec: Any) -> Iterator[None]:
+    """A class beside the standard one, with this otherwise."""
+    standard = standard_class(cluster)
+    made = {key: standard[key] for key in ("apiVersion", "kind")}
+    cluster.kubectl.apply(made | {"metadata": {"name": name}, "spec": standard["spec"] | spec})
+    yield
+    cluster.kubectl.delete("onnxmodelclass", name)
+
+
 def owned(kubectl: Kubectl, kinds: str, *, model: str = "") -> dict[str, Manifest]:
     """Everything of these kinds that the operator made, by kind and name."""
     selector = f"{OURS},onnx-operator.io/model={model}" if model else OURS
@@ -126,7 +148,10 @@ def assert_nothing_lost(stage: Stage) -> None:
 
     The rollout may be over before so many were sent; what it left behind must serve the rest as well.
     """
+    assert stage.load is not None
+    stage.load.at(RATE_ALONE)
     until("enough requests", lambda: stage.counters().sent >= ENOUGH, seconds=300)
+    stage.load.at(RATE_BESIDE)
     traffic = stage.counters()
     revisions = stage.kubectl.list("onnxmodelrevisions")
     taken_back = {one["metadata"]["name"] for one in revisions if "quarantine" in one.get("status", {})}

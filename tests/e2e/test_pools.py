@@ -16,7 +16,17 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from demo.waiting import until
-from e2e.rollouts import QUICK, assert_nothing_lost, declare, declared, finish, stable_version, until_model
+from e2e.rollouts import (
+    QUICK,
+    RATE,
+    assert_nothing_lost,
+    declare,
+    declared,
+    finish,
+    own_class,
+    stable_version,
+    until_model,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,19 +60,11 @@ def gpus(cluster: Site, served: Stage) -> Iterator[None]:
             f"--patch={json.dumps(change)}",
         )
 
-    standard = cluster.kubectl.get("onnxmodelclass", "default")
-    assert standard is not None
     small = {"cpu": "100m", "memory": "256Mi"}
     offered = [
         {"name": CPU, "resources": {"requests": small, "limits": {"memory": "1Gi"}}},
         {"name": CUDA, "resources": {"requests": small, "limits": {"memory": "1Gi", GPU: 1}}},
     ]
-    made = {
-        "apiVersion": standard["apiVersion"],
-        "kind": standard["kind"],
-        "metadata": {"name": CLASS},
-        "spec": standard["spec"] | {"executionProviders": offered},
-    }
     module = PRETENDED / "sitecustomize.py"
     files = {
         "apiVersion": "v1",
@@ -72,13 +74,14 @@ def gpus(cluster: Site, served: Stage) -> Iterator[None]:
     }
     count("add", value="4")
     cluster.kubectl.apply_file(PRETENDED / "policy.yaml")
-    cluster.kubectl.apply(made)
     served.kubectl.apply(files)
-    yield
-    declare(served, declared(stable_version(served), steps=QUICK))
-    assert finish(served).is_promoted
+    with own_class(cluster, CLASS, executionProviders=offered):
+        yield
+        assert served.load is not None
+        served.load.at(RATE)
+        declare(served, declared(stable_version(served), steps=QUICK))
+        assert finish(served).is_promoted
     cluster.kubectl.run("delete", "--filename", str(PRETENDED / "policy.yaml"))
-    cluster.kubectl.delete("onnxmodelclass", CLASS)
     count("remove")
 
 
@@ -109,10 +112,11 @@ def good(stage: Stage, service: str) -> int:
 @pytest.fixture
 def fleet(served: Stage, gpus: None) -> Stage:
     """The model on both pools, at rest, and requests are counted from now on."""
+    assert served.load is not None
+    served.load.at(RATE)
     declare(served, version(SHARED))
     end = finish(served)
     assert end.is_promoted, end.message("Ready")
-    assert served.load is not None
     served.load.count_anew()
     return served
 

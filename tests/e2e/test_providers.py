@@ -11,6 +11,7 @@ from demo import checkpoints as claims
 from demo import installation
 from demo.model import Model
 from demo.waiting import until
+from e2e.rollouts import own_class, standard_class
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,18 +43,9 @@ def declared(cluster: Site, models: Kubectl, tmp_path: Path) -> Iterator[dict[st
 @pytest.fixture(scope="module")
 def impatient(cluster: Site) -> Iterator[str]:
     """A class that does not wait for a node for long."""
-    standard = cluster.kubectl.get("onnxmodelclass", "default")
-    assert standard is not None
-    offered = [one | {"leaveOutAfter": "1s"} for one in standard["spec"]["executionProviders"]]
-    made = {
-        "apiVersion": standard["apiVersion"],
-        "kind": standard["kind"],
-        "metadata": {"name": CLASS},
-        "spec": standard["spec"] | {"executionProviders": offered},
-    }
-    cluster.kubectl.apply(made)
-    yield CLASS
-    cluster.kubectl.delete("onnxmodelclass", CLASS)
+    offered = [one | {"leaveOutAfter": "1s"} for one in standard_class(cluster)["spec"]["executionProviders"]]
+    with own_class(cluster, CLASS, executionProviders=offered):
+        yield CLASS
 
 
 def test_cuda_without_a_gpu_is_unschedulable_and_recovers_when_the_spec_is_changed_back(

@@ -17,7 +17,7 @@ from demo.scenario import Stage
 from demo.screen import PlainScreen
 from demo.site import EXAMPLES, ROOT
 from demo.waiting import until
-from e2e.rollouts import declare, declared, finish, until_model
+from e2e.rollouts import declare, declared, finish, own_class, until_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from demo.site import Site
 
 NAME: Final = "by-servers"
+CLASS: Final = "without-gateway"
 LOAD: Final = "load-by-servers"
 STEPS: Final = [{"weight": 50, "duration": "10s"}]
 METRICS: Final = [
@@ -38,7 +39,7 @@ def version(key: str) -> Manifest:
     """One of the demo's versions, as a model of the class without a gateway."""
     manifest = declared(key, steps=STEPS, analysis={"interval": "2s", "minimumSamples": 40, "metrics": METRICS})
     manifest["metadata"]["name"] = NAME
-    manifest["spec"]["className"] = "without-gateway"
+    manifest["spec"]["className"] = CLASS
     return manifest
 
 
@@ -50,26 +51,23 @@ def plain(cluster: Site, models: Kubectl) -> Iterator[Stage]:
         for one in yaml.safe_load_all((EXAMPLES / "without-gateway.yaml").read_text())
         if one["kind"] == "OnnxModelClass"
     )
-    standard = cluster.kubectl.get("onnxmodelclass", "default")
-    assert standard is not None
-    offered["spec"] = standard["spec"] | {"traffic": offered["spec"]["traffic"]}
-    cluster.kubectl.apply(offered)
     stage = Stage(models, PlainScreen(Console(width=200)), name=NAME)
-    declare(stage, version("v1"))
-    end = finish(stage)
-    assert end.is_promoted, end.message("Ready")
-    assert end.status.endpoint is not None
-    files = {
-        "load.py": (ROOT / "tests" / "load" / "load.py").read_text(),
-        "requests.json": texts.as_json(20),
-    }
-    host = end.status.endpoint.host
-    arguments = [f"--http={host}:8000", "--close", f"--host={host}", f"--model={NAME}", "--rate=20"]
-    models.apply(objects.load_pod(LOAD, image=cluster.images["operator"], files=files, arguments=arguments))
-    until("the load pod to be ready", lambda: models.is_ready(LOAD), seconds=60)
-    yield stage
-    models.delete("pod", LOAD)
-    models.delete("onnxmodel", NAME, timeout=60)
+    with own_class(cluster, CLASS, traffic=offered["spec"]["traffic"]):
+        declare(stage, version("v1"))
+        end = finish(stage)
+        assert end.is_promoted, end.message("Ready")
+        assert end.status.endpoint is not None
+        files = {
+            "load.py": (ROOT / "tests" / "load" / "load.py").read_text(),
+            "requests.json": texts.as_json(20),
+        }
+        host = end.status.endpoint.host
+        arguments = [f"--http={host}:8000", "--close", f"--host={host}", f"--model={NAME}", "--rate=20"]
+        models.apply(objects.load_pod(LOAD, image=cluster.images["operator"], files=files, arguments=arguments))
+        until("the load pod to be ready", lambda: models.is_ready(LOAD), seconds=60)
+        yield stage
+        models.delete("pod", LOAD)
+        models.delete("onnxmodel", NAME, timeout=60)
 
 
 def counted(stage: Stage) -> Mapping[str, Any]:
