@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from onnx_converter import policy, precision
 from onnx_converter.reasons import ARCHITECTURE_UNSUPPORTED, CONFIG_INVALID, SPEC_IMPOSSIBLE, StepFailedError, gist
+from onnx_converter.tables import Table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,22 +39,24 @@ class Family:
     model: type[PreTrainedModel]
 
 
-FAMILIES: Final[dict[str, Family]] = {
-    "falcon": Family(transformers.FalconConfig, transformers.FalconForCausalLM),
-    "gemma": Family(transformers.GemmaConfig, transformers.GemmaForCausalLM),
-    "gemma2": Family(transformers.Gemma2Config, transformers.Gemma2ForCausalLM),
-    "gemma3_text": Family(transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM),
-    "gpt2": Family(transformers.GPT2Config, transformers.GPT2LMHeadModel),
-    "gpt_neox": Family(transformers.GPTNeoXConfig, transformers.GPTNeoXForCausalLM),
-    "llama": Family(transformers.LlamaConfig, transformers.LlamaForCausalLM),
-    "mistral": Family(transformers.MistralConfig, transformers.MistralForCausalLM),
-    "olmo2": Family(transformers.Olmo2Config, transformers.Olmo2ForCausalLM),
-    "opt": Family(transformers.OPTConfig, transformers.OPTForCausalLM),
-    "phi3": Family(transformers.Phi3Config, transformers.Phi3ForCausalLM),
-    "qwen2": Family(transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
-    "qwen3": Family(transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
-    "starcoder2": Family(transformers.Starcoder2Config, transformers.Starcoder2ForCausalLM),
-}
+FAMILIES: Final = Table[Family](
+    {
+        "falcon": lambda: Family(transformers.FalconConfig, transformers.FalconForCausalLM),
+        "gemma": lambda: Family(transformers.GemmaConfig, transformers.GemmaForCausalLM),
+        "gemma2": lambda: Family(transformers.Gemma2Config, transformers.Gemma2ForCausalLM),
+        "gemma3_text": lambda: Family(transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM),
+        "gpt2": lambda: Family(transformers.GPT2Config, transformers.GPT2LMHeadModel),
+        "gpt_neox": lambda: Family(transformers.GPTNeoXConfig, transformers.GPTNeoXForCausalLM),
+        "llama": lambda: Family(transformers.LlamaConfig, transformers.LlamaForCausalLM),
+        "mistral": lambda: Family(transformers.MistralConfig, transformers.MistralForCausalLM),
+        "olmo2": lambda: Family(transformers.Olmo2Config, transformers.Olmo2ForCausalLM),
+        "opt": lambda: Family(transformers.OPTConfig, transformers.OPTForCausalLM),
+        "phi3": lambda: Family(transformers.Phi3Config, transformers.Phi3ForCausalLM),
+        "qwen2": lambda: Family(transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
+        "qwen3": lambda: Family(transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
+        "starcoder2": lambda: Family(transformers.Starcoder2Config, transformers.Starcoder2ForCausalLM),
+    }
+)
 #: Names of fields in checkpoints older than the classes above, which read them and declare them no more. Left out, a
 #: model would be built with another rotation or window, and its graph would be faithful to the wrong model.
 OLDER_FIELDS: Final = frozenset(

@@ -23,20 +23,23 @@ from typing_extensions import override
 from onnx_converter import encoders, policy, precision, speech
 from onnx_converter.decoders import DEFAULT_LENGTH, Cache, Family, kept_of, tensors_of, unreadable
 from onnx_converter.reasons import ARCHITECTURE_UNSUPPORTED, CONFIG_INVALID, SPEC_IMPOSSIBLE, StepFailedError, gist
+from onnx_converter.tables import Table
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from transformers import PreTrainedConfig, PreTrainedModel
 
-FAMILIES: Final[dict[str, Family]] = {
-    "bart": Family(transformers.BartConfig, transformers.BartForConditionalGeneration),
-    "marian": Family(transformers.MarianConfig, transformers.MarianMTModel),
-    "mbart": Family(transformers.MBartConfig, transformers.MBartForConditionalGeneration),
-    "pegasus": Family(transformers.PegasusConfig, transformers.PegasusForConditionalGeneration),
-    "t5": Family(transformers.T5Config, transformers.T5ForConditionalGeneration),
-    "whisper": Family(transformers.WhisperConfig, transformers.WhisperForConditionalGeneration),
-}
+FAMILIES: Final = Table[Family](
+    {
+        "bart": lambda: Family(transformers.BartConfig, transformers.BartForConditionalGeneration),
+        "marian": lambda: Family(transformers.MarianConfig, transformers.MarianMTModel),
+        "mbart": lambda: Family(transformers.MBartConfig, transformers.MBartForConditionalGeneration),
+        "pegasus": lambda: Family(transformers.PegasusConfig, transformers.PegasusForConditionalGeneration),
+        "t5": lambda: Family(transformers.T5Config, transformers.T5ForConditionalGeneration),
+        "whisper": lambda: Family(transformers.WhisperConfig, transformers.WhisperForConditionalGeneration),
+    }
+)
 #: Fields that a configuration class reads and does not declare: whether T5 scales what its head reads, and the token
 #: that every answer begins with.
 UNDECLARED: Final = frozenset({"tie_word_embeddings", "scale_decoder_outputs", "decoder_start_token_id"})

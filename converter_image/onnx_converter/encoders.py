@@ -19,6 +19,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_M
 from onnx_converter import policy
 from onnx_converter.decoders import DEFAULT_LENGTH, Family
 from onnx_converter.reasons import ARCHITECTURE_UNSUPPORTED, CONFIG_INVALID, SPEC_IMPOSSIBLE, StepFailedError, gist
+from onnx_converter.tables import Table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -44,82 +45,89 @@ class Architecture:
     is_known: bool = True
 
 
-_CLIP: Final = Architecture(
-    transformers.CLIPTextConfig,
-    transformers.CLIPTextModel,
-    None,
-    None,
-    embedder=transformers.CLIPTextModelWithProjection,
-    # Checkpoints name the padding of the configuration's default, and pad with the end of the text.
-    pads_with_any=True,
-)
-ARCHITECTURES: Final[dict[str, Architecture]] = {
-    "albert": Architecture(
-        transformers.AlbertConfig,
-        transformers.AlbertModel,
-        transformers.AlbertForSequenceClassification,
-        transformers.AlbertForTokenClassification,
-    ),
-    "bert": Architecture(
-        transformers.BertConfig,
-        transformers.BertModel,
-        transformers.BertForSequenceClassification,
-        transformers.BertForTokenClassification,
-    ),
-    # Of both towers the one for texts.
-    "clip": _CLIP,
-    "clip_text_model": _CLIP,
-    "deberta-v2": Architecture(
-        transformers.DebertaV2Config,
-        transformers.DebertaV2Model,
-        transformers.DebertaV2ForSequenceClassification,
-        transformers.DebertaV2ForTokenClassification,
-        undeclared=frozenset(
-            {"position_buckets", "norm_rel_ebd", "share_att_key", "conv_kernel_size", "conv_groups", "conv_act"}
-            | {"embedding_size", "attention_head_size", "pooler_hidden_size"}
+def _clip() -> Architecture:
+    return Architecture(
+        transformers.CLIPTextConfig,
+        transformers.CLIPTextModel,
+        None,
+        None,
+        embedder=transformers.CLIPTextModelWithProjection,
+        # Checkpoints name the padding of the configuration's default, and pad with the end of the text.
+        pads_with_any=True,
+    )
+
+
+ARCHITECTURES: Final = Table[Architecture](
+    {
+        "albert": lambda: Architecture(
+            transformers.AlbertConfig,
+            transformers.AlbertModel,
+            transformers.AlbertForSequenceClassification,
+            transformers.AlbertForTokenClassification,
         ),
-    ),
-    "distilbert": Architecture(
-        transformers.DistilBertConfig,
-        transformers.DistilBertModel,
-        transformers.DistilBertForSequenceClassification,
-        transformers.DistilBertForTokenClassification,
-    ),
-    "electra": Architecture(
-        transformers.ElectraConfig,
-        transformers.ElectraModel,
-        transformers.ElectraForSequenceClassification,
-        transformers.ElectraForTokenClassification,
-    ),
-    "modernbert": Architecture(
-        transformers.ModernBertConfig,
-        transformers.ModernBertModel,
-        transformers.ModernBertForSequenceClassification,
-        transformers.ModernBertForTokenClassification,
-        undeclared=frozenset({"global_attn_every_n_layers", "global_rope_theta", "local_rope_theta", "rope_scaling"}),
-    ),
-    "mpnet": Architecture(
-        transformers.MPNetConfig,
-        transformers.MPNetModel,
-        transformers.MPNetForSequenceClassification,
-        transformers.MPNetForTokenClassification,
-        offsets_positions=True,
-    ),
-    "roberta": Architecture(
-        transformers.RobertaConfig,
-        transformers.RobertaModel,
-        transformers.RobertaForSequenceClassification,
-        transformers.RobertaForTokenClassification,
-        offsets_positions=True,
-    ),
-    "xlm-roberta": Architecture(
-        transformers.XLMRobertaConfig,
-        transformers.XLMRobertaModel,
-        transformers.XLMRobertaForSequenceClassification,
-        transformers.XLMRobertaForTokenClassification,
-        offsets_positions=True,
-    ),
-}
+        "bert": lambda: Architecture(
+            transformers.BertConfig,
+            transformers.BertModel,
+            transformers.BertForSequenceClassification,
+            transformers.BertForTokenClassification,
+        ),
+        # Of both towers the one for texts.
+        "clip": _clip,
+        "clip_text_model": _clip,
+        "deberta-v2": lambda: Architecture(
+            transformers.DebertaV2Config,
+            transformers.DebertaV2Model,
+            transformers.DebertaV2ForSequenceClassification,
+            transformers.DebertaV2ForTokenClassification,
+            undeclared=frozenset(
+                {"position_buckets", "norm_rel_ebd", "share_att_key", "conv_kernel_size", "conv_groups", "conv_act"}
+                | {"embedding_size", "attention_head_size", "pooler_hidden_size"}
+            ),
+        ),
+        "distilbert": lambda: Architecture(
+            transformers.DistilBertConfig,
+            transformers.DistilBertModel,
+            transformers.DistilBertForSequenceClassification,
+            transformers.DistilBertForTokenClassification,
+        ),
+        "electra": lambda: Architecture(
+            transformers.ElectraConfig,
+            transformers.ElectraModel,
+            transformers.ElectraForSequenceClassification,
+            transformers.ElectraForTokenClassification,
+        ),
+        "modernbert": lambda: Architecture(
+            transformers.ModernBertConfig,
+            transformers.ModernBertModel,
+            transformers.ModernBertForSequenceClassification,
+            transformers.ModernBertForTokenClassification,
+            undeclared=frozenset(
+                {"global_attn_every_n_layers", "global_rope_theta", "local_rope_theta", "rope_scaling"}
+            ),
+        ),
+        "mpnet": lambda: Architecture(
+            transformers.MPNetConfig,
+            transformers.MPNetModel,
+            transformers.MPNetForSequenceClassification,
+            transformers.MPNetForTokenClassification,
+            offsets_positions=True,
+        ),
+        "roberta": lambda: Architecture(
+            transformers.RobertaConfig,
+            transformers.RobertaModel,
+            transformers.RobertaForSequenceClassification,
+            transformers.RobertaForTokenClassification,
+            offsets_positions=True,
+        ),
+        "xlm-roberta": lambda: Architecture(
+            transformers.XLMRobertaConfig,
+            transformers.XLMRobertaModel,
+            transformers.XLMRobertaForSequenceClassification,
+            transformers.XLMRobertaForTokenClassification,
+            offsets_positions=True,
+        ),
+    }
+)
 #: The longest text of an architecture that says nothing about it.
 _UNTOLD_LENGTH: Final = 512
 

@@ -28,6 +28,7 @@ from onnx_converter.reasons import (
     StepFailedError,
 )
 from onnx_converter.spec import Task
+from onnx_converter.tables import Table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,20 +79,31 @@ class Family:
     is_known: bool = True
 
 
-_CLIP: Final = Family(transformers.CLIPVisionConfig, transformers.CLIPVisionModelWithProjection, _first)
-# It pools by attention, with weights of its own.
-_SIGLIP: Final = Family(transformers.SiglipVisionConfig, transformers.SiglipVisionModel, _pooled)
-FAMILIES: Final[dict[str, Family]] = {
-    # Of both towers the one for images.
-    "clip": _CLIP,
-    "clip_vision_model": _CLIP,
-    "siglip": _SIGLIP,
-    "siglip_vision_model": _SIGLIP,
-    # What its own pooler makes is trained in few checkpoints.
-    "vit": Family(
-        transformers.ViTConfig, transformers.ViTModel, _class_token, classifier=transformers.ViTForImageClassification
-    ),
-}
+def _clip() -> Family:
+    return Family(transformers.CLIPVisionConfig, transformers.CLIPVisionModelWithProjection, _first)
+
+
+def _siglip() -> Family:
+    # It pools by attention, with weights of its own.
+    return Family(transformers.SiglipVisionConfig, transformers.SiglipVisionModel, _pooled)
+
+
+FAMILIES: Final = Table[Family](
+    {
+        # Of both towers the one for images.
+        "clip": _clip,
+        "clip_vision_model": _clip,
+        "siglip": _siglip,
+        "siglip_vision_model": _siglip,
+        # What its own pooler makes is trained in few checkpoints.
+        "vit": lambda: Family(
+            transformers.ViTConfig,
+            transformers.ViTModel,
+            _class_token,
+            classifier=transformers.ViTForImageClassification,
+        ),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
