@@ -10,6 +10,8 @@ ONEBOX := $(PYTHON) hack/onebox
 DEMO_CLUSTER := demo
 DEMO_TARGET = $(if $(KUBECONFIG),--kubeconfig $(KUBECONFIG),--cluster $(DEMO_CLUSTER))
 DEMO_FLAGS ?=
+# What was compiled is kept: tests start hundreds of processes, and to compile torch takes longer than to import it.
+unexport PYTHONDONTWRITEBYTECODE
 LOCK := $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
 	--custom-compile-command 'make lock'
 
