@@ -23,20 +23,30 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
-OTHER_FLAVOUR, OTHER = "cuda-flavour", "build/cuda-flavour"
 #: What depends on onnxruntime the most, with that of the converter's other image; all of it: make test-cuda-flavour
 FLAVOURED = ("precision", "weight_only", "static", "kernels", "placement")
-TIERS = {
-    "unit": ("--numprocesses=2", "tests/unit", "tests/golden", "tests/device"),
-    OTHER_FLAVOUR: ("--numprocesses=2", *(f"tests/unit/converter/test_{one}.py" for one in FLAVOURED)),
-    # The longest file first, or one of the two would end alone.
-    "integration": ("--numprocesses=2", "tests/faults", "tests/integration", "tests/triton_server"),
-    "e2e": ("tests/e2e",),
-}
-
-
 #: Characters of why a test failed.
 MOST_TOLD = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """What pytest is told, and the environment it runs in."""
+
+    arguments: tuple[str, ...]
+    environment: tuple[str, ...] = (".venv",)
+
+
+TIERS = {
+    "unit": Tier(("--numprocesses=2", "tests/unit", "tests/golden", "tests/device")),
+    "cuda-flavour": Tier(
+        ("--numprocesses=2", *(f"tests/unit/converter/test_{one}.py" for one in FLAVOURED)),
+        ("build/cuda-flavour", "cuda"),
+    ),
+    # The longest file first, or one of them would end alone.
+    "integration": Tier(("--numprocesses=4", "tests/faults", "tests/integration", "tests/triton_server")),
+    "e2e": Tier(("tests/e2e",)),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +110,16 @@ def main(wanted: list[str]) -> int:
     for name in wanted or TIERS:
         report = reports / f"{name}.xml"
         report.unlink(missing_ok=True)
-        made = name != OTHER_FLAVOUR or step(name, sys.executable, "hack/environment.py", OTHER, "cuda")
-        pytest = f"{OTHER if name == OTHER_FLAVOUR else '.venv'}/bin/pytest"
-        ok = made and step(name, pytest, f"--junitxml={report}", "--durations=10", *TIERS[name])
-        tier = counts(report)
-        lines.append(f"{name}: {tier.passed} passed, {tier.failed} failed, {tier.skipped} skipped")
+        tier = TIERS[name]
+        ok = step(name, sys.executable, "hack/environment.py", *tier.environment) and step(
+            name, f"{tier.environment[0]}/bin/pytest", f"--junitxml={report}", "--durations=10", *tier.arguments
+        )
+        counted = counts(report)
+        lines.append(f"{name}: {counted.passed} passed, {counted.failed} failed, {counted.skipped} skipped")
         lines += failures(report)
-        if not ok or not tier.passed:
+        if not ok or not counted.passed:
             broken.append(name)
-        total += tier
+        total += counted
     rows = architectures.rows(matrix)
     (reports / "architectures.md").write_text(architectures.table(rows))
     lines.append(f"{len(rows)} architectures and tasks by every scheme: {reports / 'architectures.md'}")
