@@ -59,6 +59,15 @@ def declare(stage: Stage, manifest: Manifest) -> None:
     stage.kubectl.run("apply", "--filename=-", stdin=yaml.safe_dump(manifest))
 
 
+def declare_new(stage: Stage, manifest: Manifest) -> None:
+    """Declare a version that has to be converted, and wait until it is: the Jobs have the cores meanwhile."""
+    assert stage.load is not None
+    stage.load.at(RATE_BESIDE)
+    declare(stage, manifest)
+    until_model(stage, "the version to be validated", lambda it: it.holds("Validated"))
+    stage.load.at(RATE)
+
+
 def stable_version(stage: Stage) -> str:
     """Which of the two good versions serves."""
     stable = stage.model().status.stable

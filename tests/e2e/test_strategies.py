@@ -15,6 +15,7 @@ from e2e.rollouts import (
     QUICK,
     assert_nothing_lost,
     declare,
+    declare_new,
     declared,
     finish,
     other_version,
@@ -134,7 +135,7 @@ def test_a_slow_version_is_rolled_back_from_its_shadow_without_having_answered_a
     assert stable is not None
     slow = declared("v3a", steps=[{"weight": 0, "mirror": 20, "duration": "1m"}, *QUICK])
     slow["spec"]["serving"]["instances"] = 2  # a revision of its own: that of the story is in quarantine
-    declare(serving, slow)
+    declare_new(serving, slow)
     end = finish(serving)
 
     assert end.is_given_up
@@ -207,10 +208,10 @@ def test_a_version_aborted_while_it_bakes_gives_all_traffic_back_to_the_warm_one
     assert end.is_given_up
     assert end.reason("Promoted") == "Aborted"
     assert versions_that_answer(cluster, serving, {}) == {before.number}
-    assert_nothing_lost(serving)
 
     begin(serving, steps=QUICK, retryToken="now it may")
     assert finish(serving).is_promoted
+    assert_nothing_lost(serving)
 
 
 def test_a_version_that_is_too_slow_at_half_of_the_traffic_only_is_taken_back_there(serving: Stage) -> None:
@@ -245,7 +246,7 @@ def test_a_version_that_is_too_slow_at_half_of_the_traffic_only_is_taken_back_th
 
 def test_a_version_whose_vectors_moved_is_taken_back_and_fails_nobody(serving: Stage) -> None:
     before = stable_version(serving)
-    declare(serving, declared("v3c"))
+    declare_new(serving, declared("v3c"))
     end = finish(serving)
 
     assert end.is_given_up
@@ -262,7 +263,7 @@ def test_a_version_that_answers_a_third_with_errors_is_taken_back_and_how_long_i
     before = stable_version(serving)
     broken = declared("v3b", steps=[{"weight": 50, "duration": "30s"}])
     broken["spec"]["maxSequenceLength"] = SHORT
-    declare(serving, broken)
+    declare_new(serving, broken)
     end = finish(serving)
 
     assert end.is_given_up
