@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from typing_extensions import override
@@ -124,16 +124,20 @@ def int8_static(
 
     TensorRT wants zero in the middle of each range, and biases as they are.
 
+    A language model is measured while it reads, which tells of writing as well: what a token brings to each layer comes
+    from the tokens before it alone, whether they are read beside it or are keys and values of a past.
+
     With every operator quantised, as the quantizer would by itself, real models answer nonsense; with the outputs of
     layers rounded to 8 bits, nearly so.
     """
     model = wire.outline(source)
     is_large = _is_large(model, source)
-    layers_in = _products_by({tensor.name for tensor in model.graph.initializer}, model.graph)
-    chosen = _not_excluded(layers_in, spec.exclude or ())
+    there = _layers_of(model.graph)
+    chosen = _not_excluded(there, spec.exclude or ())
     is_wide, is_symmetric = spec.activations is Activations.UINT16, provider is Provider.TENSORRT
     has_tables = provider is Provider.CPU and not is_wide
     layers = target.with_name(f"layers-{target.name}") if has_tables else target
+    lying = target.with_name(f"lying-{target.name}")
     asked = list(requests)
     sensitive: dict[str, float] = {}
     if spec.max_layer_error is not None:
@@ -151,7 +155,7 @@ def int8_static(
     activation_type = QuantType.QUInt16 if is_wide else QuantType.QInt8 if is_symmetric else QuantType.QUInt8
     try:
         quantize_static(
-            source,
+            _with_weights_as_read(source, chosen, lying),
             layers,
             _Requests(asked),
             quant_format=QuantFormat.QDQ,
@@ -175,13 +179,34 @@ def int8_static(
     model = wire.outline(layers)
     _refuse_unquantised(model, "QuantizeLinear")
     if has_tables:
+        in_floats = frozenset(there).difference(chosen)
         _, made = _replace_layers(
-            model.graph, target.parent, frozenset(), lambda _node, _weight: None, Integers().looked_up
+            model.graph, target.parent, in_floats, lambda _node, _weight: None, Integers().looked_up
         )
         _write(model, target.parent, made, target, is_large=is_large, is_last=False, shared=None)
-        for path in (layers, layers.with_name(f"{layers.name}.data")):
-            path.unlink(missing_ok=True)
+    for path in {layers, lying} - {target}:
+        for one in (path, path.with_name(f"{path.name}.data")):
+            one.unlink(missing_ok=True)
     return sensitive
+
+
+def _with_weights_as_read(source: Path, layers: Iterable[str], target: Path) -> Path:
+    """The graph in another file, where each of the layers has its weight as it multiplies by it, since the quantizer
+    takes none that is turned on the way; the graph itself where none is.
+    """
+    model = wire.outline(source)
+    turned = set(layers).difference(_products_by({tensor.name for tensor in model.graph.initializer}, model.graph))
+    if not turned:
+        return source
+
+    def with_weight(product: onnx.NodeProto, matrix: NDArray[Any]) -> onnx.GraphProto:
+        weight = numpy_helper.from_array(np.ascontiguousarray(matrix), product.input[1])
+        return onnx.GraphProto(node=[product], initializer=[weight])
+
+    others = {node.name for node in model.graph.node} - turned
+    _, made = _replace_layers(model.graph, source.parent, others, with_weight)
+    _write(model, source.parent, made, target, is_large=True, is_last=False, shared=None)
+    return target
 
 
 def _products_by(weights: Container[str], graph: onnx.GraphProto) -> list[str]:

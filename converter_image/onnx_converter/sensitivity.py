@@ -39,6 +39,8 @@ def errors(
     graph = wire.outline(source).graph
     nodes = {node.name: node for node in graph.node if node.name in layers}
     constants = {tensor.name: tensor for tensor in graph.initializer}
+    # A weight that words in and out share is turned on the way to its layer.
+    turned = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Transpose"}
     given = sorted({node.input[0] for node in nodes.values()})
     session = inner.session_of(source, given)
     ranges = dict.fromkeys(given, (0.0, 0.0))
@@ -50,8 +52,9 @@ def errors(
         ranges = {name: (-max(-low, high), max(-low, high)) for name, (low, high) in ranges.items()}
     weights = {}
     for layer in layers:
-        matrix = wire.mapped(constants[nodes[layer].input[1]], source.parent)
-        is_turned = any(item.name == "transB" and item.i for item in nodes[layer].attribute)
+        name = nodes[layer].input[1]
+        matrix = wire.mapped(constants[turned.get(name, name)], source.parent)
+        is_turned = any(item.name == "transB" and item.i for item in nodes[layer].attribute) != (name in turned)
         weights[layer] = matrix.T if is_turned else matrix
     steps = _WEIGHT_STEPS[Activations.UINT16 if is_symmetric else activations]
     rounded = {layer: _rounded_weights(matrix, steps) for layer, matrix in weights.items()}

@@ -171,6 +171,62 @@ def test_tables_of_words_are_in_eight_bits_on_the_cpu_and_layers_left_out_stay_i
     assert 0 < np.abs(rounded - exact).max() < 0.2 * np.abs(exact).max()
 
 
+HEAD = "lm_head"
+#: Provider, what is said, layers that stay in floats, types of the table that words are looked up in and of the head's
+#: weight.
+TIED: dict[str, tuple[Provider, dict[str, Any], tuple[str, ...], int, int]] = {
+    "both": (Provider.CPU, {}, (), TensorProto.UINT8, TensorProto.INT8),
+    "the head": (Provider.QNN, {}, (), TensorProto.FLOAT, TensorProto.INT8),
+    "neither, excluded": (Provider.CPU, {"exclude": [HEAD]}, (), TensorProto.FLOAT, TensorProto.FLOAT),
+    "neither, moved too far": (Provider.CPU, {"maxLayerError": "0.02"}, (HEAD,), TensorProto.FLOAT, TensorProto.FLOAT),
+}
+
+
+def write_with_head(path: Path) -> Path:
+    """The layers between a table of words and a head that has the same weight, turned."""
+    model = onnx.load(write(path, 18))
+    matrices = {tensor.name: numpy_helper.to_array(tensor).copy() for tensor in model.graph.initializer}
+    matrices["table"] = np.random.default_rng(2).standard_normal((50, WIDTH), dtype=np.float32)
+    # One larger number that goes into the head leaves fewer steps for the others; what meets it is smaller.
+    matrices["c"][:, 0] *= 4
+    matrices["table"][:, 0] /= 4
+    del model.graph.initializer[:], model.graph.output[:]
+    model.graph.initializer.extend(numpy_helper.from_array(matrix, name) for name, matrix in matrices.items())
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("words", TensorProto.INT64, ["sequence"]))
+    model.graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["sequence", 50]))
+    model.graph.node.insert(0, helper.make_node("Gather", ["table", "words"], ["given"], name="look up"))
+    model.graph.node.append(helper.make_node("Transpose", ["table"], ["read"], name="turn the table", perm=[1, 0]))
+    model.graph.node.append(helper.make_node("MatMul", ["answer", "read"], ["logits"], name=HEAD))
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("case", TIED, ids=lambda case: case.replace(" ", "-"))
+def test_a_head_that_is_the_table_of_words_is_a_layer_and_in_floats_they_lie_there_once(
+    case: str, tmp_path: Path
+) -> None:
+    provider, said, moved, table, weight = TIED[case]
+    source, target = write_with_head(tmp_path / "source.onnx"), tmp_path / "target.onnx"
+    spec = ConversionSpec.model_validate({"scheme": "int8-static", **said})
+    asked = {"words": np.arange(50)}
+    assert set(quantize.quantise(spec, source, target, [asked], provider=provider)) == set(moved)
+    assert {path.name for path in tmp_path.iterdir()} == {source.name, target.name}
+    onnx.checker.check_model(str(target), full_check=True)
+    graph = onnx.load(target).graph
+    held = {tensor.name: tensor for tensor in graph.initializer}
+    readers = {node.name: node for node in graph.node}
+    makers = {node.output[0]: node for node in graph.node}
+    read = makers[readers[HEAD].input[1]].input[0]
+    assert (held[readers["look up"].input[0]].data_type, held[read].data_type) == (table, weight)
+    words = [tensor for tensor in held.values() if 50 in tensor.dims and WIDTH in tensor.dims]
+    assert len(words) == (1 if table == weight else 2)
+    exact, rounded = (
+        onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, asked)[0]
+        for path in (source, target)
+    )
+    assert 0 < np.linalg.norm(rounded - exact) < 0.05 * np.linalg.norm(exact)
+
+
 def test_a_layer_that_rounding_moves_too_far_stays_in_floats_and_is_named(tmp_path: Path) -> None:
     spec = ConversionSpec.model_validate({"scheme": "int8-static", "maxLayerError": "0.05"})
     source, target = write(tmp_path / "source.onnx", 18), tmp_path / "target.onnx"
