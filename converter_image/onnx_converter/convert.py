@@ -379,11 +379,11 @@ def _fill(convert: Convert, texts: Sequence[str], folder: Path, progress: Progre
 
 def _refuse_misfit(spec: ConversionSpec, checkpoint: Checkpoint) -> None:
     """What is asked for and this kind of model cannot have."""
-    if spec.scheme is Scheme.INT8_STATIC and checkpoint.cache:
+    if spec.scheme is Scheme.INT8_STATIC and checkpoint.cross:
         raise StepFailedError(
             SPEC_IMPOSSIBLE,
-            f"quantization.scheme {spec.scheme} is for encoders: use int8-weight-only or int4-weight-only for "
-            f"{checkpoint.architecture}, a language model",
+            f"quantization.scheme {spec.scheme} is for models of one graph: use int8-dynamic, int8-weight-only or "
+            f"int4-weight-only for {checkpoint.architecture}",
         )
     if Provider.TENSORRT in spec.providers and checkpoint.cache:
         raise StepFailedError(

@@ -359,8 +359,8 @@ class Quantization(ApiModel):
     """none keeps float32. float16 and bfloat16 store weights and compute in 16 bits, as transformers itself does, for
     accelerators; answers stay float32. float16 on the CPU is right, and no faster than none; bfloat16 has no kernels
     there. int8-dynamic stores weights as 8-bit integers, one scale for each column, and quantises
-    activations while it runs; on the CPU only. int8-static does so to the layers of an encoder, with ranges of the
-    activations that were measured before on texts; not on CUDA. int8-weight-only and int4-weight-only store the weights
+    activations while it runs; on the CPU only. int8-static does so with ranges of the activations that were measured
+    before on texts; for models of one graph, and not on CUDA. int8-weight-only and int4-weight-only store the weights
     of layers as 8 or 4-bit integers in blocks, each with a scale. On the CPU tables of words become 8-bit integers in
     all four, but beside activations of uint16; elsewhere they stay in float32. auto tries all that the execution
     provider has kernels for, measures each as if it had been asked for, and takes the best."""
@@ -801,8 +801,8 @@ class OnnxModelSpec(ApiModel):
             ),
             cel(
                 "self.quantization.scheme != 'int8-static' || "
-                "!(self.task in ['text-generation', 'text2text-generation', 'automatic-speech-recognition'])",
-                "int8-static is for encoders; take int8-weight-only or int4-weight-only for a language model",
+                "!(self.task in ['text2text-generation', 'automatic-speech-recognition'])",
+                "int8-static is for models of one graph; take int8-dynamic, int8-weight-only or int4-weight-only",
                 field_path=".quantization.scheme",
             ),
             cel(

@@ -143,20 +143,15 @@ BAD_MODELS: Final = {
         "spec.quantization.scheme",
         "or take float16 or none",
     ),
-    "a static scheme for a language model": Bad(
-        {"spec.quantization": {"scheme": "int8-static"}, "spec.task": "text-generation"},
-        "spec.quantization.scheme",
-        "take int8-weight-only or int4-weight-only",
-    ),
     "a static scheme for a model that reads and writes": Bad(
         {"spec.quantization": {"scheme": "int8-static"}, "spec.task": "text2text-generation"},
         "spec.quantization.scheme",
-        "take int8-weight-only or int4-weight-only",
+        "is for models of one graph; take int8-dynamic, int8-weight-only or int4-weight-only",
     ),
     "a static scheme for a model that hears": Bad(
         {"spec.quantization": {"scheme": "int8-static"}, "spec.task": "automatic-speech-recognition"},
         "spec.quantization.scheme",
-        "take int8-weight-only or int4-weight-only",
+        "is for models of one graph; take int8-dynamic, int8-weight-only or int4-weight-only",
     ),
     "layers excluded from a scheme that takes all": Bad(
         {"spec.quantization": {"scheme": "int8-weight-only", "exclude": ["pooler.*"]}},

@@ -114,6 +114,14 @@ def test_what_is_not_served_is_taken_as_it_is(
     assert created["spec"]["executionProviders"] == providers
 
 
+def test_a_language_model_is_taken_for_an_npu(installation: Installation, namespace: str) -> None:
+    quantization = {"scheme": "int8-static", "maxLayerError": "0.04"}
+    providers = [{"name": "QNNExecutionProvider", "serving": "none"}]
+    wanted = model(task="text-generation", quantization=quantization, executionProviders=providers)
+    created = installation.admin.create(f"{GROUP}/namespaces/{namespace}/onnxmodels", wanted)
+    assert quantization.items() <= created["spec"]["quantization"].items()
+
+
 def test_a_model_that_nobody_has_looked_at_says_so(installation: Installation, namespace: str) -> None:
     created = installation.admin.create(f"{GROUP}/namespaces/{namespace}/onnxmodels", model())
     assert created["status"]["observedGeneration"] == 0

@@ -22,11 +22,14 @@ from unit.converter.steps import Line
 from unit.converter.test_gate import CPU, Bench
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 #: These pass quantised, too. A Llama this small, of random weights, does not survive four bits.
-QUANTISED = {"gpt2": ("int8-dynamic", "int8-weight-only", "int4-weight-only"), "llama": ("int8-dynamic",)}
+QUANTISED = {
+    "gpt2": ("int8-dynamic", "int8-static", "int8-weight-only", "int4-weight-only"),
+    "llama": ("int8-dynamic",),
+}
 #: The exporter's time is the layers', so only where they differ, or lie in one cache, are there two.
 TWO_LAYERS = ("gemma3_text", "llama")
 #: test_routes.py says why.
@@ -65,6 +68,29 @@ def test_every_decoder_agrees_with_torch_and_writes_what_transformers_generates(
     assert written(graph_of(line), folder) == generated(folder)
     cells = matrix.fill(name, line, digest, converted, validated)
     assert all(cells[scheme]["reason"] == "Validated" for scheme in QUANTISED.get(name, ()))
+    static, dynamic = (matrix.graphs_of(line, scheme) / "model.onnx" for scheme in ("int8-static", "int8-dynamic"))
+    assert static.stat().st_size < 1.02 * dynamic.stat().st_size, "a head that is the table as well is in 8 bits, too"
+    # A hundredth and more of the largest logit in the graph that rounds by what is asked together.
+    assert max(differences_of_steps(static)) < 0.005
+
+
+def differences_of_steps(path: Path) -> Iterator[float]:
+    """As a share of the largest logit: how far those of a token after a past are from those in a text read at once."""
+    session = onnxruntime.InferenceSession(path, providers=[CPU])
+    past = [np.zeros((1, item.shape[1], 0, item.shape[3]), np.float32) for item in session.get_inputs()[2:]]
+    ids = np.random.default_rng(0).integers(3, 258, (1, 18))
+    whole, *kept = answers_of(session, ids, past)
+    for length in (0, 1, 17):
+        token = ids[:, length : length + 1]
+        step, *_ = answers_of(session, token, [tensor[:, :, :length] for tensor in kept])
+        yield float(np.abs(step[0, 0] - whole[0, length]).max() / np.abs(whole[0, length]).max())
+
+
+def answers_of(session: onnxruntime.InferenceSession, ids: Any, past: list[Any]) -> list[Any]:
+    mask = np.ones((1, past[0].shape[2] + ids.shape[1]), np.int64)
+    names = [item.name for item in session.get_inputs()]
+    found: list[Any] = session.run(None, dict(zip(names, [ids, mask, *past], strict=True)))
+    return found
 
 
 #: How positions are stretched beyond the length of the training, 32 here; dynamic does so beyond all that is asked.

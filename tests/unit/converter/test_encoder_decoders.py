@@ -728,7 +728,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str, str]] = {
     ),
     "embeddings": ("t5", {}, {"task": "feature-extraction"}, "SpecImpossible", "use auto"),
     "a decoder": ("t5", {}, {"task": "text-generation"}, "SpecImpossible", "text2text-generation"),
-    "measured activations": ("t5", {}, {"scheme": "int8-static"}, "SpecImpossible", "is for encoders"),
+    "measured activations": ("t5", {}, {"scheme": "int8-static"}, "SpecImpossible", "is for models of one graph"),
     "more positions than there are": (
         "bart",
         {},

@@ -381,11 +381,17 @@ def test_a_checkpoint_is_measured_on_declared_texts_and_its_layers_are_called_as
     assert validated.summary.reason == "Validated", validated.summary.message
 
 
-def test_a_language_model_is_refused_with_the_schemes_for_it(tmp_path: Path, line: Line) -> None:
-    digest = line.fetch(tiny_decoder(tmp_path / "model")).details["digest"]
-    ended = line.convert(digest, scheme="int8-static")
+def test_a_language_model_is_packed_for_an_npu_and_none_for_tensorrt(tmp_path: Path, line: Line) -> None:
+    digest = line.fetch(tiny_decoder(tmp_path / "model", "gpt2", n_layer=1)).details["digest"]
+    spec: dict[str, Any] = {"scheme": "int8-static", "exclude": ["*.mlp.*"], "providers": [str(Provider.QNN)]}
+    assert line.convert(digest, **spec).code == 0
+    graph = onnx.load(line.work / "graph" / Provider.QNN / "model.onnx").graph
+    rounded = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    layers = {node.name for node in graph.node if node.op_type in ("MatMul", "Gemm") and rounded & set(node.input)}
+    assert layers == {"transformer.h.0.attn.c_attn", "transformer.h.0.attn.c_proj", quantize.head_of(graph)}
+    ended = line.validate(digest, **spec)
+    assert ended.summary.reason == "Validated", ended.summary.message
+    assert "past_key_values.0.key, past_key_values.0.value are fixed" in ended.summary.message
+    ended = line.convert(digest, scheme="int8-static", providers=[str(Provider.TENSORRT)])
     assert (ended.summary.reason, ended.code) == ("SpecImpossible", 24)
-    assert "use int8-weight-only or int4-weight-only for llama" in ended.summary.message
-    ended = line.convert(digest, providers=[str(Provider.TENSORRT)])
-    assert ended.summary.reason == "SpecImpossible"
     assert "a shape that no engine is built for; use CUDAExecutionProvider" in ended.summary.message
