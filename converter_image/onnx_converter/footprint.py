@@ -29,7 +29,7 @@ _TIMES: Final = {
     "float16": 3.6,
     "bfloat16": 3.6,
     "int8-dynamic": 2.2,
-    "int8-static": 5.0,
+    "int8-static": 7.6,
     "int8-weight-only": 2.4,
     "int4-weight-only": 2.0,
     # What there is no room for is refused by itself and told, all but float32.

@@ -33,12 +33,14 @@ def test_more_numbers_and_more_words_take_more(scheme: Scheme) -> None:
     assert words > nothing
 
 
-#: Of Llamas, a Marian, a Whisper and ViTs with random weights: what headers tell, and bytes with the imports, of the
-#: larger step.
+#: Of Llamas, a BERT, a Marian, a Whisper and ViTs with random weights: what headers tell, and bytes with the imports,
+#: of the larger step.
 MEASURED = {
     "32 M, none": (Sizes(31_761_792, 32_000), "none", 968_000_000),
     "135 M, none": (Sizes(134_515_008, 49_152), "none", 2_255_000_000),
     "135 M, int8-dynamic": (Sizes(134_515_008, 49_152), "int8-dynamic", 1_440_000_000),
+    "135 M, int8-static": (Sizes(134_515_008, 49_152), "int8-static", 4_630_000_000),
+    "109 M that read, int8-static": (Sizes(109_482_240, 30_522), "int8-static", 3_420_000_000),
     "135 M, int4": (Sizes(134_515_008, 49_152), "int4-weight-only", 1_760_000_000),
     "75 M that translate, int8-dynamic": (Sizes(73_944_309, 58_101), "int8-dynamic", 1_260_000_000),
     "75 M that translate, int8": (Sizes(73_944_309, 58_101), "int8-weight-only", 1_338_000_000),
