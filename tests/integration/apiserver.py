@@ -26,6 +26,7 @@ import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -71,6 +72,7 @@ class ApiAnswer(Exception):  # noqa: N818 - what the server answered, not what w
         self.message = message
 
 
+@cache
 def find_binaries() -> Path:
     """The folder with the control plane's binaries: KUBEBUILDER_ASSETS, else onebox's cache, built when missing."""
     assets = os.environ.get("KUBEBUILDER_ASSETS")
