@@ -93,13 +93,15 @@ def quantise(
     return {}
 
 
-def turned_by(node: onnx.NodeProto, constants: Container[str]) -> bool:
-    """Whether all that a node does is to turn a weight."""
-    return (
-        node.op_type == "Transpose"
+def _turned_in(graph: onnx.GraphProto, constants: Container[str]) -> dict[str, str]:
+    """The weights that nodes do nothing with but turn them, by what they are called then."""
+    return {
+        node.output[0]: node.input[0]
+        for node in graph.node
+        if node.op_type == "Transpose"
         and node.input[0] in constants
         and [list(item.ints) for item in node.attribute] == [[1, 0]]
-    )
+    }
 
 
 class _Requests(CalibrationDataReader):  # type: ignore[misc]
@@ -155,7 +157,7 @@ def int8_static(
     activation_type = QuantType.QUInt16 if is_wide else QuantType.QInt8 if is_symmetric else QuantType.QUInt8
     try:
         quantize_static(
-            _with_weights_as_read(source, chosen, lying),
+            _with_weights_as_read(model, source, chosen, lying),
             layers,
             _Requests(asked),
             quant_format=QuantFormat.QDQ,
@@ -190,11 +192,10 @@ def int8_static(
     return sensitive
 
 
-def _with_weights_as_read(source: Path, layers: Iterable[str], target: Path) -> Path:
-    """The graph in another file, where each of the layers has its weight as it multiplies by it, since the quantizer
-    takes none that is turned on the way; the graph itself where none is.
+def _with_weights_as_read(model: onnx.ModelProto, source: Path, layers: Iterable[str], target: Path) -> Path:
+    """The graph of an outline in another file, where each of the layers has its weight as it multiplies by it, since
+    the quantizer takes none that is turned on the way; the graph itself where none is.
     """
-    model = wire.outline(source)
     turned = set(layers).difference(_products_by({tensor.name for tensor in model.graph.initializer}, model.graph))
     if not turned:
         return source
@@ -216,7 +217,7 @@ def _products_by(weights: Container[str], graph: onnx.GraphProto) -> list[str]:
 def _layers_of(graph: onnx.GraphProto) -> list[str]:
     """Names of all that is multiplied by a weight, or by one that is turned on the way."""
     constants = {tensor.name for tensor in graph.initializer}
-    return _products_by(constants | {node.output[0] for node in graph.node if turned_by(node, constants)}, graph)
+    return _products_by(constants | _turned_in(graph, constants).keys(), graph)
 
 
 def _excluded(exclude: Iterable[str], graph: onnx.GraphProto, alike: Iterable[Path]) -> frozenset[str]:
@@ -336,7 +337,7 @@ def _replace_layers(
     """
     constants = {tensor.name: tensor for tensor in graph.initializer}
     # A weight that words in and out share lies there once, and is turned on the way to the layer.
-    turned = {node.output[0]: node.input[0] for node in graph.node if turned_by(node, constants)}
+    turned = _turned_in(graph, constants)
     floats = {turned.get(name, name) for node in graph.node if node.name in spared for name in node.input}
     done, made = onnx.GraphProto(), dict[str, bytes]()
     for node in graph.node:
