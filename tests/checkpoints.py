@@ -606,11 +606,22 @@ def minilm(folder: Path) -> Path:
 
 
 def minilm_cut(folder: Path) -> Path:
-    """MiniLM without all but the first of its layers: takes the same texts and costs a fifth of the time."""
+    """The first layer of MiniLM, a third as wide: takes the same texts, and a server has hardly to compute for them."""
     minilm(folder)
-    change_json(folder / "config.json", num_hidden_layers=1)
+    width, heads = 128, 4
+    change_json(
+        folder / "config.json",
+        num_hidden_layers=1,
+        hidden_size=width,
+        num_attention_heads=heads,
+        intermediate_size=width,
+    )
     tensors = load_file(folder / WEIGHTS)
-    kept = {name: value for name, value in tensors.items() if re.match(r"(?!encoder\.layer\.[1-9])", name)}
+    kept = {
+        name: np.ascontiguousarray(value[tuple(slice(width if size in {384, 1536} else None) for size in value.shape)])
+        for name, value in tensors.items()
+        if re.match(r"(?!encoder\.layer\.[1-9])", name)
+    }
     save_file(kept, folder / WEIGHTS, metadata={"format": "pt"})
     return folder
 

@@ -23,9 +23,11 @@ from e2e.rollouts import (
     RATE,
     RATE_BESIDE,
     declare,
+    declare_new,
     declared,
     finish,
     settle,
+    traffic,
 )
 
 if TYPE_CHECKING:
@@ -84,22 +86,22 @@ def served(cluster: Site, models: Kubectl, quick: Path) -> Iterator[Stage]:
     declare(stage, declared("v1"))
     assert finish(stage).is_promoted
     # Without requests nothing is judged, so no second version is promoted either.
-    stage.load = Load.start(cluster, models, stage.model(), checkpoint=quick, rate=RATE)
-    declare(stage, declared("v2"))
+    stage.load = Load.start(cluster, models, stage.model(), checkpoint=quick, rate=RATE_BESIDE)
+    declare_new(stage, declared("v2"))
     assert finish(stage).is_promoted
-    stage.load.at(RATE_BESIDE)
+    traffic(stage).at(RATE_BESIDE)
     yield stage
     Load.stop(models)
 
 
 @pytest.fixture
-def serving(served: Stage) -> Stage:
+def serving(served: Stage) -> Iterator[Stage]:
     """The same, at rest: what is declared is what serves, and requests are counted from now on."""
     settle(served)
-    assert served.load is not None
-    served.load.at(RATE)
-    served.load.count_anew()
-    return served
+    traffic(served).at(RATE)
+    traffic(served).count_anew()
+    yield served
+    traffic(served).at(RATE_BESIDE)
 
 
 #: What takes the API server away comes late, what deletes the model last.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from demo.kubectl import Kubectl, Manifest
-    from demo.load import Counters
+    from demo.load import Counters, Load
     from demo.model import Model
     from demo.scenario import Stage
     from demo.site import Site
@@ -29,9 +29,9 @@ QUICK_MODEL: Final = "quick"
 #: The folder of its retrained checkpoint, whose vectors moved.
 QUICK_MODEL_MOVED: Final = "quick-moved"
 #: Requests a second that it gets while it is judged, while others need the two cores, and where nothing else is done.
-RATE: Final = 200
+RATE: Final = 300
 RATE_BESIDE: Final = 20
-RATE_ALONE: Final = 400
+RATE_ALONE: Final = 500
 #: The requests after which a test may say that none is lost.
 ENOUGH: Final = 10_000
 OURS: Final = "app.kubernetes.io/managed-by=onnx-operator"
@@ -59,13 +59,18 @@ def declare(stage: Stage, manifest: Manifest) -> None:
     stage.kubectl.run("apply", "--filename=-", stdin=yaml.safe_dump(manifest))
 
 
+def traffic(stage: Stage) -> Load:
+    """The requests that the stage's model gets."""
+    assert stage.load is not None
+    return stage.load
+
+
 def declare_new(stage: Stage, manifest: Manifest) -> None:
     """Declare a version that has to be converted, and wait until it is: the Jobs have the cores meanwhile."""
-    assert stage.load is not None
-    stage.load.at(RATE_BESIDE)
+    traffic(stage).at(RATE_BESIDE)
     declare(stage, manifest)
     until_model(stage, "the version to be validated", lambda it: it.holds("Validated"))
-    stage.load.at(RATE)
+    traffic(stage).at(RATE)
 
 
 def stable_version(stage: Stage) -> str:
@@ -147,9 +152,9 @@ def tensors(protocol: Any, inputs: Manifest) -> list[Any]:
     return made
 
 
-def answered_badly(traffic: Counters) -> Mapping[str, int]:
+def answered_badly(counted: Counters) -> Mapping[str, int]:
     """Errors by the revision that answered them."""
-    return {name.rpartition("-")[0]: each.errors for name, each in traffic.by_upstream.items() if each.errors}
+    return {name.rpartition("-")[0]: each.errors for name, each in counted.by_upstream.items() if each.errors}
 
 
 def assert_nothing_lost(stage: Stage) -> None:
@@ -157,13 +162,12 @@ def assert_nothing_lost(stage: Stage) -> None:
 
     The rollout may be over before so many were sent; what it left behind must serve the rest as well.
     """
-    assert stage.load is not None
-    stage.load.at(RATE_ALONE)
+    traffic(stage).at(RATE_ALONE)
     until("enough requests", lambda: stage.counters().sent >= ENOUGH, seconds=300)
-    stage.load.at(RATE_BESIDE)
-    traffic = stage.counters()
+    traffic(stage).at(RATE_BESIDE)
+    counted = stage.counters()
     revisions = stage.kubectl.list("onnxmodelrevisions")
     taken_back = {one["metadata"]["name"] for one in revisions if "quarantine" in one.get("status", {})}
-    assert set(answered_badly(traffic)) <= taken_back, traffic
-    too_slow = sum(traffic.of_revision(revision).timeouts for revision in taken_back)
-    assert traffic.failed == too_slow, traffic
+    assert set(answered_badly(counted)) <= taken_back, counted
+    too_slow = sum(counted.of_revision(revision).timeouts for revision in taken_back)
+    assert counted.failed == too_slow, counted

@@ -13,7 +13,7 @@ from demo import checkpoints as claims
 from demo import installation
 from demo.model import Model
 from demo.waiting import until
-from e2e.rollouts import OURS, assert_nothing_lost, declare, finish, settle, stable_version
+from e2e.rollouts import OURS, assert_nothing_lost, declare, finish, settle, stable_version, traffic
 from e2e.rollouts import declared as example
 
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ def refused(
 ) -> dict[str, Model]:
     """All bad checkpoints declared at once, and what became of them."""
     settle(served)
-    assert served.load is not None
-    served.load.count_anew()
+    traffic(served).count_anew()
     folder = tmp_path_factory.mktemp("bad")
     for case in CHOSEN:
         bad(folder / slug(case), case)

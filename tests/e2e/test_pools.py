@@ -25,6 +25,7 @@ from e2e.rollouts import (
     finish,
     own_class,
     stable_version,
+    traffic,
     until_model,
 )
 
@@ -77,8 +78,7 @@ def gpus(cluster: Site, served: Stage) -> Iterator[None]:
     served.kubectl.apply(files)
     with own_class(cluster, CLASS, executionProviders=offered):
         yield
-        assert served.load is not None
-        served.load.at(RATE)
+        traffic(served).at(RATE)
         declare(served, declared(stable_version(served), steps=QUICK))
         assert finish(served).is_promoted
     cluster.kubectl.run("delete", "--filename", str(PRETENDED / "policy.yaml"))
@@ -112,12 +112,11 @@ def good(stage: Stage, service: str) -> int:
 @pytest.fixture
 def fleet(served: Stage, gpus: None) -> Stage:
     """The model on both pools, at rest, and requests are counted from now on."""
-    assert served.load is not None
-    served.load.at(RATE)
+    traffic(served).at(RATE)
     declare(served, version(SHARED))
     end = finish(served)
     assert end.is_promoted, end.message("Ready")
-    served.load.count_anew()
+    traffic(served).count_anew()
     return served
 
 
