@@ -5,14 +5,22 @@ Refuses a file that is no list of texts: with wrong ranges a graph looks like an
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from onnx_converter import held, samples, texts
+import numpy as np
+
+from onnx_converter import encoder_decoders, generation, held, samples, texts
+from onnx_converter.contest import Candidate
+from onnx_converter.heads import outputs_of, parts_of
 from onnx_converter.held import CALIBRATION
 from onnx_converter.reasons import DATASET_INVALID, StepFailedError
+from onnx_converter.samples import Sample
+from onnx_converter.spec import Provider
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -23,6 +31,8 @@ if TYPE_CHECKING:
 MOST_TEXTS: Final = 1024
 #: Tokens of a text: ranges come from the words, and hardly from how many there are.
 _LONGEST: Final = 128
+#: Tokens of an answer that the model writes itself.
+_ANSWER: Final = 32
 
 
 def read(calibration: Dataset | None, root: Path) -> Sequence[str]:
@@ -38,11 +48,81 @@ def read(calibration: Dataset | None, root: Path) -> Sequence[str]:
     return found
 
 
-def requests(checkpoint: Checkpoint, read_texts: Sequence[str]) -> Iterator[dict[str, NDArray[Any]]]:
-    """One text, or generated image, each: all activations of many at once would be too many."""
+def requests(
+    checkpoint: Checkpoint, read_texts: Sequence[str], graphs: Sequence[Path] = ()
+) -> Iterable[dict[str, NDArray[Any]]]:
+    """What the last of the graphs is asked, which are run one after the other: one text, or generated sound or image,
+    each, since all activations of many at once would be too many. To be read as often as anyone likes.
+    """
+    if len(graphs) > 1:
+        return Answering(checkpoint, read_texts, graphs)
+    names = [spec.name for spec in parts_of(checkpoint)[0].inputs]
+    return [{name: one.tensors[name] for name in names} for one, _ in _asked(checkpoint, read_texts)]
+
+
+def _asked(checkpoint: Checkpoint, read_texts: Sequence[str]) -> Iterator[tuple[Sample, Sequence[str]]]:
+    """What is read, heard or seen, and what might be answered: to a text itself, to sounds the texts in turn."""
     if checkpoint.sight:
-        yield from (sample.tensors for sample in samples.images_one_by_one(checkpoint.sight))
+        yield from ((sample, ()) for sample in samples.images_one_by_one(checkpoint.sight))
         return
-    longest = min(checkpoint.max_sequence_length, _LONGEST)
+    if checkpoint.speech:
+        sounds = list(samples.answers_to_sounds(checkpoint))
+        yield from ((sound, read_texts[number :: len(sounds)]) for number, sound in enumerate(sounds))
+        return
     for text in read_texts:
-        yield samples.encode(checkpoint, (text,), longest, "right")
+        yield (
+            Sample(text, is_text=True, tensors=samples.encode(checkpoint, (text,), _longest(checkpoint), "right")),
+            [text],
+        )
+
+
+def _longest(checkpoint: Checkpoint) -> int:
+    return min(checkpoint.max_sequence_length, _LONGEST)
+
+
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """What a decoder is asked: given what the encoder before it makes of a text or sound, to write what the model
+    itself answers, and texts of people's.
+
+    Each is written at once, which tells of later steps as of the first: a layer is given the same of a token whatever
+    of the text before it is in the past. Read anew each time, since of a long sound the keys and values are as large as
+    the weights; what the model answers is kept.
+    """
+
+    checkpoint: Checkpoint
+    texts: Sequence[str]
+    graphs: Sequence[Path]
+    _written: list[NDArray[np.int64]] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[dict[str, NDArray[Any]]]:
+        if not self._written:
+            self._written.extend(self._answers())
+        encoder = Candidate.load(self.graphs[:1], Provider.CPU)
+        told, decoder = (parts_of(self.checkpoint)[number] for number in range(2))
+        cross = [spec.name for spec in told.outputs]
+        for (sample, people), own in zip(_asked(self.checkpoint, self.texts), self._written, strict=True):
+            known = sample.tensors | encoder.answer(cross, sample)
+            for written in (own, *(self._begun(text) for text in people)):
+                known[encoder_decoders.WRITTEN] = written
+                yield {spec.name: known[spec.name] for spec in decoder.inputs}
+
+    def _answers(self) -> Iterator[NDArray[np.int64]]:
+        checkpoint = self.checkpoint
+        whole, outputs = Candidate.load(self.graphs, Provider.CPU), outputs_of(checkpoint)
+        for sample, _ in _asked(checkpoint, self.texts):
+            written, _ = generation.write(
+                checkpoint,
+                partial(whole.answer, outputs),
+                sample,
+                _ANSWER,
+                writing=checkpoint.writing,
+                end=checkpoint.tokenizer.eos_token_id,
+            )
+            yield written.tensors[encoder_decoders.WRITTEN]
+
+    def _begun(self, text: str) -> NDArray[np.int64]:
+        """(1, tokens): an answer of a text."""
+        begin = self.checkpoint.writing.begin
+        ids: list[int] = self.checkpoint.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return np.array([[*begin, *ids][: _longest(self.checkpoint)]], np.int64)

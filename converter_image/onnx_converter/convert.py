@@ -379,12 +379,6 @@ def _fill(convert: Convert, texts: Sequence[str], folder: Path, progress: Progre
 
 def _refuse_misfit(spec: ConversionSpec, checkpoint: Checkpoint) -> None:
     """What is asked for and this kind of model cannot have."""
-    if spec.scheme is Scheme.INT8_STATIC and checkpoint.cross:
-        raise StepFailedError(
-            SPEC_IMPOSSIBLE,
-            f"quantization.scheme {spec.scheme} is for models of one graph: use int8-dynamic, int8-weight-only or "
-            f"int4-weight-only for {checkpoint.architecture}",
-        )
     if Provider.TENSORRT in spec.providers and checkpoint.cache:
         raise StepFailedError(
             SPEC_IMPOSSIBLE,
@@ -440,15 +434,16 @@ def write_graphs(
         if shared is not None and part.scheme in AS_EXPORTED:
             shared.write(wire.outline(source), target / source.name, partial(wire.mapped, folder=source.parent))
             continue
-        requests = calibration.requests(checkpoint, texts)
+        later = exported[number:]
         sensitive |= quantize.quantise(
             part,
             source,
             target / source.name,
-            requests,
+            calibration.requests(checkpoint, texts, exported[:number]),
             provider=provider,
-            is_last=is_last,
-            later=[later for later in exported[number:] if later.parent == source.parent],
+            # What is measured later is told what this graph answers.
+            is_last=is_last and not any(spec.of(one.stem).scheme is Scheme.INT8_STATIC for one in later),
+            later=[one for one in later if one.parent == source.parent],
             alike=[one for one in exported if one != source and spec.of(one.stem).scheme is part.scheme],
             shared=shared,
         )

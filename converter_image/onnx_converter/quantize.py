@@ -69,14 +69,15 @@ def quantise(
     alike: Iterable[Path] = (),
     shared: share.Weights | None = None,
 ) -> dict[str, float]:
-    """The graph of a scheme that the export does not settle; int8-static measures its activations on the requests.
+    """The graph of a scheme that the export does not settle; int8-static measures its activations on the requests,
+    which are read more than once.
 
     The last time, what the source holds may be given back before the target is written, but for what graphs beside it
     hold as well that are read later. A pattern of `exclude` may match layers of graphs alike alone: others that have
     the scheme. Tells the layers that were left as they are since they moved too far, and how far.
     """
     if spec.scheme is Scheme.INT8_STATIC:
-        return int8_static(spec, source, target, requests, provider=provider)
+        return int8_static(spec, source, target, requests, provider=provider, alike=alike, shared=shared)
     model = wire.outline(source)
     is_large = _is_large(model, source)
     if spec.scheme is Scheme.INT8_DYNAMIC:
@@ -120,6 +121,8 @@ def int8_static(
     requests: Iterable[dict[str, NDArray[Any]]],
     *,
     provider: Provider = Provider.CPU,
+    alike: Iterable[Path] = (),
+    shared: share.Weights | None = None,
 ) -> dict[str, float]:
     """What goes into a layer is rounded, and what comes out is not; whatever is no layer stays in floats, but for the
     tables of words on the CPU, beside activations that are rounded as coarsely.
@@ -135,16 +138,15 @@ def int8_static(
     model = wire.outline(source)
     is_large = _is_large(model, source)
     there = _layers_of(model.graph)
-    chosen = _not_excluded(there, spec.exclude or ())
+    chosen = _not_excluded(there, spec.exclude or (), _layers_in(alike))
     is_wide, is_symmetric = spec.activations is Activations.UINT16, provider is Provider.TENSORRT
     has_tables = provider is Provider.CPU and not is_wide
-    layers = target.with_name(f"layers-{target.name}") if has_tables else target
+    layers = target if shared is None and not has_tables else target.with_name(f"layers-{target.name}")
     lying = target.with_name(f"lying-{target.name}")
-    asked = list(requests)
     sensitive: dict[str, float] = {}
     if spec.max_layer_error is not None:
         found = sensitivity.errors(
-            source, chosen, asked, spec.activations or Activations.UINT8, is_symmetric=is_symmetric
+            source, chosen, requests, spec.activations or Activations.UINT8, is_symmetric=is_symmetric
         )
         sensitive = {layer: error for layer, error in found.items() if error > spec.max_layer_error}
         chosen = [layer for layer in chosen if layer not in sensitive]
@@ -152,14 +154,14 @@ def int8_static(
             raise StepFailedError(
                 SPEC_IMPOSSIBLE,
                 f"quantization.maxLayerError {spec.max_layer_error:g} leaves no layer to quantise, the best of them "
-                f"moves by {min(sensitive.values()):.3g}: allow more, or use scheme none",
+                f"moves by {min(sensitive.values()):.3g}: allow more, or use scheme none{_there(shared is not None)}",
             )
     activation_type = QuantType.QUInt16 if is_wide else QuantType.QInt8 if is_symmetric else QuantType.QUInt8
     try:
         quantize_static(
             _with_weights_as_read(model, source, chosen, lying),
             layers,
-            _Requests(asked),
+            _Requests(requests),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(_PRODUCTS),
             nodes_to_quantize=chosen,
@@ -180,12 +182,14 @@ def int8_static(
         raise _given_up(error) from error
     model = wire.outline(layers)
     _refuse_unquantised(model, "QuantizeLinear")
+    made: dict[str, bytes] = {}
     if has_tables:
         in_floats = frozenset(there).difference(chosen)
         _, made = _replace_layers(
             model.graph, target.parent, in_floats, lambda _node, _weight: None, Integers().looked_up
         )
-        _write(model, target.parent, made, target, is_large=is_large, is_last=False, shared=None)
+    if layers != target:
+        _write(model, target.parent, made, target, is_large=is_large, is_last=False, shared=shared)
     for path in {layers, lying} - {target}:
         for one in (path, path.with_name(f"{path.name}.data")):
             one.unlink(missing_ok=True)
@@ -222,8 +226,11 @@ def _layers_of(graph: onnx.GraphProto) -> list[str]:
 
 def _excluded(exclude: Iterable[str], graph: onnx.GraphProto, alike: Iterable[Path]) -> frozenset[str]:
     layers = _layers_of(graph)
-    others = [layer for path in alike for layer in _layers_of(wire.outline(path).graph)]
-    return frozenset(layers).difference(_not_excluded(layers, exclude, others))
+    return frozenset(layers).difference(_not_excluded(layers, exclude, _layers_in(alike)))
+
+
+def _layers_in(paths: Iterable[Path]) -> list[str]:
+    return [layer for path in paths for layer in _layers_of(wire.outline(path).graph)]
 
 
 def _not_excluded(layers: Sequence[str], exclude: Iterable[str], others: Sequence[str] = ()) -> list[str]:
@@ -242,9 +249,13 @@ def _not_excluded(layers: Sequence[str], exclude: Iterable[str], others: Sequenc
         raise StepFailedError(
             SPEC_IMPOSSIBLE,
             f"quantization.exclude leaves none of {len(layers)} layers to quantise: use scheme none"
-            f"{' in quantization.components for that graph' if others else ''}",
+            f"{_there(bool(others))}",
         )
     return left
+
+
+def _there(is_of_two: bool) -> str:  # noqa: FBT001
+    return " in quantization.components for that graph" if is_of_two else ""
 
 
 def _in_blocks(

@@ -14,7 +14,7 @@ from onnx_converter import inner, wire
 from onnx_converter.spec import Activations
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -27,7 +27,7 @@ _WEIGHT_STEPS: Final = {Activations.UINT8: 64, Activations.UINT16: 127}
 def errors(
     source: Path,
     layers: Sequence[str],
-    requests: Sequence[dict[str, NDArray[Any]]],
+    requests: Iterable[dict[str, NDArray[Any]]],
     activations: Activations,
     *,
     is_symmetric: bool = False,

@@ -249,7 +249,8 @@ class Auto(Parameters):
 #: What may differ from graph to graph: each computes in 32 or 16 bits, and what is settled after the export is each
 #: file's own.
 _BY_GRAPH: Final = frozenset(
-    {Scheme.NONE, Scheme.FLOAT16, Scheme.INT8_DYNAMIC, Scheme.INT8_WEIGHT_ONLY, Scheme.INT4_WEIGHT_ONLY}
+    {Scheme.NONE, Scheme.FLOAT16}
+    | {Scheme.INT8_DYNAMIC, Scheme.INT8_STATIC, Scheme.INT8_WEIGHT_ONLY, Scheme.INT4_WEIGHT_ONLY}
 )
 #: The graphs of a model of two, by their names.
 ENCODER: Final = "encoder"

@@ -272,6 +272,7 @@ class GraphScheme(StrEnum):
     NONE = "none"
     FLOAT16 = "float16"
     INT8_DYNAMIC = "int8-dynamic"
+    INT8_STATIC = "int8-static"
     INT8_WEIGHT_ONLY = "int8-weight-only"
     INT4_WEIGHT_ONLY = "int4-weight-only"
 
@@ -341,10 +342,8 @@ class Quantization(ApiModel):
                 field_path=".calibration",
             ),
             cel(
-                "!has(self.components) || "
-                "self.scheme in ['none', 'float16', 'int8-dynamic', 'int8-weight-only', 'int4-weight-only']",
-                "components differ in none, float16, int8-dynamic, int8-weight-only and int4-weight-only; leave them "
-                "out, or take one of these as the scheme",
+                "!has(self.components) || !(self.scheme in ['bfloat16', 'auto'])",
+                "bfloat16 and auto are for a model as a whole; leave components out, or take another scheme",
                 field_path=".components",
             ),
             cel(
@@ -360,7 +359,7 @@ class Quantization(ApiModel):
     accelerators; answers stay float32. float16 on the CPU is right, and no faster than none; bfloat16 has no kernels
     there. int8-dynamic stores weights as 8-bit integers, one scale for each column, and quantises
     activations while it runs; on the CPU only. int8-static does so with ranges of the activations that were measured
-    before on texts; for models of one graph, and not on CUDA. int8-weight-only and int4-weight-only store the weights
+    before on texts; not on CUDA. int8-weight-only and int4-weight-only store the weights
     of layers as 8 or 4-bit integers in blocks, each with a scale. On the CPU tables of words become 8-bit integers in
     all four, but beside activations of uint16; elsewhere they stay in float32. auto tries all that the execution
     provider has kernels for, measures each as if it had been asked for, and takes the best."""
@@ -411,7 +410,8 @@ class Quantization(ApiModel):
     rounded, measured on the calibration texts, stays in float32, such as "0.04"; unset, none does. The report names
     them."""
     calibration: Calibration | None = None
-    """For int8-static and gptq: what is measured on; texts of the converter's own when unset."""
+    """For int8-static and gptq: what is measured on; texts of the converter's own when unset. A model that hears writes
+    them, to generated sounds."""
     auto: AutoQuantization | None = None
     """For auto: how much may be lost, and what counts then; a loss of "0.01" and speed when unset."""
     components: Components | None = None
@@ -797,12 +797,6 @@ class OnnxModelSpec(ApiModel):
                 "self.quantization.scheme in ['int8-static', 'auto'] || "
                 "!self.executionProviders.exists(p, p.name == 'QNNExecutionProvider')",
                 "QNNExecutionProvider takes quantised graphs alone; take int8-static, or leave that provider out",
-                field_path=".quantization.scheme",
-            ),
-            cel(
-                "self.quantization.scheme != 'int8-static' || "
-                "!(self.task in ['text2text-generation', 'automatic-speech-recognition'])",
-                "int8-static is for models of one graph; take int8-dynamic, int8-weight-only or int4-weight-only",
                 field_path=".quantization.scheme",
             ),
             cel(

@@ -143,16 +143,6 @@ BAD_MODELS: Final = {
         "spec.quantization.scheme",
         "or take float16 or none",
     ),
-    "a static scheme for a model that reads and writes": Bad(
-        {"spec.quantization": {"scheme": "int8-static"}, "spec.task": "text2text-generation"},
-        "spec.quantization.scheme",
-        "is for models of one graph; take int8-dynamic, int8-weight-only or int4-weight-only",
-    ),
-    "a static scheme for a model that hears": Bad(
-        {"spec.quantization": {"scheme": "int8-static"}, "spec.task": "automatic-speech-recognition"},
-        "spec.quantization.scheme",
-        "is for models of one graph; take int8-dynamic, int8-weight-only or int4-weight-only",
-    ),
     "layers excluded from a scheme that takes all": Bad(
         {"spec.quantization": {"scheme": "int8-weight-only", "exclude": ["pooler.*"]}},
         "spec.quantization.exclude",
@@ -196,12 +186,12 @@ BAD_MODELS: Final = {
     "a scheme for one graph that is the whole model's": Bad(
         {"spec.quantization": {"components": {"encoder": {"scheme": "bfloat16"}}}},
         "spec.quantization.components.encoder.scheme",
-        '"float16", "int8-dynamic", "int8-weight-only", "int4-weight-only"',
+        '"float16", "int8-dynamic", "int8-static", "int8-weight-only", "int4-weight-only"',
     ),
     "graphs that differ in a scheme of the whole model": Bad(
-        {"spec.quantization": {"scheme": "int8-static", "components": {"decoder": {"scheme": "none"}}}},
+        {"spec.quantization": {"scheme": "auto", "components": {"decoder": {"scheme": "none"}}}},
         "spec.quantization.components",
-        "leave them out, or take one of these as the scheme",
+        "bfloat16 and auto are for a model as a whole",
     ),
     "activations of no width": Bad(
         {"spec.quantization": {"scheme": "int8-static", "activations": "int4"}},

@@ -51,7 +51,7 @@ def fill(
         cells[Scheme.FLOAT16] = exported_in_half(line, digest, **spec)
     for name in architectures.SCHEMES:
         scheme = Scheme(name)
-        if scheme not in AS_EXPORTED and not (scheme is Scheme.INT8_STATIC and original.checkpoint.cross):
+        if scheme not in AS_EXPORTED:
             cells[scheme] = judged(original, scheme, graphs, line.root / scheme)
     taken = converted["graphs"][Provider.CPU]["route"]
     ends = {taken: architectures.VALIDATED, **by_other_routes(original, line, digest, taken, **spec)}

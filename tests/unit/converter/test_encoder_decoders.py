@@ -20,7 +20,7 @@ from sentencepiece import sentencepiece_model_pb2
 from typing_extensions import override
 
 from checkpoints import ANSWER_LENGTH, ENCODER_DECODERS, change_json, tiny, tiny_encoder_decoder
-from onnx_converter import cli, generation, load, package, placement, wire
+from onnx_converter import calibration, cli, convert, generation, load, package, placement, wire
 from onnx_converter.contest import Candidate, Original
 from onnx_converter.conversion import Conversion
 from onnx_converter.digest import sha256_of
@@ -167,6 +167,50 @@ def test_each_graph_may_have_a_scheme_of_its_own(tmp_path: Path, line: Line) -> 
     validated = line.validate(digest, **spec).details
     # Of both the one that loses more.
     assert validated["tolerance"]["minCosine"] == "0.8"
+
+
+@pytest.mark.parametrize("measured", ["encoder", "decoder"])
+def test_one_graph_is_measured_on_what_it_is_given_by_the_other(measured: str, bench: Bench, tmp_path: Path) -> None:
+    (other,) = {"encoder", "decoder"} - {measured}
+    said = {"scheme": "int8-static", "exclude": [f"{measured}.block.0.*"]}
+    spec = ConversionSpec.model_validate({**said, "components": {other: {"scheme": "int8-dynamic"}}})
+    checkpoint = load.load(bench.line.checkpoint(bench.digest), Task.AUTO, ANSWER_LENGTH)
+    exported = shutil.copytree(bench.good, tmp_path / "exported")
+    sources = [exported / name for name in GRAPHS]
+    # The last time: what the encoder holds is given back no sooner than the decoder was measured.
+    convert.write_graphs(checkpoint, spec, TEXTS, sources, tmp_path / "written", is_last=True)
+    graphs = {name: onnx.load(tmp_path / "written" / f"{name}.onnx").graph for name in (measured, other)}
+    assert not any(node.op_type == "MatMulInteger" for node in graphs[measured].node)
+    assert any(node.op_type == "MatMulInteger" for node in graphs[other].node)
+    rounded = {node.output[0] for node in graphs[measured].node if node.op_type == "DequantizeLinear"}
+    layers = {node.name for node in graphs[measured].node if node.op_type == "MatMul" and node.input[1] in rounded}
+    assert any(name.startswith(f"{measured}.block.1.") for name in layers)
+    assert not any(name.startswith(f"{measured}.block.0.") for name in layers)
+    assert_no_weight_lies_twice(tmp_path / "written")
+    Candidate.load([tmp_path / "written" / name for name in GRAPHS], Provider.CPU)
+
+
+def test_a_decoder_is_measured_on_what_the_encoder_makes_of_a_text_and_the_same_each_time(bench: Bench) -> None:
+    checkpoint = load.load(bench.line.checkpoint(bench.digest), Task.AUTO, ANSWER_LENGTH)
+    sources = [bench.good / name for name in GRAPHS]
+    found = calibration.requests(checkpoint, TEXTS, sources)
+    first, again = list(found), list(found)
+    assert len(first) == 2 * len(TEXTS), "of each text what the model answers, and the text itself"
+    for one, other in zip(first, again, strict=True):
+        assert one.keys() == other.keys()
+        assert all(np.array_equal(one[name], other[name]) for name in one)
+    encoder = onnxruntime.InferenceSession(sources[0], providers=[CPU])
+    for number, text in enumerate(TEXTS):
+        asked = checkpoint.tokenizer(text, return_tensors="np")
+        told = encoder.run(None, {name: asked[name] for name in ("input_ids", "attention_mask")})
+        for request in first[2 * number : 2 * number + 2]:
+            assert np.array_equal(request["cross_key_values.0.key"], told[0])
+        own, people = (one["decoder_input_ids"][0] for one in first[2 * number : 2 * number + 2])
+        assert len(own) > 1, "more than how an answer begins"
+        assert people[1:].tolist() == checkpoint.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert all(
+        set(one) == {"input_ids", "attention_mask"} for one in calibration.requests(checkpoint, TEXTS, sources[:1])
+    )
 
 
 def test_layers_are_excluded_by_the_names_that_they_have_in_either_graph(tmp_path: Path, line: Line) -> None:
@@ -728,7 +772,6 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str, str]] = {
     ),
     "embeddings": ("t5", {}, {"task": "feature-extraction"}, "SpecImpossible", "use auto"),
     "a decoder": ("t5", {}, {"task": "text-generation"}, "SpecImpossible", "text2text-generation"),
-    "measured activations": ("t5", {}, {"scheme": "int8-static"}, "SpecImpossible", "is for models of one graph"),
     "more positions than there are": (
         "bart",
         {},

@@ -256,7 +256,6 @@ REFUSED: dict[str, tuple[Callable[[Path], object], dict[str, Any], str, str]] = 
         "Wav2Vec2FeatureExtractor",
     ),
     "a task of texts": (lambda _: None, {"task": "text2text-generation"}, "SpecImpossible", "reads a sound and writes"),
-    "measured activations": (lambda _: None, {"scheme": "int8-static"}, "SpecImpossible", "is for models of one graph"),
     "a text longer than there are positions": (
         lambda _: None,
         {"maxSequenceLength": ANSWER_LENGTH + 1},

@@ -18,7 +18,7 @@ from onnx_converter.reasons import StepFailedError
 from onnx_converter.spec import Activations, ConversionSpec, Dataset, Provider
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -56,10 +56,9 @@ def write(path: Path, opset: int) -> Path:
     return path
 
 
-def requests() -> Iterator[dict[str, NDArray[Any]]]:
+def requests() -> list[dict[str, NDArray[Any]]]:
     random = np.random.default_rng(1)
-    for length in (1, 7, 30):
-        yield {"given": random.standard_normal((length, WIDTH), dtype=np.float32)}
+    return [{"given": random.standard_normal((length, WIDTH), dtype=np.float32)} for length in (1, 7, 30)]
 
 
 def quantised(tmp_path: Path, **said: Any) -> Path:
@@ -92,7 +91,7 @@ def answer(
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = level
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(None, next(requests()))[0])
+    return np.asarray(session.run(None, requests()[0])[0])
 
 
 EXCLUDED: dict[str, tuple[list[str], tuple[str, ...]]] = {
@@ -256,7 +255,7 @@ def test_the_error_of_a_layer_is_that_of_a_graph_in_which_it_alone_is_quantised(
     source = tmp_path / "source.onnx"
     output = next(node.output[0] for node in onnx.load(target).graph.node if node.name == layer)
     before, after = (_outputs_of(path, output) for path in (source, target))
-    found = sensitivity.errors(source, [layer], list(requests()), Activations.UINT8)[layer]
+    found = sensitivity.errors(source, [layer], requests(), Activations.UINT8)[layer]
     assert found == pytest.approx(np.linalg.norm(after - before) / np.linalg.norm(before), rel=0.05)
 
 
@@ -274,7 +273,7 @@ def test_the_same_graph_and_texts_give_the_same_bytes(tmp_path: Path) -> None:
 
 def test_other_texts_give_another_graph(tmp_path: Path) -> None:
     source, spec = write(tmp_path / "source.onnx", 18), ConversionSpec.model_validate({"scheme": "int8-static"})
-    for number, given in enumerate((requests(), ({"given": 9 * one["given"]} for one in requests()))):
+    for number, given in enumerate((requests(), [{"given": 9 * one["given"]} for one in requests()])):
         quantize.quantise(spec, source, tmp_path / f"{number}.onnx", given)
     assert (tmp_path / "0.onnx").read_bytes() != (tmp_path / "1.onnx").read_bytes()
 
