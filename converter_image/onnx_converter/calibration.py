@@ -32,7 +32,7 @@ MOST_TEXTS: Final = 1024
 #: Tokens of a text: ranges come from the words, and hardly from how many there are.
 _LONGEST: Final = 128
 #: Tokens of an answer that the model writes itself.
-_ANSWER: Final = 32
+_ANSWER: Final = 16
 
 
 def read(calibration: Dataset | None, root: Path) -> Sequence[str]:

@@ -122,6 +122,15 @@ def test_a_language_model_is_taken_for_an_npu(installation: Installation, namesp
     assert quantization.items() <= created["spec"]["quantization"].items()
 
 
+def test_a_graph_of_two_may_have_settled_ranges_beside_one_that_has_not(
+    installation: Installation, namespace: str
+) -> None:
+    quantization = {"scheme": "int8-dynamic", "components": {"decoder": {"scheme": "int8-static"}}}
+    wanted = model(task="automatic-speech-recognition", quantization=quantization)
+    created = installation.admin.create(f"{GROUP}/namespaces/{namespace}/onnxmodels", wanted)
+    assert created["spec"]["quantization"] == quantization
+
+
 def test_a_model_that_nobody_has_looked_at_says_so(installation: Installation, namespace: str) -> None:
     created = installation.admin.create(f"{GROUP}/namespaces/{namespace}/onnxmodels", model())
     assert created["status"]["observedGeneration"] == 0
