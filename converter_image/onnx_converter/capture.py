@@ -4,6 +4,7 @@ What it has captured it traces once more, since ONNX has no words for some opera
 capture did. A language model has so few of those that each can be replaced where it stands. A program with any other
 is decomposed as ever. Then it runs each node to see which types are mixed, though all but those that it changes for
 that say already what they come to. And it reads the source of each of its translations for a name that nobody asks for.
+Its optimizer holds each of its rules against each node, with much ado before it looks at the node's own operator.
 Where torch or onnxscript are no longer as they are described here, an export takes longer and is the same.
 """
 
@@ -57,6 +58,10 @@ def once() -> Iterator[None]:
         if (registry := _registry()) is not None:
             table = functools.partial(_table, registry.from_torchlib)
             stack.enter_context(patch.object(registry, "from_torchlib", table))
+        if (rewriter := _rewriter()) is not None:
+            matcher = rewriter.SimplePatternMatcher
+            match = functools.partialmethod(_match, matcher.match, rewriter.MatchResult)
+            stack.enter_context(patch.object(matcher, "match", match))
         yield
 
 
@@ -68,6 +73,28 @@ def _registry() -> Any:
         return None
     found = getattr(_registration, "ONNXRegistry", None)
     return found if hasattr(found, "from_torchlib") else None
+
+
+def _rewriter() -> Any:
+    """The module of the rules of onnxscript's optimizer."""
+    try:
+        from onnxscript.rewriter import pattern  # noqa: PLC0415
+    except ImportError:
+        return None
+    matcher = getattr(pattern, "SimplePatternMatcher", None)
+    return pattern if hasattr(matcher, "match") and hasattr(pattern, "MatchResult") else None
+
+
+def _match(matcher: Any, match: Callable[..., Any], result: Callable[[], Any], *given: Any, **options: Any) -> Any:
+    """What a rule finds at a node: nothing, where the node's operator is not the one that the rule begins with."""
+    try:
+        _model, _graph, node = given
+        if not matcher.pattern.output_nodes[0].op.matches(node.op_type):
+            return result().fail("another operator", node)
+    except (AttributeError, IndexError, TypeError, ValueError):
+        # It is called otherwise, or keeps what it looks for elsewhere.
+        pass
+    return match(matcher, *given, **options)
 
 
 @functools.cache

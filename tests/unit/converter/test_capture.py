@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import numpy as np
@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from onnxscript.rewriter.pattern import MatchResult, SimplePatternMatcher
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from onnx_converter import capture
@@ -134,4 +135,35 @@ def test_where_torch_keeps_its_tables_elsewhere_an_export_is_the_same(monkeypatc
     found = exported(function)
     monkeypatch.setattr(capture, "_registry", lambda: None)
     monkeypatch.setattr(capture, "_MIXED", "called otherwise")
+    monkeypatch.setattr(capture, "_rewriter", lambda: None)
     assert exported(function) == found
+
+
+def test_a_rule_is_held_against_nodes_of_its_operator_alone_and_the_graph_is_the_same() -> None:
+    match, asked = SimplePatternMatcher.match, set[bool]()
+
+    def turned(x: Tensor) -> Tensor:
+        return x.mT.mT + 1
+
+    def counted(matcher: SimplePatternMatcher, *given: Any, **options: Any) -> object:
+        asked.add(matcher.pattern.output_nodes[0].op.matches(given[2].op_type))
+        return match(matcher, *given, **options)
+
+    with patch.object(SimplePatternMatcher, "match", counted):
+        found = exported(turned)
+        assert asked == {True}
+        with patch.object(capture, "_rewriter", lambda: None):
+            assert found == exported(turned)
+    assert asked == {True, False}
+    assert b"Transpose" not in found  # since a rule was followed
+
+
+class Elsewhere:
+    """A matcher that keeps its pattern under another name."""
+
+
+@pytest.mark.parametrize("given", [("model", "graph", "node"), ("node",)], ids=["another name", "another signature"])
+def test_a_rule_that_is_described_otherwise_is_held_against_every_node(given: tuple[str, ...]) -> None:
+    matcher = Elsewhere()
+    called = capture._match(matcher, lambda *given, **options: (given, options), MatchResult, *given, verbose=1)
+    assert called == ((matcher, *given), {"verbose": 1})
