@@ -44,7 +44,7 @@ TIERS = {
         ("build/cuda-flavour", "cuda"),
     ),
     # The longest file first, or one of them would end alone.
-    "integration": Tier(("--numprocesses=3", "tests/faults", "tests/integration", "tests/triton_server")),
+    "integration": Tier(("--numprocesses=4", "tests/faults", "tests/integration", "tests/triton_server")),
     "e2e": Tier(("tests/e2e",)),
 }
 
