@@ -13,10 +13,22 @@ from demo import checkpoints as claims
 from demo import installation
 from demo.model import Model
 from demo.waiting import until
-from e2e.rollouts import OURS, assert_nothing_lost, declare, finish, settle, stable_version, traffic
+from e2e.rollouts import (
+    OURS,
+    assert_nothing_lost,
+    declare,
+    finish,
+    own_class,
+    settle,
+    stable_version,
+    standard_class,
+    traffic,
+)
 from e2e.rollouts import declared as example
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from demo.kubectl import Kubectl, Manifest
     from demo.scenario import Stage
     from demo.site import Site
@@ -26,6 +38,7 @@ SECONDS: Final = 600
 #: One of every reason: the unit tests have all of them, here it is the operator that is tested.
 CHOSEN: Final = tuple({case.reason: case for case in reversed(BAD)}.values())
 WRONG_DIGEST: Final = "wrong-digest"
+CLASS: Final = "small-jobs"
 
 
 def slug(case: Bad) -> str:
@@ -38,13 +51,22 @@ def declared(name: str, path: str, **source: str) -> Manifest:
         "apiVersion": "onnx-operator.io/v1alpha1",
         "kind": "OnnxModel",
         "metadata": {"name": name},
-        "spec": {"source": {"persistentVolumeClaim": claim, **source}},
+        "spec": {"className": CLASS, "source": {"persistentVolumeClaim": claim, **source}},
     }
 
 
 @pytest.fixture(scope="module")
+def small_jobs(cluster: Site) -> Iterator[None]:
+    """A class whose Jobs ask for as little of a processor as the refused ones take, so that none waits for a place."""
+    jobs = standard_class(cluster)["spec"]["jobs"]
+    resources = jobs["resources"] | {"requests": jobs["resources"]["requests"] | {"cpu": "200m"}}
+    with own_class(cluster, CLASS, jobs=jobs | {"resources": resources}):
+        yield
+
+
+@pytest.fixture(scope="module")
 def refused(
-    cluster: Site, models: Kubectl, served: Stage, tmp_path_factory: pytest.TempPathFactory
+    cluster: Site, models: Kubectl, served: Stage, small_jobs: None, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Model]:
     """All bad checkpoints declared at once, and what became of them."""
     settle(served)
