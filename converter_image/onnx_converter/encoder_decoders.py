@@ -103,8 +103,8 @@ class Encoder(nn.Module):
     def __init__(self, model: PreTrainedModel, read: tuple[str, ...], capacity: int, kept: precision.Kept) -> None:
         super().__init__()
         self.kept = kept
-        self.encoder = model.get_encoder()
-        self.attentions = nn.ModuleList(_attentions_of(model))
+        # Whole, so that every layer is called as in the checkpoint; what an encoder has no use for is in no graph.
+        self.model = model
         self.read = read
         self.register_buffer("within", torch.zeros(capacity, dtype=torch.long))
 
@@ -115,11 +115,11 @@ class Encoder(nn.Module):
             # Looked up and added as nothing: a longer text is an error of the graph, as positions may be relative.
             read["input_ids"] = ids + self.within[torch.arange(ids.shape[1])]
         if (sound := read.get(speech.FEATURES)) is not None:
-            read[speech.FEATURES] = sound.to(self.encoder.dtype)
-        hidden = self.encoder(**read)[0]
+            read[speech.FEATURES] = sound.to(self.model.dtype)
+        hidden = self.model.get_encoder()(**read)[0]
         return tuple(
             precision.as_kept(projection(hidden).unflatten(-1, (_heads_of(attention), -1)).transpose(1, 2), self.kept)
-            for attention in self.attentions
+            for attention in _attentions_of(self.model)
             for projection in _projections_of(attention)
         )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -118,6 +119,8 @@ def _constant(value: onnx_ir.Value | None, rank: int) -> Constant | None:
 
 
 def _name(layers: Iterable[str]) -> str:
-    """As in `layers.0.mlp.gate_proj+up_proj`: of those after the first only what they are called in their block."""
-    first, *rest = layers
-    return "+".join([first, *(name.rpartition(".")[2] for name in rest)])
+    """As in `layers.0.mlp.gate_proj+up_proj`, `h.0.self_attention+mlp.query_key_value+dense_h_to_4h` or
+    `layers.0+1.encoder_attn.k_proj+v_proj`: wherever they are not called alike, by all that stands there.
+    """
+    parts = zip_longest(*(name.split(".") for name in layers), fillvalue="")
+    return ".".join("+".join(dict.fromkeys(filter(None, words))) for words in parts)

@@ -78,8 +78,10 @@ def names_of(graph: onnx.ModelProto) -> set[str]:
         # With a bias and without one.
         ({**ATTENTION, **GATED}, {"block.q+k+v", "block.mlp.gate+up"}),
         ({"one": ("x", 8, False), "of another": ("y", 8, False)}, {"one", "of another"}),
+        (dict.fromkeys(("0.cross.k", "0.cross.v", "1.cross.k", "1.cross.v"), ("x", 8, False)), {"0+1.cross.k+v"}),
+        ({"block.attention.q": ("x", 8, False), "block.up": ("x", 8, False)}, {"block.attention+up.q"}),
     ],
-    ids=["attention", "gate", "both", "other rows"],
+    ids=["attention", "gate", "both", "other rows", "several blocks", "other depths"],
 )
 def test_products_of_the_same_rows_are_one(layers: Mapping[str, tuple[str, int, bool]], names: set[str]) -> None:
     graph = graph_of(layers, helper.make_node("Neg", ["x"], ["y"]))
