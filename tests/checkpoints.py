@@ -293,6 +293,7 @@ _WINDOW: Final = {"sliding_window": 8}
 _FALCON: Final = {key: size for key, size in _SIZES.items() if key != "intermediate_size"}
 DECODERS: Final[dict[str, DecoderShape]] = {
     "falcon": DecoderShape(transformers.FalconForCausalLM, _FALCON),
+    "falcon with ALiBi": DecoderShape(transformers.FalconForCausalLM, _FALCON | {"alibi": True}),
     "falcon of the new architecture": DecoderShape(
         transformers.FalconForCausalLM, _FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}
     ),
@@ -340,8 +341,12 @@ DECODERS: Final[dict[str, DecoderShape]] = {
 
 #: What is in no table of the converter, and built into transformers; the second keeps no keys and values.
 UNKNOWN_DECODERS: Final[dict[str, DecoderShape]] = {
-    "granite": DecoderShape(transformers.GraniteForCausalLM, _GROUPED),
+    # Without positions, and none of its configurations says how many there are.
+    "bloom": DecoderShape(transformers.BloomForCausalLM, {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
+    "granite": DecoderShape(transformers.GraniteForCausalLM, _GROUPED | {"residual_multiplier": 0.5}),
     "mamba": DecoderShape(transformers.MambaForCausalLM, {"hidden_size": 32, "num_hidden_layers": 2}),
+    # torch cannot say how long its table of distances is.
+    "mpt": DecoderShape(transformers.MptForCausalLM, {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64}),
 }
 
 

@@ -8,6 +8,7 @@ the graph answers a longer text with an error.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -70,6 +71,8 @@ PAST: Final = "past_key_values"
 PRESENT: Final = "present"
 #: Memory of prefill and cache grows with the length; whoever needs more asks for it.
 DEFAULT_LENGTH: Final = 2048
+#: What configurations call the longest text.
+_LENGTHS: Final = ("max_position_embeddings", "max_seq_len", "seq_length")
 #: Rotations that change where a text grows beyond the length of the training; up to there they are constant.
 _CHANGING: Final = frozenset({"dynamic", "longrope"})
 
@@ -85,7 +88,8 @@ class Wrapper(nn.Module):
     def __init__(self, model: PreTrainedModel, capacity: int) -> None:
         super().__init__()
         self.model = model
-        self.register_buffer("positions", torch.arange(capacity))
+        self.counts = counts(type(model), model.config)
+        self.register_buffer("positions", torch.arange(capacity) if self.counts else torch.zeros(capacity).long())
 
     @override
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -95,16 +99,22 @@ class Wrapper(nn.Module):
         # with this they are too high as well.
         surplus = mask.shape[1] - past[0].shape[2] - ids.shape[1]
         counted = counted + surplus * surplus * self.positions.shape[0]
+        # Looked up and not used as they are: a position that is too high is an error in every family. One that is given
+        # no positions is given the words with nothing added.
+        looked_up = self.positions[counted]
         answer = self.model(
-            input_ids=ids,
+            **({"input_ids": ids, "position_ids": looked_up} if self.counts else {"input_ids": ids + looked_up}),
             attention_mask=mask,
-            # Looked up and not used as they are: a position that is too high is an error in every family.
-            position_ids=self.positions[counted],
             # Without the configuration every layer keeps all that came before, those with a sliding window too.
             past_key_values=kept_of(past, self.model.dtype),
             use_cache=True,
         )
         return (answer.logits.float(), *tensors_of(answer.past_key_values))
+
+
+def counts(model: type[PreTrainedModel], config: PreTrainedConfig) -> bool:
+    """Whether it reads the numbers of positions; with ALiBi the distance of two tokens is all that tells."""
+    return "position_ids" in inspect.signature(model.forward).parameters and not getattr(config, "alibi", False)
 
 
 def kept_of(tensors: Sequence[Tensor], dtype: torch.dtype) -> DynamicCache:
@@ -154,12 +164,12 @@ def empty(checkpoint: Checkpoint, batch: int) -> dict[str, NDArray[Any]]:
     }
 
 
-def refuse_variants(value: dict[str, Any]) -> None:
+def refuse_variants(value: dict[str, Any], config: PreTrainedConfig) -> None:
     """What is another model under a known name."""
-    if value.get("alibi"):
+    if value.get("alibi") and not hasattr(type(config), "alibi"):
         raise StepFailedError(
             ARCHITECTURE_UNSUPPORTED,
-            f"{policy.CONFIG}: alibi is not supported, rotary positions are",
+            f"{policy.CONFIG}: alibi is nothing that {config.model_type} has, it would be left out",
         )
     if value.get("use_bidirectional_attention"):
         raise StepFailedError(
@@ -170,7 +180,9 @@ def refuse_variants(value: dict[str, Any]) -> None:
 
 def capacity_of(config: PreTrainedConfig, wanted: int | None, shortest: int) -> int:
     """The longest text, past included."""
-    most = int(config.max_position_embeddings)
+    # Whoever counts no positions may read texts of any length, and has been trained on some.
+    told = (getattr(config, name, None) for name in _LENGTHS)
+    most = next((length for length in told if isinstance(length, int)), max(wanted or 0, DEFAULT_LENGTH))
     rotation = getattr(config, "rope_parameters", None) or {}
     if rotation.get("rope_type") in _CHANGING:
         most = min(most, int(rotation.get("original_max_position_embeddings") or most))

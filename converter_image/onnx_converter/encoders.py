@@ -149,8 +149,8 @@ def architecture_of(kind: object) -> Architecture:
 def generator_of(kind: object) -> Family:
     """A language model that is in no table, as transformers has it built in."""
     config, model = built_in(kind, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING)
-    if missing := {"position_ids", "past_key_values"} - inspect.signature(model.forward).parameters.keys():
-        raise _unsupported(kind, f"takes no {min(missing)}")
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        raise _unsupported(kind, "takes no past_key_values")
     return Family(config, model)
 
 
@@ -175,7 +175,8 @@ def built_in(
         raise _unsupported(kind, "has no class for this in transformers")
     if takes != taken:
         raise _unsupported(kind, f"takes {takes}, and {taken} would be given")
-    if config.sub_configs:
+    # A part that no model is called after is settings in a group of their own.
+    if any(getattr(part, "model_type", "any") for part in config.sub_configs.values()):
         raise _unsupported(kind, "is made of several models, of which none is known to be meant")
     needed = {taken, "attention_mask"} if taken == "input_ids" else {taken}
     if missing := needed - inspect.signature(model.forward).parameters.keys():

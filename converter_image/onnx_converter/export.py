@@ -114,9 +114,10 @@ def trace(checkpoint: Checkpoint, part: Part, module: torch.nn.Module, opset: in
                 verbose=False,
             )
     except Exception as error:
+        # What it says itself is advice to whoever debugs it.
+        said = gist(error.__cause__ or error)
         raise StepFailedError(
-            EXPORT_FAILED,
-            f"torch's exporter gives up on {checkpoint.architecture} at opset {opset}: {gist(error)}",
+            EXPORT_FAILED, f"torch's exporter gives up on {checkpoint.architecture} at opset {opset}: {said}"
         ) from error
     if program is None:
         raise StepFailedError(

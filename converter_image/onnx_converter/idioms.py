@@ -6,12 +6,11 @@ some of them otherwise, so that they are not recognised; and one is better not r
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
+
+import onnx_ir
 
 from onnx_converter.spec import Provider
-
-if TYPE_CHECKING:
-    import onnx_ir
 
 _HALF: Final = 0.5
 
@@ -22,6 +21,8 @@ def settle(model: onnx_ir.Model, provider: Provider) -> None:
         if node.op_type == "Mul":
             _divide(model, node)
             _halve_last(node)
+            if provider is Provider.CPU:
+                _multiply_in_floats(model, node)
         if provider is Provider.CPU and node.op_type == "LayerNormalization":
             _keep_apart(node)
 
@@ -62,6 +63,21 @@ def _keep_apart(node: onnx_ir.Node) -> None:
     """
     if (added := maker(node.inputs[0], "Add")) is not None:
         added.op_type = "Sum"
+
+
+def _multiply_in_floats(model: onnx_ir.Model, node: onnx_ir.Node) -> None:
+    """Two numbers of bfloat16, as in a Falcon's ALiBi: the CPU has no kernel for them, and their product in float32,
+    rounded once, is the same number.
+    """
+    product, half = node.outputs[0], onnx_ir.DataType.BFLOAT16
+    if product.dtype is not half:
+        return
+    wide = [onnx_ir.node("Cast", [value], {"to": onnx_ir.DataType.FLOAT}) for value in node.inputs]
+    times = onnx_ir.node("Mul", [one.outputs[0] for one in wide])
+    cast = onnx_ir.node("Cast", times.outputs, {"to": half})
+    onnx_ir.convenience.replace_nodes_and_values(
+        model.graph, node, [node], [*wide, times, cast], [product], cast.outputs
+    )
 
 
 def maker(value: onnx_ir.Value | None, kind: str) -> onnx_ir.Node | None:

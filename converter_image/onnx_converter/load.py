@@ -185,10 +185,11 @@ def _load_decoder(
         raise StepFailedError(
             SPEC_IMPOSSIBLE, f"task {task} does not fit {name}, a decoder: use auto or {Task.TEXT_GENERATION}"
         )
-    decoders.refuse_variants(value)
     config = _config_of(family.config, value, undeclared)
+    decoders.refuse_variants(value, config)
     if not is_known:
-        _refuse_unusual(config, value["model_type"], "vocab_size", "max_position_embeddings")
+        length = ("max_position_embeddings",) if decoders.counts(family.model, config) else ()
+        _refuse_unusual(config, value["model_type"], "vocab_size", *length)
     capacity = decoders.capacity_of(config, max_sequence_length, SHORTEST)
     model = _model_of(folder, family.model, {}, config, dtype)
     decoders.settle_rotation(model)
@@ -414,7 +415,8 @@ def _model_of(
             config=config,
             state_dict=tensors,
             dtype=dtype,
-            attn_implementation="eager",
+            # With ALiBi a Falcon's eager attention adds each distance twice (transformers 5.23).
+            attn_implementation="sdpa" if getattr(config, "alibi", False) else "eager",
             output_loading_info=True,
             ignore_mismatched_sizes=True,
             **options,

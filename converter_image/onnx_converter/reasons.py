@@ -233,8 +233,9 @@ BY_NAME: Final[dict[str, Reason]] = {reason.name: reason for reason in ALL}
 
 
 def gist(error: BaseException) -> str:
-    """The first line of what a library said, short enough for a condition."""
-    return next((line.strip()[:300] for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """The first line of what a library said, short enough for a condition; with the next, where that says what."""
+    first, second = ([line.strip() for line in str(error).splitlines() if line.strip()] + ["", ""])[:2]
+    return (f"{first} {second}" if first.endswith(":") else first)[:300].rstrip() or type(error).__name__
 
 
 class StepFailedError(Exception):

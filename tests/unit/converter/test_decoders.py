@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,7 +34,7 @@ QUANTISED = {
 #: The exporter's time is the layers', so only where they differ, or lie in one cache, are there two.
 TWO_LAYERS = ("gemma3_text", "llama")
 #: test_routes.py says why.
-TRACED = ("falcon", "falcon of the new architecture", "gemma2")
+TRACED = ("falcon", "falcon of the new architecture", "falcon with ALiBi", "gemma2")
 
 
 def graph_of(line: Line) -> Path:
@@ -122,14 +123,24 @@ def test_a_rotation_that_stretches_positions_answers_as_torch_beyond_the_length_
     assert np.allclose(found, plain, atol=0.1) == (kind == "dynamic")
 
 
-def test_a_decoder_that_is_not_known_is_tried_and_told_so(tmp_path: Path, line: Line) -> None:
-    folder = tiny_decoder(tmp_path / "model", "granite", num_hidden_layers=1, residual_multiplier=0.5)
+@pytest.mark.parametrize(("name", "longest"), [("granite", DECODER_LENGTH), ("bloom", 80)])
+def test_a_decoder_that_is_not_known_is_tried_and_told_so(name: str, longest: int, tmp_path: Path, line: Line) -> None:
+    folder = tiny_decoder(tmp_path / "model", name, num_hidden_layers=1)
     digest = line.fetch(folder).details["digest"]
-    converted = line.convert(digest)
+    spec = {"maxSequenceLength": longest}
+    converted = line.convert(digest, **spec)
+    assert converted.details["maxSequenceLength"] == longest
     assert converted.details["knownArchitecture"] is False
     assert "no tested route" in converted.summary.message
-    assert line.validate(digest).summary.reason == "Validated"
+    assert line.validate(digest, **spec).summary.reason == "Validated"
     assert written(graph_of(line), folder) == generated(folder), "its own field is read: another model writes otherwise"
+
+
+def test_the_exporter_gives_up_with_what_it_stumbled_over(tmp_path: Path, line: Line) -> None:
+    digest = line.fetch(tiny_decoder(tmp_path / "model", "mpt")).details["digest"]
+    ended = line.convert(digest)
+    assert ended.summary.reason == "ExportFailed"
+    assert re.search(r"gives up on mpt at opset 18: .*: Eq\(.* is inconsistent", ended.summary.message)
 
 
 def test_a_decoder_that_is_not_known_and_keeps_no_keys_refuses(tmp_path: Path, line: Line) -> None:
@@ -386,7 +397,14 @@ def test_a_tokenizer_that_neither_ends_nor_pads_nor_begins_at_0_pads_with_its_fi
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str, str]] = {
-    "alibi": ("falcon", {"alibi": True}, {}, "ArchitectureUnsupported", "alibi"),
+    "alibi": ("llama", {"alibi": True}, {}, "ArchitectureUnsupported", "alibi is nothing that llama has"),
+    "alibi, not known": (
+        "granite",
+        {"alibi": True},
+        {},
+        "ArchitectureUnsupported",
+        "alibi is nothing that granite has",
+    ),
     "a classifier": (
         "llama",
         {"architectures": ["LlamaForSequenceClassification"]},

@@ -6,6 +6,8 @@ import warnings
 from typing import TYPE_CHECKING
 
 import onnx
+import onnx.parser
+import onnx.shape_inference
 import onnx_ir
 import onnxruntime
 import pytest
@@ -74,3 +76,22 @@ def test_where_one_kernel_is_faster_than_two_the_sum_is_left_with_its_norm(expor
     there, _ = optimised(exported, Provider.CUDA, tmp_path)
     assert "SkipLayerNormalization" in there
     assert there & {"Gelu", "BiasGelu"}
+
+
+@pytest.mark.parametrize("provider", [Provider.CPU, Provider.CUDA])
+def test_a_product_of_bfloat16_is_taken_in_floats_where_there_is_no_kernel(provider: Provider) -> None:
+    distances, slope = torch.arange(0, 300, 7), torch.tensor([0.00390625, 0.0884], dtype=torch.bfloat16)[:, None]
+    wanted = (slope * distances).float()
+    graph = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 18]>
+        g (int64[N] distances, float[2, 1] slopes) => (float[2, N] answer)
+        { near = Cast<to=16>(distances) steep = Cast<to=16>(slopes) far = Mul(steep, near) answer = Cast<to=1>(far) }"""
+    )
+    model = onnx_ir.from_proto(onnx.shape_inference.infer_shapes(graph))
+    idioms.settle(model, provider)
+    assert len(model.graph) == (4 if provider is Provider.CUDA else 7)
+    if provider is Provider.CPU:
+        settled = onnx_ir.to_proto(model).SerializeToString()
+        session = onnxruntime.InferenceSession(settled, providers=[Provider.CPU])
+        given = {"distances": distances.numpy(), "slopes": slope.float().numpy()}
+        assert torch.equal(torch.from_numpy(session.run(None, given)[0]), wanted)
