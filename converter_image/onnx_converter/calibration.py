@@ -5,7 +5,7 @@ Refuses a file that is no list of texts: with wrong ranges a graph looks like an
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -87,7 +87,7 @@ class Answering:
 
     Each is written at once, which tells of later steps as of the first: a layer is given the same of a token whatever
     of the text before it is in the past. Read anew each time, since of a long sound the keys and values are as large as
-    the weights; what the model answers is kept.
+    the weights; what the model answers is written the first time, and kept.
     """
 
     checkpoint: Checkpoint
@@ -96,33 +96,36 @@ class Answering:
     _written: list[NDArray[np.int64]] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[dict[str, NDArray[Any]]]:
-        if not self._written:
-            self._written.extend(self._answers())
         encoder = Candidate.load(self.graphs[:1], Provider.CPU)
-        told, decoder = (parts_of(self.checkpoint)[number] for number in range(2))
+        decoder = None if self._written else Candidate.load(self.graphs[1:], Provider.CPU)
+        told, asked = parts_of(self.checkpoint)
         cross = [spec.name for spec in told.outputs]
-        for (sample, people), own in zip(_asked(self.checkpoint, self.texts), self._written, strict=True):
+        answers: list[NDArray[np.int64]] = []
+        for number, (sample, people) in enumerate(_asked(self.checkpoint, self.texts)):
             known = sample.tensors | encoder.answer(cross, sample)
-            for written in (own, *(self._begun(text) for text in people)):
-                known[encoder_decoders.WRITTEN] = written
-                yield {spec.name: known[spec.name] for spec in decoder.inputs}
-
-    def _answers(self) -> Iterator[NDArray[np.int64]]:
-        checkpoint = self.checkpoint
-        whole, outputs = Candidate.load(self.graphs, Provider.CPU), outputs_of(checkpoint)
-        for sample, _ in _asked(checkpoint, self.texts):
-            written, _ = generation.write(
-                checkpoint,
-                partial(whole.answer, outputs),
-                sample,
-                _ANSWER,
-                writing=checkpoint.writing,
-                end=checkpoint.tokenizer.eos_token_id,
+            answers.append(
+                self._written[number] if decoder is None else self._answer(decoder, replace(sample, tensors=known))
             )
-            yield written.tensors[encoder_decoders.WRITTEN]
+            begun = sample.tensors[encoder_decoders.WRITTEN]
+            for written in (answers[-1], *(self._continued(begun, text) for text in people)):
+                known[encoder_decoders.WRITTEN] = written
+                yield {spec.name: known[spec.name] for spec in asked.inputs}
+        self._written[:] = answers
 
-    def _begun(self, text: str) -> NDArray[np.int64]:
+    def _answer(self, decoder: Candidate, read: Sample) -> NDArray[np.int64]:
+        """(1, tokens): what the model itself answers to what was read."""
+        checkpoint = self.checkpoint
+        written, _ = generation.write(
+            checkpoint,
+            partial(decoder.answer, outputs_of(checkpoint)),
+            read,
+            _ANSWER,
+            writing=checkpoint.writing,
+            end=checkpoint.tokenizer.eos_token_id,
+        )
+        return written.tensors[encoder_decoders.WRITTEN]
+
+    def _continued(self, begun: NDArray[np.int64], text: str) -> NDArray[np.int64]:
         """(1, tokens): an answer of a text."""
-        begin = self.checkpoint.writing.begin
         ids: list[int] = self.checkpoint.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return np.array([[*begin, *ids][: _longest(self.checkpoint)]], np.int64)
+        return np.concatenate([begun, np.array([ids], np.int64)], axis=1)[:, : _longest(self.checkpoint)]

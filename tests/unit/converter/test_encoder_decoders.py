@@ -20,11 +20,13 @@ from sentencepiece import sentencepiece_model_pb2
 from typing_extensions import override
 
 from checkpoints import ANSWER_LENGTH, ENCODER_DECODERS, change_json, tiny, tiny_encoder_decoder
-from onnx_converter import calibration, cli, convert, generation, load, package, placement, wire
+from onnx_converter import calibration, cli, convert, generation, load, package, placement, samples, wire
 from onnx_converter.contest import Candidate, Original
 from onnx_converter.conversion import Conversion
 from onnx_converter.digest import sha256_of
 from onnx_converter.graph import digest_of
+from onnx_converter.heads import outputs_of
+from onnx_converter.samples import Sample
 from onnx_converter.spec import ConversionSpec, Provider, Serving, Task
 from unit.converter import matrix
 from unit.converter.steps import Ended, Line
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from onnx_converter.samples import Sample
 
 GRAPHS = ("encoder.onnx", "decoder.onnx")
 #: These pass quantised, too.
@@ -211,6 +212,51 @@ def test_a_decoder_is_measured_on_what_the_encoder_makes_of_a_text_and_the_same_
     assert all(
         set(one) == {"input_ids", "attention_mask"} for one in calibration.requests(checkpoint, TEXTS, sources[:1])
     )
+
+
+def test_each_text_is_encoded_once_to_measure_the_decoder_by_what_the_graphs_together_would_answer(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = load.load(bench.line.checkpoint(bench.digest), Task.AUTO, ANSWER_LENGTH)
+    sources = [bench.good / name for name in GRAPHS]
+    both, outputs = Candidate.load(sources, Provider.CPU), outputs_of(checkpoint)
+    loaded, run = list[str](), list[str]()
+    made = placement.session
+
+    def counted(path: Path, *said: Any, **rest: Any) -> onnxruntime.InferenceSession:
+        session = made(path, *said, **rest)
+        loaded.append(path.name)
+        answers = session.run
+
+        def answered(*asked: Any) -> Any:
+            run.append(path.name)
+            return answers(*asked)
+
+        session.run = answered
+        return session
+
+    monkeypatch.setattr(placement, "session", counted)
+    found = calibration.requests(checkpoint, TEXTS, sources)
+    next(iter(found))  # A pass that nobody ends keeps nothing.
+    loaded.clear()
+    run.clear()
+    requests = list(found)
+    assert sorted(loaded) == sorted(GRAPHS)
+    assert run.count(GRAPHS[0]) == len(TEXTS)
+    for text, own in zip(TEXTS, requests[::2], strict=True):
+        asked = Sample(text, is_text=True, tensors=samples.encode(checkpoint, (text,), ANSWER_LENGTH, "right"))
+        written, _ = generation.write(
+            checkpoint,
+            lambda sample: both.answer(outputs, sample),
+            asked,
+            16,
+            writing=checkpoint.writing,
+            end=checkpoint.tokenizer.eos_token_id,
+        )
+        assert np.array_equal(own["decoder_input_ids"], written.tensors["decoder_input_ids"])
+    loaded.clear()
+    list(found)
+    assert loaded == [GRAPHS[0]], "what the model answers is known by then"
 
 
 #: What a T5 of two layers is to keep in floats, and which layers of the encoder's and of the decoder's graph those are.
