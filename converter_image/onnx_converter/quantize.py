@@ -66,7 +66,7 @@ def quantise(
     provider: Provider = Provider.CPU,
     is_last: bool = False,
     later: Iterable[Path] = (),
-    alike: Iterable[Path] = (),
+    alike: Sequence[Path] = (),
     shared: share.Weights | None = None,
 ) -> dict[str, float]:
     """The graph of a scheme that the export does not settle; int8-static measures its activations on the requests,
@@ -121,7 +121,7 @@ def int8_static(
     requests: Iterable[dict[str, NDArray[Any]]],
     *,
     provider: Provider = Provider.CPU,
-    alike: Iterable[Path] = (),
+    alike: Sequence[Path] = (),
     shared: share.Weights | None = None,
 ) -> dict[str, float]:
     """What goes into a layer is rounded, and what comes out is not; whatever is no layer stays in floats, but for the
@@ -138,7 +138,7 @@ def int8_static(
     model = wire.outline(source)
     is_large = _is_large(model, source)
     there = _layers_of(model.graph)
-    chosen = _not_excluded(there, spec.exclude or (), _layers_in(alike))
+    chosen = _not_excluded(there, spec.exclude or (), alike)
     is_wide, is_symmetric = spec.activations is Activations.UINT16, provider is Provider.TENSORRT
     has_tables = provider is Provider.CPU and not is_wide
     layers = target if shared is None and not has_tables else target.with_name(f"layers-{target.name}")
@@ -224,34 +224,37 @@ def _layers_of(graph: onnx.GraphProto) -> list[str]:
     return _products_by(constants | _turned_in(graph, constants).keys(), graph)
 
 
-def _excluded(exclude: Iterable[str], graph: onnx.GraphProto, alike: Iterable[Path]) -> frozenset[str]:
+def _excluded(exclude: Sequence[str], graph: onnx.GraphProto, alike: Sequence[Path]) -> frozenset[str]:
     layers = _layers_of(graph)
-    return frozenset(layers).difference(_not_excluded(layers, exclude, _layers_in(alike)))
+    return frozenset(layers).difference(_not_excluded(layers, exclude, alike))
 
 
-def _layers_in(paths: Iterable[Path]) -> list[str]:
-    return [layer for path in paths for layer in _layers_of(wire.outline(path).graph)]
-
-
-def _not_excluded(layers: Sequence[str], exclude: Iterable[str], others: Sequence[str] = ()) -> list[str]:
-    """The layers, but for those that a pattern matches; each has to match one of them, or of the others."""
-    there = [*layers, *others]
-    for pattern in exclude:
-        if not any(fnmatchcase(layer, pattern) for layer in there):
-            raise StepFailedError(
-                SPEC_IMPOSSIBLE,
-                f"quantization.exclude: {pattern!r} matches no layer; there is {', '.join(there[:8])}"
-                f"{', …' if len(there) > 8 else ''}",  # noqa: PLR2004  enough to see how they are called
-            )
+def _not_excluded(layers: Sequence[str], exclude: Sequence[str], alike: Sequence[Path]) -> list[str]:
+    """The layers, but for those that a pattern matches; each has to match one of them, or of the graphs alike, which
+    are read if it comes to that.
+    """
+    if unmatched := [pattern for pattern in exclude if not _matches_any(pattern, layers)]:
+        there = [*layers, *(layer for path in alike for layer in _layers_of(wire.outline(path).graph))]
+        for pattern in unmatched:
+            if not _matches_any(pattern, there):
+                raise StepFailedError(
+                    SPEC_IMPOSSIBLE,
+                    f"quantization.exclude: {pattern!r} matches no layer; there is {', '.join(there[:8])}"
+                    f"{', …' if len(there) > 8 else ''}",  # noqa: PLR2004  enough to see how they are called
+                )
     left = [layer for layer in layers if not any(fnmatchcase(layer, pattern) for pattern in exclude)]
     if not left:
         # Without names the quantizer would take every product there is.
         raise StepFailedError(
             SPEC_IMPOSSIBLE,
             f"quantization.exclude leaves none of {len(layers)} layers to quantise: use scheme none"
-            f"{_there(bool(others))}",
+            f"{_there(bool(alike))}",
         )
     return left
+
+
+def _matches_any(pattern: str, layers: Iterable[str]) -> bool:
+    return any(fnmatchcase(layer, pattern) for layer in layers)
 
 
 def _there(is_of_two: bool) -> str:  # noqa: FBT001

@@ -278,6 +278,14 @@ def test_other_texts_give_another_graph(tmp_path: Path) -> None:
     assert (tmp_path / "0.onnx").read_bytes() != (tmp_path / "1.onnx").read_bytes()
 
 
+@pytest.mark.parametrize("exclude", [[], [LAYERS[0]]], ids=["nothing", "a-layer-of-this-graph"])
+def test_other_graphs_are_not_read_where_no_pattern_asks_for_them(exclude: list[str], tmp_path: Path) -> None:
+    source, target = write(tmp_path / "source.onnx", 18), tmp_path / "target.onnx"
+    spec = ConversionSpec.model_validate({"scheme": "int8-static", "exclude": exclude})
+    quantize.quantise(spec, source, target, requests(), alike=[tmp_path / "nowhere.onnx"])
+    assert target.is_file()
+
+
 REFUSED = {
     "a layer that is not there": (["encoder.layer.0.*", "decoder.*"], "'decoder.*' matches no layer; there is encoder"),
     "what is no layer": (["scores"], "'scores' matches no layer"),
