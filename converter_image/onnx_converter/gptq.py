@@ -15,6 +15,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnx_converter import inner, wire
+from onnx_converter.products import layers_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,12 +48,7 @@ class Inputs:
 
     @classmethod
     def of(cls, source: Path, requests: Sequence[dict[str, NDArray[Any]]]) -> Self:
-        graph = wire.outline(source).graph
-        known = {tensor.name for tensor in graph.initializer}
-        # A weight that words in and out share is turned on the way to its layer.
-        known |= {node.output[0] for node in graph.node if node.op_type == "Transpose" and node.input[0] in known}
-        layers = (node for node in graph.node if node.op_type in ("MatMul", "Gemm") and node.input[1] in known)
-        names = list(dict.fromkeys(node.input[0] for node in layers))
+        names = list(dict.fromkeys(layer.input[0] for layer in layers_of(wire.outline(source).graph)))
         return cls(inner.session_of(source, names), requests, names)
 
     def moment(self, name: str, width: int) -> Matrix:

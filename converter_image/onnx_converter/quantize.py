@@ -18,6 +18,7 @@ from typing_extensions import override
 from onnx_converter import decoders, gptq, sensitivity, share, wire
 from onnx_converter.blocks import DOMAIN, Blocks
 from onnx_converter.integers import Integers
+from onnx_converter.products import PRODUCTS, layers_of, products_by, turned_in
 from onnx_converter.reasons import EXPORT_FAILED, SPEC_IMPOSSIBLE, StepFailedError, gist
 from onnx_converter.spec import Activations, Algorithm, Provider, Scheme
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
     from onnx_converter.spec import ConversionSpec
 
-_PRODUCTS: Final = ("MatMul", "Gemm")
 #: They read rounded values around an operator, and neither operators of integers nor those of onnxruntime's own. The
 #: page of QNN's operators says that what computes on the NPU takes nothing else.
 _KNOWN: Final = {
@@ -94,17 +94,6 @@ def quantise(
     return {}
 
 
-def _turned_in(graph: onnx.GraphProto, constants: Container[str]) -> dict[str, str]:
-    """The weights that nodes do nothing with but turn them, by what they are called then."""
-    return {
-        node.output[0]: node.input[0]
-        for node in graph.node
-        if node.op_type == "Transpose"
-        and node.input[0] in constants
-        and [list(item.ints) for item in node.attribute] == [[1, 0]]
-    }
-
-
 class _Requests(CalibrationDataReader):  # type: ignore[misc]
     def __init__(self, requests: Iterable[dict[str, NDArray[Any]]]) -> None:
         self._left: Iterator[dict[str, NDArray[Any]]] = iter(requests)
@@ -137,7 +126,7 @@ def int8_static(
     """
     model = wire.outline(source)
     is_large = _is_large(model, source)
-    there = _layers_of(model.graph)
+    there = _names(layers_of(model.graph))
     chosen = _not_excluded(there, spec.exclude or (), alike)
     is_wide, is_symmetric = spec.activations is Activations.UINT16, provider is Provider.TENSORRT
     has_tables = provider is Provider.CPU and not is_wide
@@ -163,7 +152,7 @@ def int8_static(
             layers,
             _Requests(requests),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(_PRODUCTS),
+            op_types_to_quantize=list(PRODUCTS),
             nodes_to_quantize=chosen,
             use_external_data_format=is_large,
             activation_type=activation_type,
@@ -173,7 +162,7 @@ def int8_static(
             # a GPU.
             reduce_range=not (is_wide or is_symmetric),
             extra_options={
-                "OpTypesToExcludeOutputQuantization": list(_PRODUCTS),
+                "OpTypesToExcludeOutputQuantization": list(PRODUCTS),
                 "ActivationSymmetric": is_symmetric,
                 "QuantizeBias": not is_symmetric,
             },
@@ -200,7 +189,8 @@ def _with_weights_as_read(model: onnx.ModelProto, source: Path, layers: Iterable
     """The graph of an outline in another file, where each of the layers has its weight as it multiplies by it, since
     the quantizer takes none that is turned on the way; the graph itself where none is.
     """
-    turned = set(layers).difference(_products_by({tensor.name for tensor in model.graph.initializer}, model.graph))
+    weights = {tensor.name for tensor in model.graph.initializer}
+    turned = set(layers).difference(_names(products_by(weights, model.graph)))
     if not turned:
         return source
 
@@ -214,18 +204,12 @@ def _with_weights_as_read(model: onnx.ModelProto, source: Path, layers: Iterable
     return target
 
 
-def _products_by(weights: Container[str], graph: onnx.GraphProto) -> list[str]:
-    return [node.name for node in graph.node if node.op_type in _PRODUCTS and node.input[1] in weights]
-
-
-def _layers_of(graph: onnx.GraphProto) -> list[str]:
-    """Names of all that is multiplied by a weight, or by one that is turned on the way."""
-    constants = {tensor.name for tensor in graph.initializer}
-    return _products_by(constants | _turned_in(graph, constants).keys(), graph)
+def _names(layers: Iterable[onnx.NodeProto]) -> list[str]:
+    return [layer.name for layer in layers]
 
 
 def _excluded(exclude: Sequence[str], graph: onnx.GraphProto, alike: Sequence[Path]) -> frozenset[str]:
-    layers = _layers_of(graph)
+    layers = _names(layers_of(graph))
     return frozenset(layers).difference(_not_excluded(layers, exclude, alike))
 
 
@@ -234,7 +218,7 @@ def _not_excluded(layers: Sequence[str], exclude: Sequence[str], alike: Sequence
     are read if it comes to that.
     """
     if unmatched := [pattern for pattern in exclude if not _matches_any(pattern, layers)]:
-        there = [*layers, *(layer for path in alike for layer in _layers_of(wire.outline(path).graph))]
+        there = [*layers, *(layer for path in alike for layer in _names(layers_of(wire.outline(path).graph)))]
         for pattern in unmatched:
             if not _matches_any(pattern, there):
                 raise StepFailedError(
@@ -332,7 +316,7 @@ def head_of(graph: onnx.GraphProto) -> str | None:
     """The node of the layer that makes the logits, of a graph that has any: the last with weights before them."""
     makers = {output: node for node in graph.node for output in node.output}
     node = makers.get(decoders.LOGITS)
-    while node is not None and node.op_type not in _PRODUCTS:
+    while node is not None and node.op_type not in PRODUCTS:
         node = makers.get(next(iter(node.input), ""))
     return node and node.name
 
@@ -350,13 +334,12 @@ def _replace_layers(
     Gives the weights that nothing reads any more, and the bytes of new ones.
     """
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    # A weight that words in and out share lies there once, and is turned on the way to the layer.
-    turned = _turned_in(graph, constants)
+    turned = turned_in(graph, constants)
     floats = {turned.get(name, name) for node in graph.node if node.name in spared for name in node.input}
     done, made = onnx.GraphProto(), dict[str, bytes]()
     for node in graph.node:
         part, rest = None, list[onnx.NodeProto]()
-        layer = _layer_of(node, constants, turned) if node.op_type in _PRODUCTS and node.name not in spared else None
+        layer = _layer_of(node, constants, turned) if node.op_type in PRODUCTS and node.name not in spared else None
         if layer is not None:
             weight, product, rest = layer
             matrix = wire.mapped(weight, folder)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from onnx_converter import inner, wire
+from onnx_converter.products import turned_in
 from onnx_converter.spec import Activations
 
 if TYPE_CHECKING:
@@ -39,8 +40,7 @@ def errors(
     graph = wire.outline(source).graph
     nodes = {node.name: node for node in graph.node if node.name in layers}
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    # A weight that words in and out share is turned on the way to its layer.
-    turned = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Transpose"}
+    turned = turned_in(graph, constants)
     given = sorted({node.input[0] for node in nodes.values()})
     session = inner.session_of(source, given)
     ranges = dict.fromkeys(given, (0.0, 0.0))

@@ -107,6 +107,23 @@ def test_the_graph_multiplies_by_what_was_rounded(block: int, tmp_path: Path, *,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source.onnx", "target.onnx"]
 
 
+def test_only_what_goes_into_a_layer_that_is_quantised_is_measured(tmp_path: Path) -> None:
+    source = write(tmp_path / "source.onnx")
+    assert gptq.Inputs.of(source, requests()).names == ["given"]
+    model = onnx.load(source)
+    square = numpy_helper.from_array(np.eye(COLUMNS, dtype=np.float32), "square")
+    model.graph.initializer.append(square)
+    for name, perm, given in (("a layer", [1, 0], "first"), ("as it was", [0, 1], "answer")):
+        model.graph.node.append(helper.make_node("Transpose", ["square"], [f"{name} turned"], perm=perm))
+        model.graph.node.append(helper.make_node("MatMul", [given, f"{name} turned"], [f"{name} answer"], name=name))
+    onnx.save(model, source)
+    assert gptq.Inputs.of(source, requests()).names == ["given", "first"]
+    spec = ConversionSpec.model_validate({"scheme": "int4-weight-only", "algorithm": "gptq"})
+    quantize.quantise(spec, source, tmp_path / "target.onnx", requests())
+    made = {node.name for node in onnx.load(tmp_path / "target.onnx").graph.node if node.op_type == "MatMulNBits"}
+    assert made == {"first_Q4"}
+
+
 def test_texts_without_an_algorithm_that_reads_them_are_refused() -> None:
     calibration = {"configMap": {"name": "texts", "key": "t"}, "digest": f"sha256:{'a' * 64}"}
     with pytest.raises(ValueError, match="no meaning with algorithm rtn"):
