@@ -54,7 +54,7 @@ class Blocks:
             return onnx.GraphProto(node=[node])
         layer = self._quantised(product, weight, bits)
         if self.inputs is not None and product.name != self.head:
-            moment = self.inputs.moment(product.input[0], len(weight))
+            moment = self.inputs.moment(product.input[0])
             gptq.rounded(weight, moment, self._size, symmetric=bool(self.spec.symmetric)).fill(layer, self._size)
         return layer
 

@@ -1,6 +1,6 @@
-"""The texts that int8-static measures the ranges of activations on.
+"""The texts that int8-static and gptq measure on what goes into layers.
 
-Refuses a file that is no list of texts: with wrong ranges a graph looks like any other.
+Refuses a file that is no list of texts: measured on nonsense a graph looks like any other.
 """
 
 from __future__ import annotations

@@ -151,7 +151,8 @@ def _run(convert: Convert, progress: Progress) -> dict[str, Any]:
     with _verifying(convert, progress) if convert.shared is None else nullcontext(lambda: None) as verify:
         done = _earlier(convert)
         if done is None:
-            footprint.refuse_too_little(convert.checkpoint, convert.spec.schemes, limits.memory_of())
+            moments = footprint.MOMENTS if convert.spec.algorithm is Algorithm.GPTQ else 0
+            footprint.refuse_too_little(convert.checkpoint, convert.spec.schemes, limits.memory_of(), besides=moments)
             done = _convert(convert, texts, progress, verify)
         else:
             verify()
@@ -391,12 +392,6 @@ def _refuse_misfit(spec: ConversionSpec, checkpoint: Checkpoint) -> None:
             f"quantization.components is for models of two graphs, and {checkpoint.architecture} is one: say its "
             "scheme in quantization.scheme",
         )
-    if spec.algorithm is Algorithm.GPTQ and checkpoint.cross:
-        raise StepFailedError(
-            SPEC_IMPOSSIBLE,
-            f"quantization.algorithm {spec.algorithm} is for models of one graph: use rtn for "
-            f"{checkpoint.architecture}",
-        )
     if spec.calibration is not None and checkpoint.sight:
         raise StepFailedError(
             SPEC_IMPOSSIBLE,
@@ -442,7 +437,7 @@ def write_graphs(
             calibration.requests(checkpoint, texts, exported[:number]),
             provider=provider,
             # What is measured later is told what this graph answers.
-            is_last=is_last and not any(spec.of(one.stem).scheme is Scheme.INT8_STATIC for one in later),
+            is_last=is_last and not any(spec.of(one.stem).is_measured for one in later),
             later=[one for one in later if one.parent == source.parent],
             alike=[one for one in exported if one != source and spec.of(one.stem).scheme is part.scheme],
             shared=shared,

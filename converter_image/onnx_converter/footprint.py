@@ -50,6 +50,9 @@ _HEAD: Final = 64
 _FP32: Final = 4
 #: Of answers of the original, what is kept for the next scheme that is judged beside it.
 REMEMBERED: Final = 64 * MEBIBYTE
+#: What gptq takes besides: moments of 256 MiB and what becomes of one of them, and of a model of two graphs sessions of
+#: both while the decoder is measured.
+MOMENTS: Final = 640 * MEBIBYTE
 #: Of address space, what one program may take that a model has written.
 PROGRAM: Final = 256 * MEBIBYTE
 

@@ -8,6 +8,7 @@ nothing, and loses what plain rounding loses. Refuses nothing; a layer that text
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
@@ -18,7 +19,7 @@ from onnx_converter import inner, wire
 from onnx_converter.products import layers_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
     from pathlib import Path
 
     import onnxruntime
@@ -42,30 +43,34 @@ class Inputs:
     """What goes into the layers of a graph; the moments of a few layers are held at a time, so ask in their order."""
 
     session: onnxruntime.InferenceSession
-    requests: Sequence[dict[str, NDArray[Any]]]
+    #: Read anew for the layers that are next.
+    requests: Iterable[dict[str, NDArray[Any]]]
     names: list[str]
     _held: dict[str, Matrix] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, source: Path, requests: Sequence[dict[str, NDArray[Any]]]) -> Self:
+    def of(cls, source: Path, requests: Iterable[dict[str, NDArray[Any]]]) -> Self:
         names = list(dict.fromkeys(layer.input[0] for layer in layers_of(wire.outline(source).graph)))
         return cls(inner.session_of(source, names), requests, names)
 
-    def moment(self, name: str, width: int) -> Matrix:
+    def moment(self, name: str) -> Matrix:
         """(width, width): the sum of the outer products of all rows that went in."""
         if name not in self._held:
-            start = self.names.index(name)
-            many = max(1, _HELD // (8 * width * width))
-            self._held = self._measured(self.names[start : start + many])
+            self._held.clear()
+            self._measure(self.names[self.names.index(name) :])
         return self._held[name]
 
-    def _measured(self, names: list[str]) -> dict[str, Matrix]:
-        found: dict[str, Matrix] = {}
+    def _measure(self, names: list[str]) -> None:
+        """The first of them, and as many more as there is room for."""
         for request in self.requests:
-            for name, values in zip(names, self.session.run(names, request), strict=True):
-                rows = values.reshape(-1, values.shape[-1]).astype(np.float64)
-                found[name] = found.get(name, 0.0) + rows.T @ rows
-        return found
+            answers = dict(zip(names, self.session.run(names, request), strict=True))
+            if not self._held:
+                sizes = accumulate(8 * values.shape[-1] ** 2 for values in answers.values())
+                names = names[: max(1, sum(size <= _HELD for size in sizes))]
+                self._held |= {name: np.zeros((answers[name].shape[-1],) * 2) for name in names}
+            for name in names:
+                rows = answers[name].reshape(-1, answers[name].shape[-1]).astype(np.float64)
+                self._held[name] += rows.T @ rows
 
 
 @dataclass(frozen=True, slots=True)

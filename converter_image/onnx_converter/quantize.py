@@ -69,8 +69,8 @@ def quantise(
     alike: Sequence[Path] = (),
     shared: share.Weights | None = None,
 ) -> dict[str, float]:
-    """The graph of a scheme that the export does not settle; int8-static measures its activations on the requests,
-    which are read more than once.
+    """The graph of a scheme that the export does not settle; int8-static and gptq measure what goes into layers on the
+    requests, which are read more than once.
 
     The last time, what the source holds may be given back before the target is written, but for what graphs beside it
     hold as well that are read later. A pattern of `exclude` may match layers of graphs alike alone: others that have
@@ -257,7 +257,7 @@ def _in_blocks(
     So are tables on the CPU. A head that is kept in floats keeps its table so, too, in each graph of a model.
     """
     head = head_of(model.graph)
-    inputs = gptq.Inputs.of(source, list(requests)) if spec.algorithm is Algorithm.GPTQ else None
+    inputs = gptq.Inputs.of(source, requests) if spec.algorithm is Algorithm.GPTQ else None
     blocks = Blocks(spec, head, inputs)
     has_tables = provider is Provider.CPU and (head is not None or not spec.keep_output_head)
     if all(item.domain != DOMAIN for item in model.opset_import):

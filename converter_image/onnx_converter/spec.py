@@ -374,6 +374,11 @@ class ConversionSpec(Parameters):
         shared = self.model_dump(include={"task", "opset", "max_sequence_length", "providers"})
         return ConversionSpec(**shared, scheme=chosen.scheme)
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether its quantizer asks what the graph computes."""
+        return self.scheme is Scheme.INT8_STATIC or self.algorithm is Algorithm.GPTQ
+
     def field_of(self, component: str) -> str:
         """Where the scheme of one of the graphs was said."""
         chosen: Component | None = getattr(self.components, component, None)

@@ -392,7 +392,7 @@ class Quantization(ApiModel):
     ) = None
     """For int4-weight-only: rtn, when unset, rounds each weight to the nearest; gptq rounds row by row, and the rows
     that are left make up for what was moved, on the calibration texts: closer to the original by far, of the same size
-    and speed, and it takes minutes. Not for models that read one text and write another."""
+    and speed, and it takes minutes."""
     activations: Activations | None = None
     """For int8-static: what the inputs of layers are rounded to; uint8 when unset. uint16 is closer to the original but
     slower than no quantisation, as onnxruntime then multiplies in floats; its graph has opset 21 at least."""

@@ -56,6 +56,11 @@ def test_what_is_planned_is_no_less_than_was_measured_and_at_most_a_third_more(c
     assert measured <= footprint.peak(sizes, scheme) <= 4 * measured // 3
 
 
+def test_what_is_planned_for_gptq_is_no_less_than_was_measured_of_a_t5_of_60_m() -> None:
+    planned = footprint.peak(Sizes(60_506_240, 32_128), "int4-weight-only") + footprint.MOMENTS
+    assert 1_785_000_000 <= planned <= 4 * 1_785_000_000 // 3
+
+
 ATTENDING: dict[str, tuple[Callable[[Path], Path], int]] = {
     "a whisper": (lambda folder: tiny_encoder_decoder(folder, "whisper"), 50),
     "clip's tower": (tiny_vision, 17),
@@ -87,6 +92,17 @@ def test_a_container_with_less_is_told_so_before_anything_is_loaded(
     for part in (needed, "64Mi", "jobs.resources.limits.memory"):
         assert part in ended.summary.message
     assert "CheckpointLoaded" not in [found["event"] for found in ended.lines]
+
+
+def test_a_container_with_room_for_plain_rounding_alone_is_told_what_gptq_takes(
+    tmp_path: Path, line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = line.fetch(tiny(tmp_path / "model")).details["digest"]
+    plain = footprint.peak(footprint.sizes_of(line.checkpoint(digest)), "int4-weight-only")
+    monkeypatch.setattr(limits, "memory_of", lambda: plain)
+    ended = line.convert(digest, scheme="int4-weight-only", algorithm="gptq")
+    assert ended.summary.reason == MEMORY_TOO_SMALL.name
+    assert footprint.told(plain + footprint.MOMENTS) in ended.summary.message
 
 
 LIMITS = {

@@ -95,6 +95,16 @@ def test_memory_is_planned_for_the_schemes_that_graphs_have(components: dict[str
     assert requested(world)["convert"] == footprint.told(footprint.peak(footprint.Sizes(**LARGE), scheme))
 
 
+def test_memory_is_planned_for_what_gptq_holds_besides() -> None:
+    found = []
+    for algorithm in ("rtn", "gptq"):
+        world = World(classes=(a_class(jobs={"resources": {"requests": {"cpu": "1"}}}),), sizes=LARGE)
+        world.change(quantization={"scheme": "int4-weight-only", "algorithm": algorithm})
+        found.append(requested(world)["convert"])
+    peak = footprint.peak(footprint.Sizes(**LARGE), "int4-weight-only")
+    assert found == [footprint.told(peak), footprint.told(peak + footprint.MOMENTS)]
+
+
 def requested(world: World) -> dict[str, str]:
     """The memory that each Job requests, on the way to servers."""
     found = {}
