@@ -127,7 +127,7 @@ def test_a_rotation_that_stretches_positions_answers_as_torch_beyond_the_length_
 def test_a_decoder_that_is_not_known_is_tried_and_told_so(name: str, longest: int, tmp_path: Path, line: Line) -> None:
     folder = tiny_decoder(tmp_path / "model", name, num_hidden_layers=1)
     digest = line.fetch(folder).details["digest"]
-    spec = {"maxSequenceLength": longest}
+    spec: dict[str, Any] = {"maxSequenceLength": longest}
     converted = line.convert(digest, **spec)
     assert converted.details["maxSequenceLength"] == longest
     assert converted.details["knownArchitecture"] is False
