@@ -81,7 +81,7 @@ _BESIDES: Final = 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint in memory: the bare transformers model of the task, with eager attention."""
+    """A checkpoint in memory: the bare transformers model of the task, with eager attention where that is right."""
 
     model: PreTrainedModel
     #: The tokenizer of a model that reads or writes texts.

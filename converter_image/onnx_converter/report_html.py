@@ -175,7 +175,7 @@ def page(
 
 def _compared(reports: Mapping[str, Mapping[str, Any]], lineage: Mapping[str, Any]) -> str:
     conversion = lineage["conversion"]
-    original = f"{conversion['architecture']} in torch, fp32, eager attention; checkpoint {conversion['sourceDigest']}"
+    original = f"{conversion['architecture']} in torch, fp32; checkpoint {conversion['sourceDigest']}"
     rows = [("Original", original)]
     for provider, report in reports.items():
         # What the graph has, which may be more than was asked for.
