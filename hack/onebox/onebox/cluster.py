@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _API_PORT = 6443
+#: What is away with the API server, itself first.
+_WITHOUT_LEASE = ("kube-apiserver", "kube-controller-manager", "kube-scheduler")
 _PATIENCE_SECONDS = 60  # what came back from an outage gets this long before it counts as broken
 #: client-go asks a server that is away at most every 30 s, and up to twice as long by chance: a minute, and some more.
 _INFORMER_PATIENCE_SECONDS = 90
@@ -225,19 +227,26 @@ def _accepts(address: str, port: int) -> bool:
 
 
 def stop_apiserver(cluster: Cluster) -> None:
-    """Take the API server's manifest away; the kubelet then stops it, and nothing starts it again."""
-    _manifest(cluster).replace(_parked(cluster))
+    """Take its manifest away and those of its clients here; the kubelet then stops them, and nothing starts them again.
+
+    In a larger cluster the controllers and the scheduler are elected, and end when they cannot renew their lease. A
+    controller manager that lived on was seen to have forgotten a pod, which nobody ended then.
+    """
+    for name in _WITHOUT_LEASE:
+        _manifest(cluster, name).replace(_parked(cluster, name))
     wait_for("the API server to stop", lambda: not _api_accepts(cluster))
 
 
 def start_apiserver(cluster: Cluster) -> None:
-    """Give the manifest back and wait until the API server is ready, for pods as well.
+    """Give the manifests back and wait until the API server is ready, for pods as well.
 
     Pods reach it through its Service. On its way out it took its endpoint from there, and kube-proxy, which asks less
     and less often while nobody answers, may take a minute more to hear that it is back.
     """
-    if _parked(cluster).exists():
-        _parked(cluster).replace(_manifest(cluster))
+    # Its own last: where this breaks off, the cluster is not well, and is made anew.
+    for name in reversed(_WITHOUT_LEASE):
+        if _parked(cluster, name).exists():
+            _parked(cluster, name).replace(_manifest(cluster, name))
     machine = Machine(cluster, tools.ensure(tools.ALL))
 
     def ready() -> bool:
@@ -252,12 +261,12 @@ def start_apiserver(cluster: Cluster) -> None:
     wait_for("kube-proxy to know it again", lambda: _accepts(service, 443), _INFORMER_PATIENCE_SECONDS)
 
 
-def _manifest(cluster: Cluster) -> Path:
-    return cluster.state / "kubernetes/manifests/kube-apiserver.yaml"
+def _manifest(cluster: Cluster, name: str) -> Path:
+    return cluster.state / f"kubernetes/manifests/{name}.yaml"
 
 
-def _parked(cluster: Cluster) -> Path:
-    return cluster.state / "kubernetes/kube-apiserver.yaml"
+def _parked(cluster: Cluster, name: str) -> Path:
+    return cluster.state / f"kubernetes/{name}.yaml"
 
 
 def send_signal(cluster: Cluster, program: str, name: str) -> list[int]:

@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     command("stop-apiserver", _stop_apiserver, "stop the API server until start-apiserver")
     command("start-apiserver", _start_apiserver, "start it again and wait until it is ready")
     hit = command("signal", _signal, "send a signal to processes of the cluster, found by the program's name")
-    hit.add_argument("--process", required=True, help="such as kubelet, containerd, etcd, kube-apiserver")
+    hit.add_argument("--process", required=True, help="kubelet or containerd")
     hit.add_argument("--signal", required=True, choices=["TERM", "KILL", "STOP", "CONT"])
     only = command("tools", _tools, "build the binaries if needed and print their folder", cluster=False)
     only.add_argument(
