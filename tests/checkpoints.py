@@ -341,7 +341,7 @@ DECODERS: Final[dict[str, DecoderShape]] = {
 
 #: What is in no table of the converter, and built into transformers; the second keeps no keys and values.
 UNKNOWN_DECODERS: Final[dict[str, DecoderShape]] = {
-    # Without positions, and none of its configurations says how many there are.
+    # Without positions, and without a field for how many tokens it reads.
     "bloom": DecoderShape(transformers.BloomForCausalLM, {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
     "granite": DecoderShape(transformers.GraniteForCausalLM, _GROUPED | {"residual_multiplier": 0.5}),
     "mamba": DecoderShape(transformers.MambaForCausalLM, {"hidden_size": 32, "num_hidden_layers": 2}),

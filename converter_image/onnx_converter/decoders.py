@@ -89,7 +89,8 @@ class Wrapper(nn.Module):
         super().__init__()
         self.model = model
         self.counts = counts(type(model), model.config)
-        self.register_buffer("positions", torch.arange(capacity) if self.counts else torch.zeros(capacity).long())
+        positions = torch.arange(capacity)
+        self.register_buffer("positions", positions if self.counts else torch.zeros_like(positions))
 
     @override
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -147,7 +147,7 @@ def _name_layers(model: onnx_ir.Model) -> None:
     taken = set()
     for node in model.graph:
         weights = node.inputs[1] if len(node.inputs) > 1 else None
-        if weights is not None and (turned := weights.producer()) is not None and turned.op_type == "Transpose":
+        if (turned := idioms.maker(weights, "Transpose")) is not None:
             weights = turned.inputs[0]
         if node.op_type not in ("MatMul", "Gemm") or weights is None or not weights.is_initializer():
             continue

@@ -134,6 +134,12 @@ def test_a_decoder_that_is_not_known_is_tried_and_told_so(name: str, longest: in
     assert "no tested route" in converted.summary.message
     assert line.validate(digest, **spec).summary.reason == "Validated"
     assert written(graph_of(line), folder) == generated(folder), "its own field is read: another model writes otherwise"
+    session = onnxruntime.InferenceSession(graph_of(line), providers=[CPU])
+    asked = {name: np.ones((1, longest + 1), np.int64) for name in ("input_ids", "attention_mask")}
+    for item in session.get_inputs()[2:]:
+        asked[item.name] = np.zeros((1, item.shape[1], 0, item.shape[3]), np.float32)
+    with pytest.raises(Exception, match=f"INVALID_ARGUMENT.* index = {longest}$"):
+        session.run(None, asked)
 
 
 def test_the_exporter_gives_up_with_what_it_stumbled_over(tmp_path: Path, line: Line) -> None:
