@@ -4,6 +4,8 @@ What it has captured it traces once more, since ONNX has no words for some opera
 capture did. A language model has so few of those that each can be replaced where it stands. A program with any other
 is decomposed as ever. Then it runs each node to see which types are mixed, though all but those that it changes for
 that say already what they come to. And it reads the source of each of its translations for a name that nobody asks for.
+What it keeps of each operator's shapes, in case that one of the same sizes is met again, takes it as long as to ask the
+operator, and of sizes that are symbols hardly any are met again.
 Its optimizer holds each of its rules against each node, with much ado before it looks at the node's own operator.
 Where torch or onnxscript are no longer as they are described here, an export takes longer and is the same.
 """
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from unittest.mock import patch
 
 import torch
+from torch._dynamo import config
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.export import ExportedProgram
 from torch.fx import Interpreter
@@ -45,6 +48,9 @@ _REPLACED: Final = _CASTS | _SYNONYMS.keys() | _CHECKS
 #: What looks for mixed types, by its name since torch keeps it to itself.
 _MIXED: Final = "_TypePromotionInterpreter"
 
+#: The setting of torch by which it keeps what operators made of shapes.
+_KEPT: Final = "fake_tensor_cache_enabled"
+
 _decompose = ExportedProgram.run_decompositions
 _run_node = Interpreter.run_node
 
@@ -55,6 +61,8 @@ def once() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(patch.object(ExportedProgram, "run_decompositions", _run))
         stack.enter_context(patch.object(Interpreter, "run_node", _known))
+        if hasattr(config, _KEPT):
+            stack.enter_context(config.patch({_KEPT: False}))
         if (registry := _registry()) is not None:
             table = functools.partial(_table, registry.from_torchlib)
             stack.enter_context(patch.object(registry, "from_torchlib", table))

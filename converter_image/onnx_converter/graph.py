@@ -252,7 +252,8 @@ def _refuse_twice(
             continue
         values = wire.mapped(tensor, path.parent)
         # What may be equal, turned or not, has these in common; only that is held side by side.
-        likeness = (*sorted(tensor.dims), tensor.data_type, int(values.reshape(-1).view(np.uint8).sum(dtype=np.uint64)))
+        words = values.reshape(-1).view(f"u{values.itemsize}")
+        likeness = (*sorted(tensor.dims), tensor.data_type, int(words.sum(dtype=np.uint64)))
         for holder, other in seen.setdefault(likeness, []):
             # One graph that names the same bytes twice has a matrix too many; two graphs of a model share them.
             is_shared = uses_external_data(tensor) and wire.place_of(other) == wire.place_of(tensor)
