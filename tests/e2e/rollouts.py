@@ -136,6 +136,13 @@ def own_class(cluster: Site, name: str, **spec: Any) -> Iterator[None]:
     cluster.kubectl.delete("onnxmodelclass", name)
 
 
+def small_jobs_of(cluster: Site) -> Manifest:
+    """Jobs as in the standard class that ask for less of a processor, so that none waits for a place on the node."""
+    jobs: Manifest = standard_class(cluster)["spec"]["jobs"]
+    resources = jobs["resources"] | {"requests": jobs["resources"]["requests"] | {"cpu": "200m"}}
+    return jobs | {"resources": resources}
+
+
 def owned(kubectl: Kubectl, kinds: str, *, model: str = "") -> dict[str, Manifest]:
     """Everything of these kinds that the operator made, by kind and name."""
     selector = f"{OURS},onnx-operator.io/model={model}" if model else OURS

@@ -20,8 +20,8 @@ from e2e.rollouts import (
     finish,
     own_class,
     settle,
+    small_jobs_of,
     stable_version,
-    standard_class,
     traffic,
 )
 from e2e.rollouts import declared as example
@@ -58,9 +58,7 @@ def declared(name: str, path: str, **source: str) -> Manifest:
 @pytest.fixture(scope="module")
 def small_jobs(cluster: Site) -> Iterator[None]:
     """A class whose Jobs ask for as little of a processor as the refused ones take, so that none waits for a place."""
-    jobs = standard_class(cluster)["spec"]["jobs"]
-    resources = jobs["resources"] | {"requests": jobs["resources"]["requests"] | {"cpu": "200m"}}
-    with own_class(cluster, CLASS, jobs=jobs | {"resources": resources}):
+    with own_class(cluster, CLASS, jobs=small_jobs_of(cluster)):
         yield
 
 

@@ -17,7 +17,7 @@ from demo.scenario import Stage
 from demo.screen import PlainScreen
 from demo.site import EXAMPLES, ROOT
 from demo.waiting import until
-from e2e.rollouts import declare, declared, finish, own_class, until_model
+from e2e.rollouts import declare, declared, finish, own_class, small_jobs_of, until_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -52,7 +52,8 @@ def plain(cluster: Site, models: Kubectl) -> Iterator[Stage]:
         if one["kind"] == "OnnxModelClass"
     )
     stage = Stage(models, PlainScreen(Console(width=200)), name=NAME)
-    with own_class(cluster, CLASS, traffic=offered["spec"]["traffic"]):
+    # Two models and their servers are on the node as well.
+    with own_class(cluster, CLASS, traffic=offered["spec"]["traffic"], jobs=small_jobs_of(cluster)):
         declare(stage, version("v1"))
         end = finish(stage)
         assert end.is_promoted, end.message("Ready")
