@@ -51,11 +51,15 @@ def reason_of(compared: Compared, tolerance: Tolerance) -> tuple[Reason, str]:
     if _part(compared, tolerance, guilty=lambda sample: _past(sample) > 0, cleared=lambda sample: _past(sample) == 0):
         return CACHE_DIFFERS, "the first call is right, and what goes on from its keys and values is not"
     shortest = min((_length(sample) for sample, measured in compared if _violates(measured, tolerance)), default=0)
-    # Of texts that are hardly longer than a window, little is lost.
-    is_long, is_short = (lambda sample: _length(sample) >= 2 * shortest), (lambda sample: _length(sample) < shortest)
-    if _part(compared, tolerance, guilty=is_long, cleared=is_short):
+
+    def is_long(sample: Sample) -> bool:
+        # Of texts that are hardly longer than a window, little is lost; pieces go on from what was lost.
+        return _length(sample) >= (shortest if sample.is_piece else 2 * shortest)
+
+    if _part(compared, tolerance, guilty=is_long, cleared=lambda sample: _length(sample) < shortest):
         return LONG_TEXTS_DIFFER, f"texts shorter than {shortest} tokens agree, longer ones do not"
-    bad = [measured for _, measured in compared if _violates(measured, tolerance)]
+    # Of a piece the words are wrong as well, as it goes on from what the graph keeps.
+    bad = [measured for sample, measured in compared if not sample.is_piece and _violates(measured, tolerance)]
     if bad and all(_has_right_words(measured, tolerance) for measured in bad):
         return CACHE_DIFFERS, "its words are right, and the keys and values that it keeps for the next are not"
     return PARITY_FAILED, ""
@@ -156,6 +160,8 @@ def _violates(measured: Measurement, tolerance: Tolerance) -> bool:
 
 def _past(sample: Sample) -> int:
     """Tokens before those that are asked about; an encoder has none."""
+    if sample.is_piece:
+        return int(sample.mask.shape[1] - sample.tensors["input_ids"].shape[1])
     return next((int(value.shape[2]) for name, value in sample.tensors.items() if name.startswith(decoders.PAST)), 0)
 
 

@@ -95,6 +95,31 @@ def _changes(base: Sample) -> Iterator[tuple[str, Sample]]:
             yield f"every {prefix} {kind}", other(**{name: -base.tensors[name] for name in kept if name.endswith(kind)})
 
 
+def measure_longest(original: Original, candidate: Candidate) -> Iterator[tuple[Sample, parity.Measurement]]:
+    """The longest text piece by piece, by each side on the keys and values that it made itself of the pieces before.
+
+    So it is one long prefill in the memory of a short one; of the original these are in float32 whatever the graph's
+    are in, as they would be if it read at once. Nothing where the longest text is short enough for that.
+    """
+    checkpoint = original.checkpoint
+    # Asked once: there is no room to remember it.
+    truths = _read(checkpoint, replace(original, answered=None).answer)
+    for (piece, truth), (_, answer) in zip(truths, _read(checkpoint, _asked(original, candidate)), strict=True):
+        yield piece, parity.measure_generation(piece, truth, answer)
+
+
+def _read(checkpoint: Checkpoint, ask: Ask) -> Iterator[tuple[Sample, dict[str, NDArray[np.float32]]]]:
+    """Each piece, and of its answer the last token's logits and the keys and values that are new."""
+    past: dict[str, NDArray[Any]] = decoders.empty(checkpoint, 1)
+    for piece in samples.pieces(checkpoint):
+        answer = ask(replace(piece, tensors=piece.tensors | past))
+        # A copy, so that those of all other tokens are gone before the next piece is read.
+        last = answer.pop(decoders.LOGITS)[:, -1:].copy()
+        past = _past(checkpoint, answer)
+        new = piece.tensors["input_ids"].shape[1]
+        yield piece, {decoders.LOGITS: last} | {name: kept[:, :, -new:] for name, kept in answer.items()}
+
+
 def measure_greedy(original: Original, candidate: Candidate) -> parity.Measurement:
     """Prompts of different length continued by the graph, against the original's logits for the same tokens."""
     prompts = samples.prompts(original.checkpoint)
@@ -184,11 +209,15 @@ def spell(
         cross |= {
             name: answer[name] for name in decoders.names_of(encoder_decoders.CROSS, checkpoint.cross) if name in answer
         }
-        kept = [answer[name] for name in decoders.names_of(decoders.PRESENT, checkpoint.cache)]
-        past = dict(zip(decoders.names_of(decoders.PAST, checkpoint.cache), kept, strict=True))
         named = f"token {step + 1} of the graph's own"
-        new = {writes: chosen, **mask, **past, **cross}
+        new = {writes: chosen, **mask, **_past(checkpoint, answer), **cross}
         sample = Sample(named, is_text=True, tensors=prompts.tensors | new)
+
+
+def _past(checkpoint: Checkpoint, answer: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[Any]]:
+    """The keys and values of an answer, as what goes on from there is given them."""
+    kept = [answer[name] for name in decoders.names_of(decoders.PRESENT, checkpoint.cache)]
+    return dict(zip(decoders.names_of(decoders.PAST, checkpoint.cache), kept, strict=True))
 
 
 def _writes(checkpoint: Checkpoint) -> str:

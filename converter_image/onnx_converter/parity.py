@@ -230,7 +230,7 @@ def _judged(sample: Sample, name: str, wanted: NDArray[np.float32]) -> NDArray[n
     if "attention_mask" not in sample.tensors:
         return np.ones((len(wanted), tokens), dtype=bool)
     if "decoder_input_ids" not in sample.tensors:
-        return sample.mask[:, -wanted.shape[1] :] if name == decoders.LOGITS else sample.mask
+        return sample.mask[:, -tokens:]
     if name.startswith(encoder_decoders.CROSS):
         return sample.mask
     return np.repeat(sample.mask.any(axis=1, keepdims=True), tokens, axis=1)

@@ -48,6 +48,9 @@ _LONGEST_PREFILL: Final = 256
 #: 135 M 2048 tokens took 30 s of a processor in torch and 14 s in the graph, and 3.3 GB where 2.7 GB are planned for.
 _LONGEST_READ: Final = 512
 _LOGITS_READ: Final = 16_000_000
+#: Of a text that is read in pieces as long as a prefill: twice the default length, of which that Llama takes 20 s on
+#: both sides together. Each token takes a whole pass of both, and a text may be asked for that is 64 times as long.
+_LONGEST_IN_PIECES: Final = 4096
 _LONGEST_PROMPT: Final = 16
 #: Golden requests stay below this, so that the file stays small and a probe stays cheap.
 GOLDEN_LENGTH: Final = 128
@@ -69,6 +72,8 @@ class Sample:
     tensors: dict[str, NDArray[Any]]
     #: Whether of all new tokens only the last one's logits are compared, beside the keys and values of all.
     is_last_only: bool = False
+    #: Whether each side goes on from keys and values that it made itself, and the tensors hold none.
+    is_piece: bool = False
 
     @property
     def mask(self) -> NDArray[np.bool_]:
@@ -194,10 +199,36 @@ def continuations(checkpoint: Checkpoint) -> Iterator[Sample]:
                 seed=_SEED + number,
                 has_special=past == _SPECIAL_PAST,
             )
-    length = min(longest, _LONGEST_READ, _LOGITS_READ // checkpoint.model.config.vocab_size)
+    length = _at_once(checkpoint)
     if length > _LONGEST_PREFILL:
         read = after_past(checkpoint, batch=1, past=0, length=length)
         yield replace(read, name=f"{read.name}, the last token", is_last_only=True)
+
+
+def _at_once(checkpoint: Checkpoint) -> int:
+    """Tokens of the longest prefill."""
+    most: int = max(_LONGEST_PREFILL, min(_LONGEST_READ, _LOGITS_READ // checkpoint.model.config.vocab_size))
+    return min(checkpoint.max_sequence_length, most)
+
+
+def pieces(checkpoint: Checkpoint) -> Iterator[Sample]:
+    """Of random ids as long as the longest text, one after the other, each without what came before it.
+
+    None where all of it is read at once, by a language model of one graph.
+    """
+    longest = min(checkpoint.max_sequence_length, _LONGEST_IN_PIECES)
+    if not checkpoint.cache or checkpoint.cross or longest <= _at_once(checkpoint):
+        return
+    ids = np.random.default_rng(_SEED).integers(0, checkpoint.model.config.vocab_size, (1, longest))
+    for start in range(0, longest, _LONGEST_PREFILL):
+        piece = ids[:, start : start + _LONGEST_PREFILL]
+        end = start + piece.shape[1]
+        yield Sample(
+            f"random ids, batch 1, tokens {start + 1} to {end} of {longest} in pieces, the last token",
+            is_text=False,
+            tensors={"input_ids": piece, "attention_mask": np.ones((1, end), dtype=np.int64)},
+            is_piece=True,
+        )
 
 
 def after_past(

@@ -337,6 +337,7 @@ def judge(original: Original, candidate: Candidate, tolerance: parity.Tolerance,
     task = original.checkpoint.task
     asked = samples.all_samples(original.checkpoint)
     measurements: list[parity.Measurement] = []
+    pieces: list[samples.Sample] = []
     placed: dict[str, dict[str, int]] = {}
     try:
         generation.refuse_deaf(original, candidate)
@@ -344,6 +345,10 @@ def judge(original: Original, candidate: Candidate, tolerance: parity.Tolerance,
             truth, answer = original.answer(sample), candidate.answer(original.outputs, sample)
             measurements.append(parity.compare(task, sample, truth, answer))
             progress.tell("SampleCompared", percent=10 + 85 * (number + 1) // len(asked), sample=sample.name)
+        for piece, found in generation.measure_longest(original, candidate):
+            pieces.append(piece)
+            measurements.append(found)
+            progress.tell("SampleCompared", percent=95, sample=piece.name)
         if original.checkpoint.cross:
             measurements.append(generation.measure_whole(original, candidate))
         if original.checkpoint.cache:
@@ -356,7 +361,7 @@ def judge(original: Original, candidate: Candidate, tolerance: parity.Tolerance,
             reason, message = diagnosis.better_named(original, candidate, reason, message)
         return Judgement(tuple(measurements), None, placed, reason, message)
     if violated := parity.violations(measured, tolerance):
-        reason, words = diagnosis.reason_of(list(zip(asked, measurements, strict=False)), tolerance)
+        reason, words = diagnosis.reason_of(list(zip((*asked, *pieces), measurements, strict=False)), tolerance)
         reason, words = diagnosis.better_named(original, candidate, reason, words)
         message = (
             f"the graph on {candidate.provider} is not like the original: {words and f'{words}: '}"

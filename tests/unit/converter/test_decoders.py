@@ -276,6 +276,48 @@ def test_a_graph_that_lost_its_sliding_window_is_stopped_and_told_from_which_len
     assert "texts shorter than" in ended.summary.message
 
 
+#: Longer than what is read at once.
+LONG = 600
+#: Positions that are looked up in the long text alone: what is read at once ends before, and one token or three after
+#: a past come after.
+MIDDLE = slice(520, 590)
+
+
+def stand_still(model: onnx.ModelProto) -> None:
+    """Tokens in the middle of a long text are all in one place."""
+    (table,) = (one for one in model.graph.initializer if list(one.dims) == [LONG])
+    positions = onnx.numpy_helper.to_array(table).copy()
+    assert positions.tolist() == list(range(LONG))
+    positions[MIDDLE] = MIDDLE.start
+    table.CopyFrom(onnx.numpy_helper.from_array(positions, table.name))
+
+
+def test_the_longest_text_is_read_in_pieces_by_both_and_a_fault_in_its_middle_is_named(tmp_path: Path) -> None:
+    folder = tiny_decoder(tmp_path / "model", "mistral", max_position_embeddings=LONG, sliding_window=300)
+    bench = Bench.of(Line(tmp_path / "line"), folder)
+    assert bench.line.validate(bench.digest).summary.reason == "Validated"
+    report = json.loads((bench.line.work / f"validation-{CPU}" / "report.json").read_text())
+    vectors = [row["vectors"] for row in report["rows"] if f"of {LONG} in pieces" in row["sample"]]
+    # Of each the last token's logits, and from both layers a key and a value of every token.
+    assert vectors == [1 + 4 * tokens for tokens in (256, 256, 88)]
+    bench.put_changed(stand_still)
+    ended = bench.line.validate(bench.digest).summary
+    assert ended.reason == "LongTextsDiffer", ended.message
+    assert f"texts shorter than {LONG} tokens agree" in ended.message
+    bench.put_changed(answer_another_past)
+    ended = bench.line.validate(bench.digest).summary
+    assert (ended.reason, "its words are right" in ended.message) == ("CacheDiffers", True), ended.message
+
+
+def test_a_model_of_two_rotations_is_read_up_to_where_the_first_ends(tmp_path: Path, line: Line) -> None:
+    sizes = {"max_position_embeddings": 4 * LONG, "original_max_position_embeddings": LONG, "num_hidden_layers": 1}
+    digest = line.fetch(tiny_decoder(tmp_path / "model", "phi3 for long texts", **sizes)).details["digest"]
+    assert line.convert(digest).details["maxSequenceLength"] == LONG
+    ended = line.validate(digest)
+    assert ended.summary.reason == "Validated", ended.summary.message
+    assert any(f"tokens 513 to {LONG} of {LONG} in pieces" in told.get("sample", "") for told in ended.lines)
+
+
 @pytest.mark.parametrize(("name", "axis"), [("past_key_values.1.key", 2), ("attention_mask", 1), ("input_ids", 0)])
 def test_a_frozen_axis_is_refused_before_the_graph_is_run(name: str, axis: int, bench: Bench) -> None:
     def freeze(model: onnx.ModelProto) -> None:

@@ -76,3 +76,16 @@ def test_a_decoder_reads_a_long_text_at_once(tmp_path: Path) -> None:
     checkpoint = load.load(tiny_decoder(tmp_path / "model", max_position_embeddings=600), Task.AUTO, None)
     (read,) = (one for one in samples.all_samples(checkpoint) if one.is_last_only)
     assert (read.tensors["input_ids"].shape, past_of(read)) == ((1, 512), 0)
+
+
+@pytest.mark.parametrize(("longest", "ends"), [(512, []), (600, [256, 512, 600]), (5000, [*range(256, 4097, 256)])])
+def test_what_is_too_long_to_be_read_at_once_is_read_in_pieces(longest: int, ends: list[int], tmp_path: Path) -> None:
+    folder = tiny_decoder(tmp_path / "model", max_position_embeddings=longest)
+    pieces = list(samples.pieces(load.load(folder, Task.AUTO, longest)))
+    assert [piece.tensors["attention_mask"].shape for piece in pieces] == [(1, end) for end in ends]
+    assert sum(piece.tensors["input_ids"].shape[1] for piece in pieces) == max(ends, default=0)
+
+
+def test_a_model_of_two_graphs_reads_nothing_in_pieces(tmp_path: Path) -> None:
+    folder = tiny_encoder_decoder(tmp_path / "model", "bart", max_position_embeddings=600)
+    assert not [*samples.pieces(load.load(folder, Task.AUTO, None))]
