@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FILE: Final = "conversion.json"
 _TOOLS: Final = ("torch", "transformers", "tokenizers", "safetensors", "onnx", "onnx-ir", "onnxscript", "numpy")
 #: Bumped whenever the converter itself would make other bytes of the same input.
-CONVERTER: Final = "11"
+CONVERTER: Final = "12"
 
 
 class Signature(Parameters):

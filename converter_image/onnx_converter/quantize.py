@@ -12,10 +12,10 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-from typing_extensions import override
+from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.calibrate import TensorsData, save_tensors_data
 
-from onnx_converter import decoders, gptq, sensitivity, share, wire
+from onnx_converter import decoders, gptq, ranges, sensitivity, share, wire
 from onnx_converter.blocks import DOMAIN, Blocks
 from onnx_converter.integers import Integers
 from onnx_converter.products import PRODUCTS, layers_of, products_by, turned_in
@@ -23,7 +23,7 @@ from onnx_converter.reasons import EXPORT_FAILED, SPEC_IMPOSSIBLE, StepFailedErr
 from onnx_converter.spec import Activations, Algorithm, Provider, Scheme
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Container, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -70,7 +70,7 @@ def quantise(
     shared: share.Weights | None = None,
 ) -> dict[str, float]:
     """The graph of a scheme that the export does not settle; int8-static and gptq measure what goes into layers on the
-    requests, which are read more than once.
+    requests, which may be read more than once.
 
     The last time, what the source holds may be given back before the target is written, but for what graphs beside it
     hold as well that are read later. A pattern of `exclude` may match layers of graphs alike alone: others that have
@@ -92,15 +92,6 @@ def quantise(
         wire.give_back(spent, source.parent, still_read)
     _write(model, source.parent, made, target, is_large=is_large, is_last=is_last, shared=shared)
     return {}
-
-
-class _Requests(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, requests: Iterable[dict[str, NDArray[Any]]]) -> None:
-        self._left: Iterator[dict[str, NDArray[Any]]] = iter(requests)
-
-    @override
-    def get_next(self) -> dict[str, NDArray[Any]] | None:
-        return next(self._left, None)
 
 
 def int8_static(
@@ -128,14 +119,17 @@ def int8_static(
     is_large = _is_large(model, source)
     there = _names(layers_of(model.graph))
     chosen = _not_excluded(there, spec.exclude or (), alike)
+    given = sorted({node.input[0] for node in model.graph.node if node.name in chosen})
+    measured = ranges.of(source, given, requests)
     is_wide, is_symmetric = spec.activations is Activations.UINT16, provider is Provider.TENSORRT
     has_tables = provider is Provider.CPU and not is_wide
     layers = target if shared is None and not has_tables else target.with_name(f"layers-{target.name}")
     lying = target.with_name(f"lying-{target.name}")
+    told = target.with_name(f"ranges-{target.name}")
     sensitive: dict[str, float] = {}
     if spec.max_layer_error is not None:
         found = sensitivity.errors(
-            source, chosen, requests, spec.activations or Activations.UINT8, is_symmetric=is_symmetric
+            source, chosen, requests, measured, spec.activations or Activations.UINT8, is_symmetric=is_symmetric
         )
         sensitive = {layer: error for layer, error in found.items() if error > spec.max_layer_error}
         chosen = [layer for layer in chosen if layer not in sensitive]
@@ -146,11 +140,13 @@ def int8_static(
                 f"moves by {min(sensitive.values()):.3g}: allow more, or use scheme none{_there(shared is not None)}",
             )
     activation_type = QuantType.QUInt16 if is_wide else QuantType.QInt8 if is_symmetric else QuantType.QUInt8
+    bounds = {name: (np.float32(low), np.float32(high)) for name, (low, high) in measured.items()}
+    save_tensors_data(TensorsData(CalibrationMethod.MinMax, bounds), told)
     try:
         quantize_static(
             _with_weights_as_read(model, source, chosen, lying),
             layers,
-            _Requests(requests),
+            calibration_cache_path=told,
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(PRODUCTS),
             nodes_to_quantize=chosen,
@@ -179,7 +175,7 @@ def int8_static(
         )
     if layers != target:
         _write(model, target.parent, made, target, is_large=is_large, is_last=False, shared=shared)
-    for path in {layers, lying} - {target}:
+    for path in {layers, lying, told} - {target}:
         for one in (path, path.with_name(f"{path.name}.data")):
             one.unlink(missing_ok=True)
     return sensitive

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from onnx_converter.ranges import Ranges
+
 #: Steps between the smallest and the largest value; of weights as with reduce_range.
 _STEPS: Final = {Activations.UINT8: 255, Activations.UINT16: 65_535}
 _WEIGHT_STEPS: Final = {Activations.UINT8: 64, Activations.UINT16: 127}
@@ -29,6 +31,7 @@ def errors(
     source: Path,
     layers: Sequence[str],
     requests: Iterable[dict[str, NDArray[Any]]],
+    measured: Ranges,
     activations: Activations,
     *,
     is_symmetric: bool = False,
@@ -43,13 +46,8 @@ def errors(
     turned = turned_in(graph, constants)
     given = sorted({node.input[0] for node in nodes.values()})
     session = inner.session_of(source, given)
-    ranges = dict.fromkeys(given, (0.0, 0.0))
-    for request in requests:
-        for name, values in zip(given, session.run(given, request), strict=True):
-            low, high = ranges[name]
-            ranges[name] = min(low, float(values.min())), max(high, float(values.max()))
     if is_symmetric:
-        ranges = {name: (-max(-low, high), max(-low, high)) for name, (low, high) in ranges.items()}
+        measured = {name: (-max(-low, high), max(-low, high)) for name, (low, high) in measured.items()}
     weights = {}
     for layer in layers:
         name = nodes[layer].input[1]
@@ -61,7 +59,7 @@ def errors(
     moved, whole = dict.fromkeys(layers, 0.0), dict.fromkeys(layers, 0.0)
     for request in requests:
         exact = dict(zip(given, session.run(given, request), strict=True))
-        close = {name: _rounded(values, *ranges[name], _STEPS[activations]) for name, values in exact.items()}
+        close = {name: _rounded(values, *measured[name], _STEPS[activations]) for name, values in exact.items()}
         for layer in layers:
             name = nodes[layer].input[0]
             answer = exact[name] @ weights[layer]

@@ -10,14 +10,19 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import onnxruntime
 import pytest
 import torch
 
-from checkpoints import tiny_decoder
+from checkpoints import tiny_decoder, tiny_encoder_decoder, tiny_sentence
+from onnx_converter import convert, load, ranges, texts
+from onnx_converter.digest import sha256_of
+from onnx_converter.heads import parts_of
+from onnx_converter.spec import ConversionSpec, Provider, Task
 from unit.converter.steps import Line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 SCHEMES = ("none", "int8-dynamic", "int4-weight-only")
 #: Which of its own kernels numpy can do without, it tells nobody by a public name.
@@ -80,6 +85,48 @@ def test_another_kind_of_processor_measures_other_numbers_and_makes_the_same_art
 def stages_of(root: Path) -> Any:
     conversion = json.loads((Line(root).work / "graph" / "conversion.json").read_text())
     return conversion["graphs"]["CPUExecutionProvider"]["stages"]
+
+
+class PlainSession(onnxruntime.InferenceSession):  # type: ignore[misc]
+    """Every node by a kernel of its own, which adds up in another order than those of several nodes together."""
+
+    def __init__(self, path: Path, sess_options: onnxruntime.SessionOptions | None = None, **rest: Any) -> None:
+        options = sess_options or onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        super().__init__(path, options, **rest)
+
+
+MEASURED: Final[dict[str, tuple[Callable[[Path], Path], str]]] = {
+    "an encoder": (tiny_sentence, "uint8"),
+    "a decoder": (tiny_decoder, "uint16"),
+    "a model of two graphs": (lambda folder: tiny_encoder_decoder(folder, "bart"), "uint8"),
+}
+
+
+@pytest.mark.parametrize("case", MEASURED, ids=lambda case: case.replace(" ", "-"))
+def test_other_kernels_measure_other_ranges_and_int8_static_makes_the_same_graphs(
+    case: str, line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build, activations = MEASURED[case]
+    digest = line.fetch(build(line.root / "source")).details["digest"]
+    assert line.convert(digest).code == 0
+    checkpoint = load.load(line.checkpoint(digest), Task.AUTO, None)
+    sources = [line.work / "graph" / Provider.CPU / part.file for part in parts_of(checkpoint)]
+    spec = ConversionSpec.model_validate({"scheme": "int8-static", "activations": activations})
+
+    def made(name: str) -> dict[str, str]:
+        convert.write_graphs(checkpoint, spec, texts.ALL[:8], sources, line.root / name)
+        return {path.name: sha256_of(path) for path in (line.root / name).iterdir()}
+
+    def with_every_digit(name: str) -> dict[str, str]:
+        with monkeypatch.context() as patch:
+            patch.setattr(ranges, "_DIGITS", 24)
+            return made(name)
+
+    ours, exact = made("ours"), with_every_digit("exact")
+    monkeypatch.setattr(onnxruntime, "InferenceSession", PlainSession)
+    assert made("others") == ours
+    assert with_every_digit("others-exact") != exact, "else nothing was measured otherwise"
 
 
 def test_words_that_are_hashed_otherwise_make_the_same_graph(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from checkpoints import tiny_decoder, tiny_sentence
-from onnx_converter import calibration, quantize, sensitivity, texts
+from onnx_converter import calibration, quantize, ranges, sensitivity, texts
 from onnx_converter.reasons import StepFailedError
 from onnx_converter.spec import Activations, ConversionSpec, Dataset, Provider
 
@@ -255,7 +255,8 @@ def test_the_error_of_a_layer_is_that_of_a_graph_in_which_it_alone_is_quantised(
     source = tmp_path / "source.onnx"
     output = next(node.output[0] for node in onnx.load(target).graph.node if node.name == layer)
     before, after = (_outputs_of(path, output) for path in (source, target))
-    found = sensitivity.errors(source, [layer], requests(), Activations.UINT8)[layer]
+    measured = ranges.of(source, ["given", "first", "mixed"], requests())
+    found = sensitivity.errors(source, [layer], requests(), measured, Activations.UINT8)[layer]
     assert found == pytest.approx(np.linalg.norm(after - before) / np.linalg.norm(before), rel=0.05)
 
 
