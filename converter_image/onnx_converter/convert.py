@@ -47,7 +47,6 @@ from onnx_converter.spec import (
     COMPONENTS,
     DECODER,
     Activations,
-    Algorithm,
     ConversionSpec,
     Provider,
     Scheme,
@@ -151,8 +150,9 @@ def _run(convert: Convert, progress: Progress) -> dict[str, Any]:
     with _verifying(convert, progress) if convert.shared is None else nullcontext(lambda: None) as verify:
         done = _earlier(convert)
         if done is None:
-            moments = footprint.MOMENTS if convert.spec.algorithm is Algorithm.GPTQ else 0
-            footprint.refuse_too_little(convert.checkpoint, convert.spec.schemes, limits.memory_of(), besides=moments)
+            footprint.refuse_too_little(
+                convert.checkpoint, convert.spec.schemes, limits.memory_of(), algorithm=convert.spec.algorithm
+            )
             done = _convert(convert, texts, progress, verify)
         else:
             verify()

@@ -52,7 +52,7 @@ _FP32: Final = 4
 REMEMBERED: Final = 64 * MEBIBYTE
 #: What gptq takes besides: moments of 256 MiB and what becomes of one of them, and of a model of two graphs sessions of
 #: both while the decoder is measured.
-MOMENTS: Final = 640 * MEBIBYTE
+_MOMENTS: Final = 640 * MEBIBYTE
 #: Of address space, what one program may take that a model has written.
 PROGRAM: Final = 256 * MEBIBYTE
 
@@ -92,10 +92,11 @@ def _attention(shapes: Mapping[str, tuple[int, ...]]) -> int:
     return max((math.prod(shape[:-1]) ** 2 * math.ceil(shape[-1] / _HEAD) for shape in found if shape), default=0)
 
 
-def peak(sizes: Sizes, scheme: str) -> int:
+def peak(sizes: Sizes, scheme: str, algorithm: str | None = None) -> int:
     """Bytes; of convert and validate whichever takes more."""
+    moments = _MOMENTS if algorithm == "gptq" else 0
     numbers = _TIMES[scheme] * sizes.parameters + _ANSWERED * sizes.vocabulary + _ATTENDED * sizes.attention
-    return _LIBRARIES + round(_FP32 * numbers) + (REMEMBERED if scheme == "auto" else 0)
+    return _LIBRARIES + round(_FP32 * numbers) + moments + (REMEMBERED if scheme == "auto" else 0)
 
 
 def told(size: int) -> str:
@@ -103,10 +104,12 @@ def told(size: int) -> str:
     return f"{math.ceil(size / MEBIBYTE)}Mi"
 
 
-def refuse_too_little(folder: Path, schemes: Iterable[str], limit: int | None, *, besides: int = 0) -> None:
+def refuse_too_little(
+    folder: Path, schemes: Iterable[str], limit: int | None, *, algorithm: str | None = None, besides: int = 0
+) -> None:
     """`limit` is the container's, in bytes; None where it has none. `besides` is what is taken for something else."""
     sizes = sizes_of(folder)
-    needed, scheme = max((peak(sizes, scheme) + besides, scheme) for scheme in schemes)
+    needed, scheme = max((peak(sizes, scheme, algorithm) + besides, scheme) for scheme in schemes)
     if limit is not None and needed > limit:
         raise StepFailedError(
             MEMORY_TOO_SMALL,

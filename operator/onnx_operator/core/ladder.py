@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from onnx_converter import footprint
 from onnx_operator.api.common import parse_duration, parse_quantity
-from onnx_operator.api.model import Algorithm, FailureStatus, Scheme, SourceStatus
+from onnx_operator.api.model import FailureStatus, Scheme, SourceStatus
 from onnx_operator.api.revision import (
     ArtifactStatus,
     BenchmarkStatus,
@@ -318,8 +318,8 @@ def _memory(view: View, revision: RevisionSeen) -> int | None:
         return None
     sizes = footprint.Sizes(source.parameters, source.vocabulary, source.attention)
     programs = footprint.PROGRAM if any(one.runs_programs for one in revision.spec.evaluations) else 0
-    moments = footprint.MOMENTS if revision.spec.quantization.algorithm is Algorithm.GPTQ else 0
-    return programs + moments + max(footprint.peak(sizes, scheme) for scheme in revision.spec.quantization.schemes)
+    wanted = revision.spec.quantization
+    return programs + max(footprint.peak(sizes, scheme, wanted.algorithm) for scheme in wanted.schemes)
 
 
 def _memory_refused(view: View, revision: RevisionSeen, needed: int | None) -> str | None:

@@ -96,13 +96,14 @@ def test_memory_is_planned_for_the_schemes_that_graphs_have(components: dict[str
 
 
 def test_memory_is_planned_for_what_gptq_holds_besides() -> None:
-    found = []
+    found, planned = [], []
     for algorithm in ("rtn", "gptq"):
         world = World(classes=(a_class(jobs={"resources": {"requests": {"cpu": "1"}}}),), sizes=LARGE)
         world.change(quantization={"scheme": "int4-weight-only", "algorithm": algorithm})
         found.append(requested(world)["convert"])
-    peak = footprint.peak(footprint.Sizes(**LARGE), "int4-weight-only")
-    assert found == [footprint.told(peak), footprint.told(peak + footprint.MOMENTS)]
+        planned.append(footprint.told(footprint.peak(footprint.Sizes(**LARGE), "int4-weight-only", algorithm)))
+    assert found == planned
+    assert found[0] != found[1]
 
 
 def requested(world: World) -> dict[str, str]:
