@@ -20,7 +20,7 @@ from transformers import DynamicCache
 from typing_extensions import override
 
 from onnx_converter import policy, precision
-from onnx_converter.reasons import ARCHITECTURE_UNSUPPORTED, CONFIG_INVALID, SPEC_IMPOSSIBLE, StepFailedError, gist
+from onnx_converter.reasons import ARCHITECTURE_UNSUPPORTED, CONFIG_INVALID, StepFailedError, gist
 from onnx_converter.tables import Table
 
 if TYPE_CHECKING:
@@ -179,32 +179,15 @@ def refuse_variants(value: dict[str, Any], config: PreTrainedConfig) -> None:
         )
 
 
-def capacity_of(config: PreTrainedConfig, wanted: int | None, shortest: int) -> int:
-    """The longest text, past included."""
+def most_of(config: PreTrainedConfig, wanted: int | None) -> int:
+    """Tokens that can be read and written together."""
     # Whoever counts no positions may read texts of any length, and has been trained on some.
     told = (getattr(config, name, None) for name in _LENGTHS)
     most = next((length for length in told if isinstance(length, int)), max(wanted or 0, DEFAULT_LENGTH))
     rotation = getattr(config, "rope_parameters", None) or {}
     if rotation.get("rope_type") in _CHANGING:
         most = min(most, int(rotation.get("original_max_position_embeddings") or most))
-    if most < shortest:
-        raise StepFailedError(
-            CONFIG_INVALID,
-            f"{policy.CONFIG} gives the model {most} positions, fewer than the {shortest} of a text: repair the file",
-        )
-    if wanted is None:
-        return min(most, DEFAULT_LENGTH)
-    if wanted < shortest:
-        raise StepFailedError(
-            SPEC_IMPOSSIBLE, f"maxSequenceLength {wanted} leaves no room for an answer: use {shortest} or more"
-        )
-    if wanted > most:
-        raise StepFailedError(
-            SPEC_IMPOSSIBLE,
-            f"maxSequenceLength {wanted} exceeds the {most} positions that this converter can give the checkpoint: "
-            f"use at most {most}",
-        )
-    return wanted
+    return most
 
 
 def settle_rotation(model: PreTrainedModel) -> None:

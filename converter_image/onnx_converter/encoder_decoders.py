@@ -21,8 +21,8 @@ from transformers.models.auto import modeling_auto
 from typing_extensions import override
 
 from onnx_converter import encoders, policy, precision, speech
-from onnx_converter.decoders import DEFAULT_LENGTH, Cache, Family, kept_of, tensors_of, unreadable
-from onnx_converter.reasons import ARCHITECTURE_UNSUPPORTED, CONFIG_INVALID, SPEC_IMPOSSIBLE, StepFailedError, gist
+from onnx_converter.decoders import Cache, Family, kept_of, tensors_of, unreadable
+from onnx_converter.reasons import ARCHITECTURE_UNSUPPORTED, CONFIG_INVALID, StepFailedError, gist
 from onnx_converter.tables import Table
 
 if TYPE_CHECKING:
@@ -301,26 +301,10 @@ def languages_of(file: str, said: dict[str, Any]) -> dict[str, int]:
     )
 
 
-def capacity_of(config: PreTrainedConfig, wanted: int | None, shortest: int) -> int:
-    """The longest text, of those that are read and of those that are written."""
-    told = getattr(config, "max_position_embeddings", getattr(config, "max_target_positions", None))
-    if told is not None and told < shortest:
-        raise StepFailedError(
-            CONFIG_INVALID,
-            f"{policy.CONFIG} gives the model {told} positions, fewer than the {shortest} of a text: repair the file",
-        )
-    if wanted is None:
-        return min(told or _UNTOLD_LENGTH, DEFAULT_LENGTH)
-    if wanted < shortest:
-        raise StepFailedError(
-            SPEC_IMPOSSIBLE, f"maxSequenceLength {wanted} leaves no room for an answer: use {shortest} or more"
-        )
-    if told is not None and wanted > told:
-        raise StepFailedError(
-            SPEC_IMPOSSIBLE,
-            f"maxSequenceLength {wanted} exceeds the {told} positions of the checkpoint: use at most {told}",
-        )
-    return wanted
+def most_of(config: PreTrainedConfig, wanted: int | None) -> int:
+    """Tokens that can be read, and that can be written."""
+    told: int | None = getattr(config, "max_position_embeddings", getattr(config, "max_target_positions", None))
+    return max(wanted or 0, _UNTOLD_LENGTH) if told is None else told
 
 
 def settled(module: nn.Module) -> nn.Module:

@@ -18,7 +18,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_M
 
 from onnx_converter import policy
 from onnx_converter.decoders import DEFAULT_LENGTH, Family
-from onnx_converter.reasons import ARCHITECTURE_UNSUPPORTED, CONFIG_INVALID, SPEC_IMPOSSIBLE, StepFailedError, gist
+from onnx_converter.reasons import ARCHITECTURE_UNSUPPORTED, CONFIG_INVALID, StepFailedError, gist
 from onnx_converter.tables import Table
 
 if TYPE_CHECKING:
@@ -209,29 +209,15 @@ def settings_of(value: dict[str, Any], tower: str = "text_config") -> dict[str, 
     return parts[0] | parts[1] | {"projection_dim": value.get("projection_dim", 512)}
 
 
-def capacity_of(
-    architecture: Architecture, model: PreTrainedModel, wanted: int | None, shortest: int, padding: int
-) -> int:
-    """The longest text in tokens; of two thousand positions and more no more than that unless it is asked for."""
+def most_of(architecture: Architecture, model: PreTrainedModel, wanted: int | None, padding: int) -> int:
+    """Tokens that can be read."""
     told = getattr(model.config, "max_position_embeddings", None)
     most = told if isinstance(told, int) and told > 0 else _UNTOLD_LENGTH
     if architecture.offsets_positions:
         most -= int(model.base_model.embeddings.position_embeddings.padding_idx) + 1
     if not architecture.is_known:
         most = _tried(model, min(most, max(wanted or 0, DEFAULT_LENGTH)), padding)
-    if wanted is None:
-        return min(most, DEFAULT_LENGTH)
-    if wanted < shortest:
-        raise StepFailedError(
-            SPEC_IMPOSSIBLE,
-            f"maxSequenceLength {wanted} leaves no room for text between special tokens: use {shortest} or more",
-        )
-    if wanted > most:
-        raise StepFailedError(
-            SPEC_IMPOSSIBLE,
-            f"maxSequenceLength {wanted} exceeds the {most} positions of the checkpoint: use at most {most}",
-        )
-    return wanted
+    return most
 
 
 def _tried(model: PreTrainedModel, most: int, padding: int) -> int:

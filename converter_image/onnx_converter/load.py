@@ -150,7 +150,8 @@ def load(folder: Path, task: Task, max_sequence_length: int | None, dtype: torch
     embeds = embeds and resolved is Task.SENTENCE_EMBEDDING and not (folder / policy.MODULES).is_file()
     model = _model_of(folder, *_encoder_of(architecture, resolved, embeds=embeds), config, dtype)
     tokenizer = _tokenizer_of(folder, config, pads=True, with_any=architecture.pads_with_any)
-    capacity = encoders.capacity_of(architecture, model, max_sequence_length, SHORTEST, tokenizer.pad_token_id)
+    most = encoders.most_of(architecture, model, max_sequence_length, tokenizer.pad_token_id)
+    capacity = _capacity(most, max_sequence_length)
     inputs = tuple(name for name in INPUTS if name in _accepted(model, tokenizer))
     return Checkpoint(
         model,
@@ -190,7 +191,7 @@ def _load_decoder(
     if not is_known:
         length = ("max_position_embeddings",) if decoders.counts(family.model, config) else ()
         _refuse_unusual(config, value["model_type"], "vocab_size", *length)
-    capacity = decoders.capacity_of(config, max_sequence_length, SHORTEST)
+    capacity = _capacity(decoders.most_of(config, max_sequence_length), max_sequence_length)
     model = _model_of(folder, family.model, {}, config, dtype)
     decoders.settle_rotation(model)
     tokenizer = _tokenizer_of(folder, config, pads=False)
@@ -199,6 +200,28 @@ def _load_decoder(
     return Checkpoint(
         model, tokenizer, str(value["model_type"]), Task.TEXT_GENERATION, inputs, capacity, cache, is_known=is_known
     )
+
+
+def _capacity(most: int, wanted: int | None) -> int:
+    """The longest text in tokens; where more can be read, no more than are usual unless it is asked for."""
+    if most < SHORTEST:
+        raise StepFailedError(
+            CONFIG_INVALID,
+            f"{policy.CONFIG} gives the model {most} positions, fewer than the {SHORTEST} of a text: repair the file",
+        )
+    if wanted is None:
+        return min(most, decoders.DEFAULT_LENGTH)
+    if wanted < SHORTEST:
+        raise StepFailedError(
+            SPEC_IMPOSSIBLE, f"maxSequenceLength {wanted} leaves no room for a text: use {SHORTEST} or more"
+        )
+    if wanted > most:
+        raise StepFailedError(
+            SPEC_IMPOSSIBLE,
+            f"maxSequenceLength {wanted} exceeds the {most} positions that this converter can give the checkpoint: "
+            f"use at most {most}",
+        )
+    return wanted
 
 
 def _load_encoder_decoder(
@@ -229,7 +252,7 @@ def _load_encoder_decoder(
     config = _config_of(family.config, value, encoder_decoders.UNDECLARED if is_known else None)
     if not is_known:
         _refuse_unusual(config, value["model_type"], "vocab_size", reads_and_writes=True)
-    capacity = encoder_decoders.capacity_of(config, max_sequence_length, SHORTEST)
+    capacity = _capacity(encoder_decoders.most_of(config, max_sequence_length), max_sequence_length)
     said = encoder_decoders.settings_of(folder, value)
     heard = speech_of(folder, config, encoder_decoders.languages_of(*said)) if hears else None
     model = _model_of(folder, family.model, {}, config, dtype)

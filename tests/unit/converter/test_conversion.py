@@ -214,6 +214,10 @@ def test_a_legal_spec_that_cannot_be_met_names_the_field_and_the_way_out(case: s
     assert "use " in ended.summary.message
 
 
+def test_an_encoder_with_no_room_for_a_text_is_refused(tmp_path: Path, line: Line) -> None:
+    line.refuses(tiny(tmp_path / "model", max_position_embeddings=7), "ConfigInvalid", "7 positions, fewer than the 8")
+
+
 def test_what_a_scheme_takes_for_granted_is_written_down(tmp_path: Path, line: Line) -> None:
     digest = line.fetch(tiny(tmp_path / "model")).details["digest"]
     assert line.convert(digest, scheme="int4-weight-only", blockSize=64).summary.reason == "Converted"
