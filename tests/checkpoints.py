@@ -471,8 +471,9 @@ def tiny_encoder_decoder(
     how, and else as fits the model.
     """
     shape = ENCODER_DECODERS.get(name) or UNKNOWN_ENCODER_DECODERS[name]
+    alike = 0.3 if spread is None else spread
     if shape.model is transformers.WhisperForConditionalGeneration:
-        return _tiny_speech(folder, shape, seed, spread or 0.3, **sizes)
+        return _tiny_speech(folder, shape, seed, alike, **sizes)
     tokenizer = _byte_tokenizer(pad_token="<s>")  # noqa: S106  no password
     special = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1}
     torch.manual_seed(seed)
@@ -486,7 +487,7 @@ def tiny_encoder_decoder(
     else:
         for parameter in model.parameters():
             if parameter.dim() > 1:
-                torch.nn.init.normal_(parameter, std=spread or 0.3)
+                torch.nn.init.normal_(parameter, std=alike)
     if shape.sizes.get("tie_word_embeddings") is False:
         model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * (spread or 1.0))
     model.save_pretrained(folder)

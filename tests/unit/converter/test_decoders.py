@@ -79,13 +79,18 @@ def test_every_decoder_agrees_with_torch_and_writes_what_transformers_generates(
 def differences_of_steps(path: Path) -> Iterator[float]:
     """As a share of the largest logit: how far those of a token after a past are from those in a text read at once."""
     session = onnxruntime.InferenceSession(path, providers=[CPU])
-    past = [np.zeros((1, item.shape[1], 0, item.shape[3]), np.float32) for item in session.get_inputs()[2:]]
+    past = list(nothing_past(session).values())
     ids = np.random.default_rng(0).integers(3, 258, (1, 18))
     whole, *kept = answers_of(session, ids, past)
     for length in (0, 1, 17):
         token = ids[:, length : length + 1]
         step, *_ = answers_of(session, token, [tensor[:, :, :length] for tensor in kept])
         yield float(np.abs(step[0, 0] - whole[0, length]).max() / np.abs(whole[0, length]).max())
+
+
+def nothing_past(session: onnxruntime.InferenceSession) -> dict[str, Any]:
+    """Keys and values of no tokens, by input."""
+    return {item.name: np.zeros((1, item.shape[1], 0, item.shape[3]), np.float32) for item in session.get_inputs()[2:]}
 
 
 def answers_of(session: onnxruntime.InferenceSession, ids: Any, past: list[Any]) -> list[Any]:
@@ -136,10 +141,8 @@ def test_a_decoder_that_is_not_known_is_tried_and_told_so(name: str, longest: in
     assert written(graph_of(line), folder) == generated(folder), "its own field is read: another model writes otherwise"
     session = onnxruntime.InferenceSession(graph_of(line), providers=[CPU])
     asked = {name: np.ones((1, longest + 1), np.int64) for name in ("input_ids", "attention_mask")}
-    for item in session.get_inputs()[2:]:
-        asked[item.name] = np.zeros((1, item.shape[1], 0, item.shape[3]), np.float32)
     with pytest.raises(Exception, match=f"INVALID_ARGUMENT.* index = {longest}$"):
-        session.run(None, asked)
+        session.run(None, asked | nothing_past(session))
 
 
 def test_the_exporter_gives_up_with_what_it_stumbled_over(tmp_path: Path, line: Line) -> None:
