@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +21,13 @@ Result = TypeVar("Result")
 
 
 class Memory:
-    """Of one side of several in this process: what it has kept so far and the most that it ever took, in bytes."""
+    """Of one side of several in this process: what it has kept so far and the most that it ever took, in bytes.
+
+    What is watched may watch parts of itself.
+    """
+
+    #: The most that was resident since the outer watch began, as far as an inner one made the kernel forget it.
+    _forgotten: ClassVar[int] = 0
 
     def __init__(self, held: int = 0) -> None:
         self.held = held
@@ -31,15 +37,21 @@ class Memory:
         """Does it, and counts by how much resident memory grew meanwhile and what of it stayed."""
         _give_back()
         before = _bytes_of("VmRSS")
+        outer, Memory._forgotten = _most(), 0
         is_told = _forget_peak()
         result = act()
-        most = _bytes_of("VmHWM")
-        if self.peak is not None and is_told and before is not None and most is not None:
+        most = _most()
+        Memory._forgotten = max(outer, most)
+        if self.peak is not None and is_told and before is not None and most:
             self.peak = max(self.peak, self.held + most - before)
             self.held += (_bytes_of("VmRSS") or before) - before
         else:
             self.peak = None
         return result
+
+
+def _most() -> int:
+    return max(Memory._forgotten, _bytes_of("VmHWM") or 0)  # noqa: SLF001  of this module
 
 
 def _give_back() -> None:

@@ -132,6 +132,15 @@ def test_memory_is_the_peak_over_what_was_there_and_what_stays_counts() -> None:
     assert kept.nbytes == size
 
 
+def test_what_is_watched_within_hides_no_earlier_peak() -> None:
+    size = 64 << 20
+    outer, inner = Memory(), Memory()
+    outer.watch(lambda: (np.ones(size, np.uint8).sum(), inner.watch(lambda: np.ones(1024, np.uint8))))
+    assert outer.peak is not None
+    assert inner.peak is not None
+    assert inner.peak < size // 2 < 0.9 * size < outer.peak
+
+
 def test_where_the_kernel_tells_no_peak_there_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("onnx_converter.memory._CLEAR", tmp_path / "missing" / "clear_refs")
     memory = Memory()
