@@ -79,15 +79,26 @@ class Sample:
     def mask(self) -> NDArray[np.bool_]:
         return self.tensors["attention_mask"].astype(bool)
 
+    def outline(self) -> Sample:
+        """The same with nothing in tensors of the same shapes, which take no memory."""
+        blank = {name: np.broadcast_to(values.dtype.type(0), values.shape) for name, values in self.tensors.items()}
+        return replace(self, tensors=blank)
 
-def all_samples(checkpoint: Checkpoint) -> list[Sample]:
+
+def all_samples(checkpoint: Checkpoint) -> Iterator[Sample]:
+    """One at a time: the keys and values that some hold of a long past are as large as those of the longest text."""
     if checkpoint.sight:
-        return [*images_one_by_one(checkpoint.sight), *batches_of_images(checkpoint.sight)]
-    if checkpoint.cross:
-        return [*answers(checkpoint), *(answers_to_sounds if checkpoint.speech else answers_to_text)(checkpoint)]
-    if checkpoint.cache:
-        return [*continuations(checkpoint), *prefills_of_text(checkpoint)]
-    return [*shapes(checkpoint), *batches_of_text(checkpoint)]
+        yield from images_one_by_one(checkpoint.sight)
+        yield from batches_of_images(checkpoint.sight)
+    elif checkpoint.cross:
+        yield from answers(checkpoint)
+        yield from (answers_to_sounds if checkpoint.speech else answers_to_text)(checkpoint)
+    elif checkpoint.cache:
+        yield from continuations(checkpoint)
+        yield from prefills_of_text(checkpoint)
+    else:
+        yield from shapes(checkpoint)
+        yield from batches_of_text(checkpoint)
 
 
 def shapes(checkpoint: Checkpoint) -> Iterator[Sample]:

@@ -334,19 +334,19 @@ def _refuse_other_spec(conversion: Conversion, validate: Validate) -> None:
 
 def judge(original: Original, candidate: Candidate, tolerance: parity.Tolerance, progress: Progress) -> Judgement:
     """Measures sample by sample until one shows that the graph is broken."""
-    task = original.checkpoint.task
-    asked = samples.all_samples(original.checkpoint)
     measurements: list[parity.Measurement] = []
-    pieces: list[samples.Sample] = []
+    outlines: list[samples.Sample] = []
     placed: dict[str, dict[str, int]] = {}
     try:
         generation.refuse_deaf(original, candidate)
-        for number, sample in enumerate(asked):
-            truth, answer = original.answer(sample), candidate.answer(original.outputs, sample)
-            measurements.append(parity.compare(task, sample, truth, answer))
-            progress.tell("SampleCompared", percent=10 + 85 * (number + 1) // len(asked), sample=sample.name)
+        # Counted first, and made anew to be asked: all of them together take gigabytes where texts are long.
+        asked = sum(1 for _ in samples.all_samples(original.checkpoint))
+        for sample in samples.all_samples(original.checkpoint):
+            measurements.append(_measured(original, candidate, sample))
+            outlines.append(sample.outline())
+            progress.tell("SampleCompared", percent=10 + 85 * len(outlines) // asked, sample=sample.name)
         for piece, found in generation.measure_longest(original, candidate):
-            pieces.append(piece)
+            outlines.append(piece.outline())
             measurements.append(found)
             progress.tell("SampleCompared", percent=95, sample=piece.name)
         if original.checkpoint.cross:
@@ -354,14 +354,14 @@ def judge(original: Original, candidate: Candidate, tolerance: parity.Tolerance,
         if original.checkpoint.cache:
             measurements.append(generation.measure_greedy(original, candidate))
         measured = parity.total(measurements)
-        placed = candidate.coverage(original.outputs, asked[-1])
+        placed = candidate.coverage(original.outputs, sample)
     except StepFailedError as error:
         reason, message = error.reason, error.message
         if reason is INPUT_IGNORED:
             reason, message = diagnosis.better_named(original, candidate, reason, message)
         return Judgement(tuple(measurements), None, placed, reason, message)
     if violated := parity.violations(measured, tolerance):
-        reason, words = diagnosis.reason_of(list(zip((*asked, *pieces), measurements, strict=False)), tolerance)
+        reason, words = diagnosis.reason_of(list(zip(outlines, measurements, strict=False)), tolerance)
         reason, words = diagnosis.better_named(original, candidate, reason, words)
         message = (
             f"the graph on {candidate.provider} is not like the original: {words and f'{words}: '}"
@@ -372,6 +372,12 @@ def judge(original: Original, candidate: Candidate, tolerance: parity.Tolerance,
         f"{measured.vectors} vectors of {measured.samples} samples agree with the original on {candidate.provider}"
     )
     return Judgement(tuple(measurements), measured, placed, VALIDATED, message)
+
+
+def _measured(original: Original, candidate: Candidate, sample: samples.Sample) -> parity.Measurement:
+    """Of its own, so that what both sides answer is gone before they are asked again."""
+    truth, answer = original.answer(sample), candidate.answer(original.outputs, sample)
+    return parity.compare(original.checkpoint.task, sample, truth, answer)
 
 
 def _report_of(

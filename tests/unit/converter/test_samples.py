@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import weakref
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -12,11 +13,14 @@ from onnx_converter import load, samples
 from onnx_converter.spec import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
     from onnx_converter.load import Checkpoint
     from onnx_converter.samples import Sample
+    from unit.converter.steps import Line
 
 #: Kinds of masks by the rows that show them.
 ROWS: dict[str, Callable[[list[int]], object]] = {
@@ -89,3 +93,22 @@ def test_what_is_too_long_to_be_read_at_once_is_read_in_pieces(longest: int, end
 def test_a_model_of_two_graphs_reads_nothing_in_pieces(tmp_path: Path) -> None:
     folder = tiny_encoder_decoder(tmp_path / "model", "bart", max_position_embeddings=600)
     assert not [*samples.pieces(load.load(folder, Task.AUTO, None))]
+
+
+def test_no_more_than_one_sample_is_held_while_a_graph_is_judged(
+    tmp_path: Path, line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = line.fetch(tiny_decoder(tmp_path / "model")).details["digest"]
+    line.convert(digest)
+    every, held = samples.all_samples, list[int]()
+    made: list[weakref.ref[NDArray[Any]]] = []
+
+    def watched(checkpoint: Checkpoint) -> Iterator[Sample]:
+        for sample in every(checkpoint):
+            made.append(weakref.ref(sample.tensors["attention_mask"]))
+            yield sample
+            held.append(sum(one() is not None for one in made))
+
+    monkeypatch.setattr(samples, "all_samples", watched)
+    assert line.validate(digest).summary.reason == "Validated"
+    assert set(held) == {1}
