@@ -150,8 +150,13 @@ def _run(convert: Convert, progress: Progress) -> dict[str, Any]:
     with _verifying(convert, progress) if convert.shared is None else nullcontext(lambda: None) as verify:
         done = _earlier(convert)
         if done is None:
+            spec = convert.spec
             footprint.refuse_too_little(
-                convert.checkpoint, convert.spec.schemes, limits.memory_of(), algorithm=convert.spec.algorithm
+                convert.checkpoint,
+                spec.schemes,
+                spec.max_sequence_length,
+                limits.memory_of(),
+                algorithm=spec.algorithm,
             )
             done = _convert(convert, texts, progress, verify)
         else:

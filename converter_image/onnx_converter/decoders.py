@@ -20,6 +20,7 @@ from transformers import DynamicCache
 from typing_extensions import override
 
 from onnx_converter import policy, precision
+from onnx_converter.footprint import DEFAULT_LENGTH
 from onnx_converter.reasons import ARCHITECTURE_UNSUPPORTED, CONFIG_INVALID, StepFailedError, gist
 from onnx_converter.tables import Table
 
@@ -69,8 +70,6 @@ INPUTS: Final = ("input_ids", "attention_mask")
 LOGITS: Final = "logits"
 PAST: Final = "past_key_values"
 PRESENT: Final = "present"
-#: Memory of prefill and cache grows with the length; whoever needs more asks for it.
-DEFAULT_LENGTH: Final = 2048
 #: What configurations call the longest text.
 _LENGTHS: Final = ("max_position_embeddings", "max_seq_len", "seq_length")
 #: Rotations that change where a text grows beyond the length of the training; up to there they are constant.

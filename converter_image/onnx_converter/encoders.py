@@ -17,7 +17,8 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
 from onnx_converter import policy
-from onnx_converter.decoders import DEFAULT_LENGTH, Family
+from onnx_converter.decoders import Family
+from onnx_converter.footprint import DEFAULT_LENGTH
 from onnx_converter.reasons import ARCHITECTURE_UNSUPPORTED, CONFIG_INVALID, StepFailedError, gist
 from onnx_converter.tables import Table
 

@@ -84,6 +84,7 @@ def run(fetch: Fetch, progress: Progress) -> dict[str, Any]:
         "parameters": sizes.parameters,
         "vocabulary": sizes.vocabulary,
         **({"attention": sizes.attention} if sizes.attention else {}),
+        **({"cache": sizes.cache, "positions": sizes.positions} if sizes.cache else {}),
         **resolved,
     }
 

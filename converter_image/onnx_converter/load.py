@@ -21,7 +21,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from onnx_converter import decoders, encoder_decoders, encoders, images, policy
+from onnx_converter import decoders, encoder_decoders, encoders, footprint, images, policy
 from onnx_converter.reasons import (
     ALREADY_QUANTIZED,
     ARCHITECTURE_UNSUPPORTED,
@@ -71,7 +71,6 @@ _HEADS: Final = {
     "ForSequenceClassification": Task.TEXT_CLASSIFICATION,
     "ForTokenClassification": Task.TOKEN_CLASSIFICATION,
 }
-_GENERATORS: Final = ("ForCausalLM", "LMHeadModel")
 #: What the number of layers is called of a decoder that has an encoder beside it.
 _DECODER_LAYERS: Final = ("decoder_layers", "num_decoder_layers")
 #: How many numbers a model may have for each of its weights, and besides: matrices used twice, masks, positions.
@@ -135,7 +134,7 @@ def load(folder: Path, task: Task, max_sequence_length: int | None, dtype: torch
     if images.is_meant(kind, name, task):
         return _load_image_model(folder, value, task, max_sequence_length, dtype=dtype)
     is_known = isinstance(kind, str) and kind in encoders.ARCHITECTURES
-    if not is_known and (task is Task.TEXT_GENERATION or name.endswith(_GENERATORS)):
+    if not is_known and (task is Task.TEXT_GENERATION or name.endswith(policy.GENERATORS)):
         family = encoders.generator_of(kind)
         return _load_decoder(folder, value, family, task, max_sequence_length, dtype=dtype, undeclared=None)
     architecture = _architecture_of(value)
@@ -176,8 +175,8 @@ def _load_decoder(
     undeclared: frozenset[str] | None = decoders.OLDER_FIELDS,
 ) -> Checkpoint:
     is_known = undeclared is not None
-    name = _class_of(value) or _GENERATORS[0]
-    if not name.endswith(_GENERATORS):
+    name = _class_of(value) or policy.GENERATORS[0]
+    if not name.endswith(policy.GENERATORS):
         raise StepFailedError(
             ARCHITECTURE_UNSUPPORTED,
             f"{policy.CONFIG}: architectures {name!r} is no language model: a decoder is supported for text-generation",
@@ -210,7 +209,7 @@ def _capacity(most: int, wanted: int | None) -> int:
             f"{policy.CONFIG} gives the model {most} positions, fewer than the {SHORTEST} of a text: repair the file",
         )
     if wanted is None:
-        return min(most, decoders.DEFAULT_LENGTH)
+        return min(most, footprint.DEFAULT_LENGTH)
     if wanted < SHORTEST:
         raise StepFailedError(
             SPEC_IMPOSSIBLE, f"maxSequenceLength {wanted} leaves no room for a text: use {SHORTEST} or more"

@@ -48,6 +48,8 @@ PROCESSOR: Final = "processor_config.json"
 WEIGHTS: Final = "model.safetensors"
 WEIGHTS_INDEX: Final = "model.safetensors.index.json"
 
+#: How the names of classes end that only write.
+GENERATORS: Final = ("ForCausalLM", "LMHeadModel")
 #: What an adapter is saved with, and without a config.json.
 _ADAPTER: Final = "adapter_config.json"
 _READ: Final = frozenset({".safetensors", ".json", ".txt", ".model", ".vocab", ".bpe"})

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_converter import decoders, encoder_decoders, images, texts
+from onnx_converter.footprint import LOGITS_READ
 from onnx_converter.speech import FEATURES, generated
 
 if TYPE_CHECKING:
@@ -43,11 +44,9 @@ _SPECIAL_PAST: Final = 1
 _KEPT: Final = 0.7
 #: A prefill is no longer than this, since every token has a logit for each word; the past may be.
 _LONGEST_PREFILL: Final = 256
-#: Of one whose last token alone is compared: all of its logits lie in memory as answered, in no more than 64 MB, and
-#: less is taken to compare it than to compare all of the above in float64, which footprint.py plans for. Of a Llama of
-#: 135 M 2048 tokens took 30 s of a processor in torch and 14 s in the graph, and 3.3 GB where 2.7 GB are planned for.
+#: Of one whose last token alone is compared: all of its logits lie in memory as answered, in no more than 64 MB, which
+#: footprint.py plans for. Of a Llama of 135 M 2048 tokens took 30 s of a processor in torch and 14 s in the graph.
 _LONGEST_READ: Final = 512
-_LOGITS_READ: Final = 16_000_000
 #: Of a text that is read in pieces as long as a prefill: twice the default length, of which that Llama takes 20 s on
 #: both sides together. Each token takes a whole pass of both, and a text may be asked for that is 64 times as long.
 _LONGEST_IN_PIECES: Final = 4096
@@ -218,7 +217,7 @@ def continuations(checkpoint: Checkpoint) -> Iterator[Sample]:
 
 def _at_once(checkpoint: Checkpoint) -> int:
     """Tokens of the longest prefill."""
-    most: int = max(_LONGEST_PREFILL, min(_LONGEST_READ, _LOGITS_READ // checkpoint.model.config.vocab_size))
+    most: int = max(_LONGEST_PREFILL, min(_LONGEST_READ, LOGITS_READ // checkpoint.model.config.vocab_size))
     return min(checkpoint.max_sequence_length, most)
 
 

@@ -295,7 +295,10 @@ def _truth(validate: Validate, conversion: Conversion) -> Truth:
             "allows: leave the evaluation out, or let the class have validation.runGeneratedCode",
         )
     besides = (footprint.PROGRAM if programs else 0) + (footprint.REMEMBERED if validate.shared else 0)
-    footprint.refuse_too_little(validate.checkpoint, validate.spec.schemes, limits.memory_of(), besides=besides)
+    spec = validate.spec
+    footprint.refuse_too_little(
+        validate.checkpoint, spec.schemes, spec.max_sequence_length, limits.memory_of(), besides=besides
+    )
     truth = shared.truth
     if truth is None or shared.digest != conversion.source_digest:
         began = time.perf_counter()

@@ -887,6 +887,10 @@ class SourceStatus(ApiModel):
     """Rows of the tallest matrix, which has one for each word."""
     attention: Count = 0
     """Of a model that hears or sees: numbers by which each position of a sound or image heeds each other."""
+    cache: Count = 0
+    """Of a decoder-only language model: keys and values that are kept of each token."""
+    positions: Count = 0
+    """Of the same, tokens of the longest text that config.json tells of."""
     reason: Annotated[str, Field(max_length=128)] = ""
     """The documented reason it ended with."""
     message: Text = ""

@@ -316,20 +316,24 @@ def _memory(view: View, revision: RevisionSeen) -> int | None:
     source = view.source
     if source is None or not source.parameters or source.digest != revision.spec.source_digest:
         return None
-    sizes = footprint.Sizes(source.parameters, source.vocabulary, source.attention)
     programs = footprint.PROGRAM if any(one.runs_programs for one in revision.spec.evaluations) else 0
-    wanted = revision.spec.quantization
-    return programs + max(footprint.peak(sizes, scheme, wanted.algorithm) for scheme in wanted.schemes)
+    sizes, wanted, length = _sizes(source), revision.spec.quantization, revision.spec.max_sequence_length
+    return programs + max(footprint.peak(sizes, scheme, wanted.algorithm, length) for scheme in wanted.schemes)
+
+
+def _sizes(source: SourceStatus) -> footprint.Sizes:
+    return footprint.Sizes(source.parameters, source.vocabulary, source.attention, source.cache, source.positions)
 
 
 def _memory_refused(view: View, revision: RevisionSeen, needed: int | None) -> str | None:
     limit = _class_spec(view).jobs.resources.limits.get("memory")
-    if needed is None or limit is None or needed <= parse_quantity(limit):
+    if view.source is None or needed is None or limit is None or needed <= parse_quantity(limit):
         return None
+    shorter = footprint.shorter(_sizes(view.source), revision.spec.max_sequence_length, needed)
     return (
         f"revision {revision.spec.number} takes about {footprint.told(needed)} of memory to convert with scheme "
         f"{revision.spec.quantization.scheme}, and jobs.resources.limits.memory of its OnnxModelClass is {limit}: "
-        "raise that, or name a smaller checkpoint"
+        f"raise that, or name a smaller checkpoint{shorter}"
     )
 
 

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from checkpoints import tiny, tiny_clip, tiny_encoder_decoder, tiny_vision
-from onnx_converter import footprint, limits
+from checkpoints import (
+    DECODER_LENGTH,
+    DECODERS,
+    change_json,
+    tiny,
+    tiny_clip,
+    tiny_decoder,
+    tiny_encoder_decoder,
+    tiny_vision,
+)
+from onnx_converter import footprint, limits, load
 from onnx_converter.footprint import MEBIBYTE, Sizes
 from onnx_converter.reasons import MEMORY_TOO_SMALL, PERMANENT_CODES
-from onnx_converter.spec import Scheme
+from onnx_converter.spec import Scheme, Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,15 +43,16 @@ def test_more_numbers_and_more_words_take_more(scheme: Scheme) -> None:
     assert words > nothing
 
 
+LARGEST = Sizes(134_515_008, 49_152, cache=11_520, positions=2048)
 #: Of Llamas, a BERT, a Marian, a Whisper and ViTs with random weights: what headers tell, and bytes with the imports,
 #: of the larger step.
 MEASURED = {
-    "32 M, none": (Sizes(31_761_792, 32_000), "none", 968_000_000),
-    "135 M, none": (Sizes(134_515_008, 49_152), "none", 2_255_000_000),
-    "135 M, int8-dynamic": (Sizes(134_515_008, 49_152), "int8-dynamic", 1_440_000_000),
-    "135 M, int8-static": (Sizes(134_515_008, 49_152), "int8-static", 4_630_000_000),
+    "32 M, none": (Sizes(31_171_968, 32_000, cache=3_072, positions=2048), "none", 1_449_000_000),
+    "135 M, none": (LARGEST, "none", 2_948_000_000),
+    "135 M, int8-dynamic": (LARGEST, "int8-dynamic", 2_403_000_000),
+    "135 M, int8-static": (LARGEST, "int8-static", 4_630_000_000),
     "109 M that read, int8-static": (Sizes(109_482_240, 30_522), "int8-static", 3_420_000_000),
-    "135 M, int4": (Sizes(134_515_008, 49_152), "int4-weight-only", 1_760_000_000),
+    "135 M, int4": (LARGEST, "int4-weight-only", 2_447_000_000),
     "75 M that translate, int8-dynamic": (Sizes(73_944_309, 58_101), "int8-dynamic", 1_260_000_000),
     "75 M that translate, int8": (Sizes(73_944_309, 58_101), "int8-weight-only", 1_338_000_000),
     "18 M that hear half a minute, none": (Sizes(17_946_240, 1_536, 6 * 1500**2), "none", 3_163_000_000),
@@ -54,6 +65,14 @@ MEASURED = {
 def test_what_is_planned_is_no_less_than_was_measured_and_at_most_a_third_more(case: str) -> None:
     sizes, scheme, measured = MEASURED[case]
     assert measured <= footprint.peak(sizes, scheme) <= 4 * measured // 3
+
+
+@pytest.mark.parametrize(("length", "measured"), [(4096, 1_466_000_000), (16_384, 3_129_000_000)])
+def test_so_is_what_is_planned_for_the_texts_that_a_llama_of_19_m_with_8_whole_heads_is_asked_for(
+    length: int, measured: int
+) -> None:
+    planned = footprint.peak(Sizes(18_682_368, 16_000, cache=4_096, positions=32_768), "none", length=length)
+    assert measured <= planned <= 4 * measured // 3
 
 
 def test_what_is_planned_for_gptq_is_no_less_than_was_measured_of_a_t5_of_60_m() -> None:
@@ -75,6 +94,56 @@ ATTENDING: dict[str, tuple[Callable[[Path], Path], int]] = {
 def test_the_headers_of_a_model_that_hears_or_sees_tell_how_far(case: str, tmp_path: Path) -> None:
     make, positions = ATTENDING[case]
     assert footprint.sizes_of(make(tmp_path / "model")).attention == positions**2, "one head of 64, or less"
+
+
+@pytest.mark.parametrize("name", [*DECODERS, "bloom", "granite", "mpt"], ids=lambda name: name.replace(" ", "-"))
+def test_the_configuration_tells_what_is_kept_of_each_token(name: str, tmp_path: Path) -> None:
+    folder = tiny_decoder(tmp_path / "model", name)
+    loaded = load.load(folder, Task.TEXT_GENERATION, None)
+    sizes = footprint.sizes_of(folder)
+    assert sizes.cache == sum(heads * width for heads, width in loaded.cache) > 0
+    assert not sizes.positions or sizes.positions >= loaded.max_sequence_length
+
+
+def with_config(folder: Path, **changes: object) -> Path:
+    change_json(tiny_decoder(folder) / "config.json", **changes)
+    return folder
+
+
+KEEPING_NOTHING: dict[str, Callable[[Path], Path]] = {
+    "an encoder": tiny,
+    "a model that translates": lambda folder: tiny_encoder_decoder(folder, "marian"),
+    "a model that hears": lambda folder: tiny_encoder_decoder(folder, "whisper"),
+    "a state of one size": lambda folder: tiny_decoder(folder, "mamba"),
+    "no numbers": lambda folder: with_config(folder, num_attention_heads="4"),
+    "no list of names": lambda folder: with_config(folder, architectures={"a": 1}),
+}
+
+
+@pytest.mark.parametrize("case", KEEPING_NOTHING, ids=lambda case: case.replace(" ", "-"))
+def test_of_what_keeps_no_keys_and_values_none_are_planned(case: str, tmp_path: Path) -> None:
+    sizes = footprint.sizes_of(KEEPING_NOTHING[case](tmp_path / "model"))
+    assert (sizes.cache, sizes.positions) == (0, 0)
+    assert footprint.peak(sizes, "none", length=131_072) == footprint.peak(sizes, "none")
+
+
+def test_a_configuration_that_lies_plans_no_more_than_the_weights_could_keep(tmp_path: Path) -> None:
+    lies = {"num_hidden_layers": 10**30, "max_position_embeddings": 10**30}
+    sizes = footprint.sizes_of(with_config(tmp_path / "model", **lies))
+    assert (sizes.cache, sizes.positions) == (sizes.parameters, 131_072)
+
+
+def test_a_longer_text_is_planned_for_and_a_shorter_one_is_a_way_out(tmp_path: Path, line: Line) -> None:
+    fetched = line.fetch(tiny_decoder(tmp_path / "model")).details
+    sizes = footprint.sizes_of(line.checkpoint(fetched["digest"]))
+    assert (fetched["cache"], fetched["positions"]) == (sizes.cache, sizes.positions) == (64, DECODER_LENGTH)
+    assert footprint.peak(sizes, "none") == footprint.peak(sizes, "none", length=DECODER_LENGTH)
+    large = Sizes(10**9, 32_000, cache=2**18, positions=131_072)
+    usual, long = (footprint.peak(large, "none", length=length) for length in (None, 32_768))
+    assert usual == footprint.peak(large, "none", length=2048)
+    assert long - usual > 4 * 2**18 * (32_768 - 2048)
+    assert "maxSequenceLength" in footprint.shorter(large, 32_768, long)
+    assert not footprint.shorter(replace(large, cache=64), 32_768, long)
 
 
 @pytest.mark.parametrize("step", ["convert", "validate"])

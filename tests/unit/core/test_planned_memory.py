@@ -106,6 +106,26 @@ def test_memory_is_planned_for_what_gptq_holds_besides() -> None:
     assert found[0] != found[1]
 
 
+def test_a_longer_text_takes_more_and_a_shorter_one_is_a_way_out() -> None:
+    sizes = SMALL | {"cache": 4096, "positions": 32_768}
+    found = []
+    for length in (None, 16_384):
+        world = World(classes=(a_class(jobs={"resources": {"requests": {"cpu": "1"}}}),), sizes=sizes)
+        world.change(maxSequenceLength=length)
+        found.append(requested(world)["convert"])
+    assert found == [
+        footprint.told(footprint.peak(footprint.Sizes(**sizes), "none", length=length)) for length in (2048, 16_384)
+    ]
+    world = World(classes=(a_class(jobs={"resources": {"limits": {"memory": "2Gi"}}}),), sizes=sizes)
+    world.change(maxSequenceLength=16_384)
+    world.settle()
+    world.end_jobs()
+    world.settle()
+    assert world.condition("Converted") == ("False", "MemoryAboveLimit")
+    assert "maxSequenceLength" in world.message("Converted")
+    assert "maxSequenceLength" not in a_world(LARGE).message("Converted")
+
+
 def requested(world: World) -> dict[str, str]:
     """The memory that each Job requests, on the way to servers."""
     found = {}
