@@ -21,20 +21,21 @@ if TYPE_CHECKING:
 MEBIBYTE: Final = 1 << 20
 #: Python with torch, transformers, onnxruntime, and what its exporter takes of any model.
 _LIBRARIES: Final = 592 * MEBIBYTE
-#: How many times the weights in fp32: the original, and two sessions of the graph while its placement is proved. The
-#: quantizer of int8-static holds everything that is computed on the way as well.
+#: How many times the weights in fp32: the original, and two sessions of the graph while its placement is proved.
 _TIMES: Final = {
     "none": 3.6,
     # The original is in fp32 all the same, and on the CPU a session turns its weights into that, too.
     "float16": 3.6,
     "bfloat16": 3.6,
     "int8-dynamic": 2.2,
-    "int8-static": 7.6,
+    "int8-static": 2.2,
     "int8-weight-only": 2.4,
     "int4-weight-only": 2.0,
     # What there is no room for is refused by itself and told, all but float32.
     "auto": 3.6,
 }
+#: The same of the one quantizer that takes more than all that is compared after it.
+_QUANTIZING: Final = {"int8-static": 3.8}
 #: Numbers for each word of the vocabulary while answers of 256 tokens are compared, beyond what a session took.
 _ANSWERED: Final = 512
 #: Times the attention to one sound or image: four sounds or eight images are attended to at once, by the original and
@@ -141,8 +142,9 @@ def _cache(config: Mapping[str, Any]) -> tuple[int, int]:
 def peak(sizes: Sizes, scheme: str, algorithm: str | None = None, length: int | None = None) -> int:
     """Bytes; of convert and validate whichever takes more. `length` is the longest text that is asked for."""
     moments = _MOMENTS if algorithm == "gptq" else 0
-    numbers = _TIMES[scheme] * sizes.parameters + _ANSWERED * sizes.vocabulary + _ATTENDED * sizes.attention
-    numbers += _remembered(sizes, length) + (2 * LOGITS_READ if sizes.cache else 0)
+    compared = _TIMES[scheme] * sizes.parameters + _ATTENDED * sizes.attention
+    compared += _remembered(sizes, length) + (2 * LOGITS_READ if sizes.cache else 0)
+    numbers = max(compared, _QUANTIZING.get(scheme, 0) * sizes.parameters) + _ANSWERED * sizes.vocabulary
     return _LIBRARIES + round(_FP32 * numbers) + moments + (REMEMBERED if scheme == "auto" else 0)
 
 
