@@ -54,12 +54,12 @@ def reason_of(compared: Compared, tolerance: Tolerance) -> tuple[Reason, str]:
 
     def is_long(sample: Sample) -> bool:
         # Of texts that are hardly longer than a window, little is lost; pieces go on from what was lost.
-        return _length(sample) >= (shortest if sample.is_piece else 2 * shortest)
+        return _length(sample) >= (2 * shortest if sample.after is None else shortest)
 
     if _part(compared, tolerance, guilty=is_long, cleared=lambda sample: _length(sample) < shortest):
         return LONG_TEXTS_DIFFER, f"texts shorter than {shortest} tokens agree, longer ones do not"
     # Of a piece the words are wrong as well, as it goes on from what the graph keeps.
-    bad = [measured for sample, measured in compared if not sample.is_piece and _violates(measured, tolerance)]
+    bad = [measured for sample, measured in compared if sample.after is None and _violates(measured, tolerance)]
     if bad and all(_has_right_words(measured, tolerance) for measured in bad):
         return CACHE_DIFFERS, "its words are right, and the keys and values that it keeps for the next are not"
     return PARITY_FAILED, ""
@@ -160,8 +160,8 @@ def _violates(measured: Measurement, tolerance: Tolerance) -> bool:
 
 def _past(sample: Sample) -> int:
     """Tokens before those that are asked about; an encoder has none."""
-    if sample.is_piece:
-        return int(sample.mask.shape[1] - sample.tensors["input_ids"].shape[1])
+    if sample.after is not None:
+        return sample.after
     return next((int(value.shape[2]) for name, value in sample.tensors.items() if name.startswith(decoders.PAST)), 0)
 
 

@@ -110,14 +110,15 @@ def measure_longest(original: Original, candidate: Candidate) -> Iterator[tuple[
 
 def _read(checkpoint: Checkpoint, ask: Ask) -> Iterator[tuple[Sample, dict[str, NDArray[np.float32]]]]:
     """Each piece, and of its answer the last token's logits and the keys and values that are new."""
-    past: dict[str, NDArray[Any]] = decoders.empty(checkpoint, 1)
+    kept: dict[str, NDArray[Any]] = decoders.empty(checkpoint, 1)
     for piece in samples.pieces(checkpoint):
-        answer = ask(replace(piece, tensors=piece.tensors | past))
+        answer = ask(replace(piece, tensors=piece.tensors | kept))
         # A copy, so that those of all other tokens are gone before the next piece is read.
         last = answer.pop(decoders.LOGITS)[:, -1:].copy()
-        past = _past(checkpoint, answer)
-        new = piece.tensors["input_ids"].shape[1]
-        yield piece, {decoders.LOGITS: last} | {name: kept[:, :, -new:] for name, kept in answer.items()}
+        kept |= _kept(checkpoint, answer)
+        new = piece.tensors[_writes(checkpoint)].shape[1]
+        presents = decoders.names_of(decoders.PRESENT, checkpoint.cache)
+        yield piece, {decoders.LOGITS: last} | {name: answer[name][:, :, -new:] for name in presents}
 
 
 def measure_greedy(original: Original, candidate: Candidate) -> parity.Measurement:
@@ -197,7 +198,7 @@ def spell(
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
     """Token by token, as long as somebody asks for more: the logits that it is chosen by, and it."""
     sample, writes, mask = prompts, _writes(checkpoint), _mask(prompts)
-    cross: dict[str, NDArray[np.float32]] = {}
+    kept: dict[str, NDArray[Any]] = {}
     for step in range(min(most, checkpoint.max_sequence_length - prompts.tensors[writes].shape[1])):
         answer = ask(sample)
         logits = answer[decoders.LOGITS][:, -1:].copy()
@@ -206,18 +207,18 @@ def spell(
         yield logits, chosen
         if not checkpoint.cross:
             mask = {name: np.pad(each, ((0, 0), (0, 1)), constant_values=1) for name, each in mask.items()}
-        cross |= {
-            name: answer[name] for name in decoders.names_of(encoder_decoders.CROSS, checkpoint.cross) if name in answer
-        }
+        kept |= _kept(checkpoint, answer)
         named = f"token {step + 1} of the graph's own"
-        new = {writes: chosen, **mask, **_past(checkpoint, answer), **cross}
+        new = {writes: chosen, **mask, **kept}
         sample = Sample(named, is_text=True, tensors=prompts.tensors | new)
 
 
-def _past(checkpoint: Checkpoint, answer: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[Any]]:
-    """The keys and values of an answer, as what goes on from there is given them."""
-    kept = [answer[name] for name in decoders.names_of(decoders.PRESENT, checkpoint.cache)]
-    return dict(zip(decoders.names_of(decoders.PAST, checkpoint.cache), kept, strict=True))
+def _kept(checkpoint: Checkpoint, answer: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[Any]]:
+    """The keys and values of an answer, as what goes on from there is given them; those of what was read come once."""
+    presents = (answer[name] for name in decoders.names_of(decoders.PRESENT, checkpoint.cache))
+    past = dict(zip(decoders.names_of(decoders.PAST, checkpoint.cache), presents, strict=True))
+    crossed = decoders.names_of(encoder_decoders.CROSS, checkpoint.cross)
+    return past | {name: answer[name] for name in crossed if name in answer}
 
 
 def _writes(checkpoint: Checkpoint) -> str:

@@ -50,6 +50,8 @@ _LONGEST_READ: Final = 512
 #: Of a text that is read in pieces as long as a prefill: twice the default length, of which that Llama takes 20 s on
 #: both sides together. Each token takes a whole pass of both, and a text may be asked for that is 64 times as long.
 _LONGEST_IN_PIECES: Final = 4096
+#: Tokens that are read where the longest text is written.
+_READ_BESIDE: Final = 7
 _LONGEST_PROMPT: Final = 16
 #: Golden requests stay below this, so that the file stays small and a probe stays cheap.
 GOLDEN_LENGTH: Final = 128
@@ -71,8 +73,9 @@ class Sample:
     tensors: dict[str, NDArray[Any]]
     #: Whether of all new tokens only the last one's logits are compared, beside the keys and values of all.
     is_last_only: bool = False
-    #: Whether each side goes on from keys and values that it made itself, and the tensors hold none.
-    is_piece: bool = False
+    #: Of a piece of a text, how many tokens came before: each side goes on from keys and values that it made itself of
+    #: them, and the tensors hold none.
+    after: int | None = None
 
     @property
     def mask(self) -> NDArray[np.bool_]:
@@ -216,29 +219,34 @@ def continuations(checkpoint: Checkpoint) -> Iterator[Sample]:
 
 
 def _at_once(checkpoint: Checkpoint) -> int:
-    """Tokens of the longest prefill."""
-    most: int = max(_LONGEST_PREFILL, min(_LONGEST_READ, LOGITS_READ // checkpoint.model.config.vocab_size))
+    """Tokens of the longest prefill, or of the longest answer that is asked about at once."""
+    most = _LONGEST_PREFILL
+    if not checkpoint.cross:
+        most = max(most, min(_LONGEST_READ, LOGITS_READ // checkpoint.model.config.vocab_size))
     return min(checkpoint.max_sequence_length, most)
 
 
 def pieces(checkpoint: Checkpoint) -> Iterator[Sample]:
-    """Of random ids as long as the longest text, one after the other, each without what came before it.
+    """Of random ids as long as the longest text, one after the other, each without what came before it; of a model that
+    reads one text or sound and writes another, of what it writes.
 
-    None where all of it is read at once, by a language model of one graph.
+    None where all of it is read at once.
     """
     longest = min(checkpoint.max_sequence_length, _LONGEST_IN_PIECES)
-    if not checkpoint.cache or checkpoint.cross or longest <= _at_once(checkpoint):
+    if not checkpoint.cache or longest <= _at_once(checkpoint):
         return
     ids = np.random.default_rng(_SEED).integers(0, checkpoint.model.config.vocab_size, (1, longest))
     for start in range(0, longest, _LONGEST_PREFILL):
         piece = ids[:, start : start + _LONGEST_PREFILL]
         end = start + piece.shape[1]
-        yield Sample(
-            f"random ids, batch 1, tokens {start + 1} to {end} of {longest} in pieces, the last token",
-            is_text=False,
-            tensors={"input_ids": piece, "attention_mask": np.ones((1, end), dtype=np.int64)},
-            is_piece=True,
+        tensors = (
+            answer_of(checkpoint, batch=1, read=_READ_BESIDE, past=0, length=1).tensors
+            | {encoder_decoders.WRITTEN: piece}
+            if checkpoint.cross
+            else {"input_ids": piece, "attention_mask": np.ones((1, end), dtype=np.int64)}
         )
+        name = f"random ids, batch 1, tokens {start + 1} to {end} of {longest} in pieces, the last token"
+        yield Sample(name, is_text=False, tensors=tensors, after=start)
 
 
 def after_past(

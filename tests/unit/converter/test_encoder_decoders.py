@@ -867,3 +867,30 @@ def test_what_is_no_supported_encoder_decoder_is_refused_by_name(case: str, tmp_
     folder = tiny_encoder_decoder(tmp_path / "model", name)
     change_json(folder / "config.json", **config)
     line.refuses(folder, reason, words, **spec)
+
+
+#: Longer than what is written at once.
+LONG: Final = 300
+
+
+def lose_the_middle(model: onnx.ModelProto) -> None:
+    """Positions that are looked up in the long text alone: one token or three after a past come after."""
+    (place,) = (one for one in model.graph.initializer if "decoder.embed_positions" in one.name)
+    table = onnx.numpy_helper.to_array(place).copy()
+    table[260:290] = 0
+    place.CopyFrom(onnx.numpy_helper.from_array(table, place.name))
+
+
+def test_the_longest_text_is_written_in_pieces_by_both_and_a_fault_in_its_middle_is_named(tmp_path: Path) -> None:
+    line = Line(tmp_path / "line")
+    folder = tiny_encoder_decoder(tmp_path / "model", "bart", max_position_embeddings=LONG)
+    digest = line.fetch(folder).details["digest"]
+    assert line.convert(digest).details["maxSequenceLength"] == LONG
+    bench = Bench(line, digest, shutil.copytree(folder_of(line), tmp_path / "good"))
+    good = line.validate(digest)
+    assert good.summary.reason == "Validated", good.summary.message
+    assert any(f"tokens 257 to {LONG} of {LONG} in pieces" in told.get("sample", "") for told in good.lines)
+    bench.put_changed("decoder.onnx", lose_the_middle)
+    ended = line.validate(digest).summary
+    assert ended.reason == "LongTextsDiffer", ended.message
+    assert f"texts shorter than {LONG} tokens agree" in ended.message
