@@ -5,7 +5,7 @@ capture did. A language model has so few of those that each can be replaced wher
 is decomposed as ever. Then it runs each node to see which types are mixed, though all but those that it changes for
 that say already what they come to. And it reads the source of each of its translations for a name that nobody asks for.
 What it keeps of each operator's shapes, in case that one of the same sizes is met again, takes it as long as to ask the
-operator, and of sizes that are symbols hardly any are met again.
+operator; of sizes that are symbols none are met again but in another layer.
 Its optimizer holds each of its rules against each node, with much ado before it looks at the node's own operator.
 Where torch or onnxscript are no longer as they are described here, an export takes longer and is the same.
 """
@@ -50,19 +50,22 @@ _MIXED: Final = "_TypePromotionInterpreter"
 
 #: The setting of torch by which it keeps what operators made of shapes.
 _KEPT: Final = "fake_tensor_cache_enabled"
+#: Layers for which that does not pay: with 6 it does, with 4 it does not.
+_FEW: Final = 4
 
 _decompose = ExportedProgram.run_decompositions
 _run_node = Interpreter.run_node
 
 
 @contextmanager
-def once() -> Iterator[None]:
-    """Inside, an export decomposes and runs what has to be, and nothing else."""
+def once(module: torch.nn.Module) -> Iterator[None]:
+    """Inside, an export of the module decomposes and runs what has to be, and nothing else."""
+    depth = max((len(each) for each in module.modules() if isinstance(each, torch.nn.ModuleList)), default=0)
     with ExitStack() as stack:
         stack.enter_context(patch.object(ExportedProgram, "run_decompositions", _run))
         stack.enter_context(patch.object(Interpreter, "run_node", _known))
         if hasattr(config, _KEPT):
-            stack.enter_context(config.patch({_KEPT: False}))
+            stack.enter_context(config.patch({_KEPT: depth > _FEW}))
         if (registry := _registry()) is not None:
             table = functools.partial(_table, registry.from_torchlib)
             stack.enter_context(patch.object(registry, "from_torchlib", table))

@@ -97,7 +97,7 @@ def trace(checkpoint: Checkpoint, part: Part, module: torch.nn.Module, opset: in
         with (
             torch.no_grad(),
             precision.always_clamping(checkpoint.model.dtype),
-            capture.once(),
+            capture.once(module),
             warnings.catch_warnings(),
         ):
             # Deprecations inside torch and a remark about training mode that eval() has settled.

@@ -14,6 +14,7 @@ import pytest
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from onnxscript.rewriter.pattern import MatchResult, SimplePatternMatcher
+from torch._dynamo import config
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from onnx_converter import capture
@@ -66,10 +67,11 @@ PROGRAMS: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
 
 def exported(function: Callable[[Tensor], Tensor]) -> bytes:
     """The graph of a function, with nothing in it of where it was traced."""
-    with warnings.catch_warnings(), torch.no_grad(), capture.once():
+    module = Of(function).eval()
+    with warnings.catch_warnings(), torch.no_grad(), capture.once(module):
         warnings.simplefilter("ignore")  # deprecations inside torch
         program = torch.onnx.export(
-            Of(function).eval(),
+            module,
             (_NUMBERS,),
             dynamo=True,
             dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
@@ -118,6 +120,14 @@ def test_only_an_operator_of_mixed_types_is_run_again_and_the_graph_is_the_same(
     assert bool(ran) is is_mixed, ran
     with patch.object(capture, "_known", run):
         assert found == exported(function)
+
+
+@pytest.mark.parametrize("layers", [2, 6])
+def test_what_becomes_of_shapes_is_kept_where_many_layers_meet_them_again(layers: int) -> None:
+    module = torch.nn.ModuleDict({"stack": torch.nn.ModuleList([torch.nn.Identity()] * layers)})
+    with capture.once(module):
+        assert config.fake_tensor_cache_enabled == (layers > 4)
+    assert config.fake_tensor_cache_enabled
 
 
 def test_the_table_of_translations_is_torchs_own_though_no_source_is_read() -> None:
