@@ -102,7 +102,9 @@ def _grown(
     route: Route, checkpoint: Checkpoint, source: Path, folder: Path, goal: Goal, *, plan: layers.Plan
 ) -> str | None:
     """The very graph that is wanted is tried first, with few layers, few words and weights of chance."""
-    if (trial := shrunk(checkpoint)) is checkpoint:
+    with goal.trials.running():
+        trial = shrunk(checkpoint)
+    if trial is checkpoint:
         return "it is small enough to be its own trial"
     with route.traced(checkpoint.model), layers.shallow(checkpoint, plan) as few:
         (part,), (module,) = parts_of(few.checkpoint), modules_of(few.checkpoint, source)
@@ -148,7 +150,8 @@ def tried(
     route: Route, checkpoint: Checkpoint, source: Path, folder: Path, goal: Goal, *, grows: bool = False
 ) -> str | None:
     """Why the route is not to be taken; of a small model the graphs that were tried stay, as they are those wanted."""
-    trial = shrunk(checkpoint)
+    with goal.trials.running():
+        trial = shrunk(checkpoint)
     with goal.trials.running(), nullcontext(folder) if trial is checkpoint else _beside(folder) as place:
         _export(route, trial, source, place, goal, grows=grows)
         return _differs(trial, place, goal)
