@@ -236,13 +236,13 @@ def pieces(checkpoint: Checkpoint) -> Iterator[Sample]:
     if not checkpoint.cache or longest <= _at_once(checkpoint):
         return
     ids = np.random.default_rng(_SEED).integers(0, checkpoint.model.config.vocab_size, (1, longest))
+    beside = answer_of(checkpoint, batch=1, read=_READ_BESIDE, past=0, length=1).tensors if checkpoint.cross else None
     for start in range(0, longest, _LONGEST_PREFILL):
         piece = ids[:, start : start + _LONGEST_PREFILL]
         end = start + piece.shape[1]
         tensors = (
-            answer_of(checkpoint, batch=1, read=_READ_BESIDE, past=0, length=1).tensors
-            | {encoder_decoders.WRITTEN: piece}
-            if checkpoint.cross
+            beside | {encoder_decoders.WRITTEN: piece}
+            if beside
             else {"input_ids": piece, "attention_mask": np.ones((1, end), dtype=np.int64)}
         )
         name = f"random ids, batch 1, tokens {start + 1} to {end} of {longest} in pieces, the last token"

@@ -44,7 +44,7 @@ def errors(
     nodes = {node.name: node for node in graph.node if node.name in layers}
     constants = {tensor.name: tensor for tensor in graph.initializer}
     turned = turned_in(graph, constants)
-    given = sorted({node.input[0] for node in nodes.values()})
+    given = list(measured)
     session = inner.session_of(source, given)
     if is_symmetric:
         measured = {name: (-max(-low, high), max(-low, high)) for name, (low, high) in measured.items()}
