@@ -290,6 +290,7 @@ _SIZES: Final = {
 _GROUPED: Final = _SIZES | {"num_key_value_heads": 2}
 #: Shorter than most samples, so that it shows.
 _WINDOW: Final = {"sliding_window": 8}
+_EXPERTS: Final = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 _FALCON: Final = {key: size for key, size in _SIZES.items() if key != "intermediate_size"}
 DECODERS: Final[dict[str, DecoderShape]] = {
     "falcon": DecoderShape(transformers.FalconForCausalLM, _FALCON),
@@ -312,6 +313,7 @@ DECODERS: Final[dict[str, DecoderShape]] = {
         transformers.LlamaForCausalLM, _GROUPED | {"tie_word_embeddings": True}
     ),
     "mistral": DecoderShape(transformers.MistralForCausalLM, _GROUPED | _WINDOW),
+    "mixtral": DecoderShape(transformers.MixtralForCausalLM, _GROUPED | {"num_local_experts": 4}),
     "olmo2": DecoderShape(transformers.Olmo2ForCausalLM, _GROUPED),
     "opt": DecoderShape(
         transformers.OPTForCausalLM,
@@ -334,7 +336,11 @@ DECODERS: Final[dict[str, DecoderShape]] = {
         },
     ),
     "qwen2": DecoderShape(transformers.Qwen2ForCausalLM, _GROUPED),
+    "qwen2_moe": DecoderShape(
+        transformers.Qwen2MoeForCausalLM, _GROUPED | _EXPERTS | {"shared_expert_intermediate_size": 16}
+    ),
     "qwen3": DecoderShape(transformers.Qwen3ForCausalLM, _GROUPED | {"head_dim": 16}),
+    "qwen3_moe": DecoderShape(transformers.Qwen3MoeForCausalLM, _GROUPED | _EXPERTS | {"head_dim": 16}),
     "starcoder2": DecoderShape(transformers.Starcoder2ForCausalLM, _GROUPED | _WINDOW),
 }
 

@@ -51,11 +51,14 @@ FAMILIES: Final = Table[Family](
         "gpt_neox": lambda: Family(transformers.GPTNeoXConfig, transformers.GPTNeoXForCausalLM),
         "llama": lambda: Family(transformers.LlamaConfig, transformers.LlamaForCausalLM),
         "mistral": lambda: Family(transformers.MistralConfig, transformers.MistralForCausalLM),
+        "mixtral": lambda: Family(transformers.MixtralConfig, transformers.MixtralForCausalLM),
         "olmo2": lambda: Family(transformers.Olmo2Config, transformers.Olmo2ForCausalLM),
         "opt": lambda: Family(transformers.OPTConfig, transformers.OPTForCausalLM),
         "phi3": lambda: Family(transformers.Phi3Config, transformers.Phi3ForCausalLM),
         "qwen2": lambda: Family(transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
+        "qwen2_moe": lambda: Family(transformers.Qwen2MoeConfig, transformers.Qwen2MoeForCausalLM),
         "qwen3": lambda: Family(transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
+        "qwen3_moe": lambda: Family(transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM),
         "starcoder2": lambda: Family(transformers.Starcoder2Config, transformers.Starcoder2ForCausalLM),
     }
 )

@@ -9,16 +9,28 @@ from __future__ import annotations
 import ast
 import re
 import warnings
-from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import onnx_ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-from onnx_converter import capture, decoders, encoder_decoders, idioms, keeping, precision, share, siblings, wire
+from onnx_converter import (
+    capture,
+    decoders,
+    encoder_decoders,
+    experts,
+    idioms,
+    keeping,
+    precision,
+    share,
+    siblings,
+    wire,
+)
 from onnx_converter.images import PIXELS
 from onnx_converter.layers import SCOPES
+from onnx_converter.products import EXPERTS, PRODUCTS
 from onnx_converter.reasons import EXPORT_FAILED, StepFailedError, gist
 from onnx_converter.route import Route
 from onnx_converter.spec import Provider
@@ -38,8 +50,8 @@ PAST_SEQUENCE: Final = "past_sequence"
 TOTAL_SEQUENCE: Final = "total_sequence"
 #: Protobuf ends at 2 GiB; beside the weights there is room for the graph itself.
 _INLINE_LIMIT: Final = 1_900_000_000
-#: As transformers itself computes it, whatever it is.
-ROUTE: Final = Route("trace", lambda _checkpoint, _goal: None, lambda _model: nullcontext())
+#: As transformers itself computes it, whatever it is, but that every expert is asked.
+ROUTE: Final = Route("trace", lambda _checkpoint, _goal: None, partial(experts.traced, as_operator=False))
 
 
 def sample_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
@@ -139,6 +151,7 @@ def settle(model: onnx_ir.Model, checkpoint: Checkpoint, provider: Provider) -> 
     model.metadata_props.clear()
     _name_axes(model, axes)
     keeping.settle(model)
+    experts.settle(model)
     return model
 
 
@@ -149,7 +162,8 @@ def _name_layers(model: onnx_ir.Model) -> None:
         weights = node.inputs[1] if len(node.inputs) > 1 else None
         if (turned := idioms.maker(weights, "Transpose")) is not None:
             weights = turned.inputs[0]
-        if node.op_type not in ("MatMul", "Gemm") or weights is None or not weights.is_initializer():
+        is_product = node.op_type in PRODUCTS and weights is not None and weights.is_initializer()
+        if not is_product and node.op_type != EXPERTS:
             continue
         scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
         name = scopes[-2].removeprefix("model.") if len(scopes) > 1 else ""

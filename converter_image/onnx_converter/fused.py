@@ -15,6 +15,7 @@ import torch
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
+from onnx_converter import experts
 from onnx_converter.route import Route
 from onnx_converter.spec import Provider, Task
 
@@ -60,7 +61,10 @@ def traced(model: PreTrainedModel) -> Iterator[None]:
     model.set_attn_implementation(_NAME)
     try:
         # Without a function of this name positions are added to words, or the rotation stays as it is.
-        with patch.dict(code, {_ROTATION: operators.rotate} if _ROTATION in code else {}):
+        with (
+            patch.dict(code, {_ROTATION: operators.rotate} if _ROTATION in code else {}),
+            experts.traced(model, as_operator=True),
+        ):
             yield
     finally:
         model.set_attn_implementation("eager")

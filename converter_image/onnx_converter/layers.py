@@ -430,10 +430,10 @@ class Growth:
         return made
 
 
-#: What the exporter makes of a weight: a matrix is turned for its product, and Gemma's norms begin at one.
+#: What the exporter makes of a weight: matrices are turned for their products, and Gemma's norms begin at one.
 _FORMS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
     "": lambda weight: weight,
-    "_turned": lambda weight: weight.mT if weight.dim() == 2 else weight,  # noqa: PLR2004  a matrix
+    "_turned": lambda weight: weight.mT if weight.dim() > 1 else weight,
     "_from_one": lambda weight: weight + 1 if weight.dim() == 1 else weight,
 }
 _DTYPES: Final = {

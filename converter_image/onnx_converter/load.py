@@ -360,7 +360,8 @@ def _config_of(
     kind: type[PreTrainedConfig], value: dict[str, Any], undeclared: frozenset[str] | None
 ) -> PreTrainedConfig:
     """`undeclared` are fields to keep besides; None keeps whatever is no part of the class itself."""
-    declared = {field.name for field in dataclasses.fields(kind)} - _NEVER_SET
+    # A class may write a field by another name than that it is declared by.
+    declared = ({field.name for field in dataclasses.fields(kind)} | set(kind.attribute_map.values())) - _NEVER_SET
     kept = {
         key: inner
         for key, inner in value.items()
@@ -439,6 +440,8 @@ def _model_of(
             dtype=dtype,
             # With ALiBi a Falcon's eager attention adds each distance twice (transformers 5.23).
             attn_implementation="sdpa" if getattr(config, "alibi", False) else "eager",
+            # Others multiply by what nobody asked for, or in another order.
+            experts_implementation="eager",
             output_loading_info=True,
             ignore_mismatched_sizes=True,
             **options,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 #: Where a model spends its time; the rest, shapes above all, may run on the CPU beside an accelerator.
 _HEAVY: Final = frozenset(
     {"MatMul", "Gemm", "FusedMatMul", "FusedGemm", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"}
-    | {"MatMulNBits", "MatMulBnb4", "QLinearMatMul", "QGemm", "QAttention", "Einsum"}
+    | {"MoE", "QMoE", "MatMulNBits", "MatMulBnb4", "QLinearMatMul", "QGemm", "QAttention", "Einsum"}
     # Of images and sounds, in float, fused and in whole numbers.
     | {"Conv", "FusedConv", "NhwcFusedConv", "ConvInteger", "QLinearConv"}
     | {

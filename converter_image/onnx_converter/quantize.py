@@ -18,7 +18,7 @@ from onnxruntime.quantization.calibrate import TensorsData, save_tensors_data
 from onnx_converter import decoders, gptq, ranges, sensitivity, share, wire
 from onnx_converter.blocks import DOMAIN, Blocks
 from onnx_converter.integers import Integers
-from onnx_converter.products import PRODUCTS, layers_of, products_by, turned_in
+from onnx_converter.products import EXPERTS, PRODUCTS, experts_of, layers_of, products_by, routers_of, turned_in
 from onnx_converter.reasons import EXPORT_FAILED, SPEC_IMPOSSIBLE, StepFailedError, gist
 from onnx_converter.spec import Activations, Algorithm, Provider, Scheme
 
@@ -30,12 +30,19 @@ if TYPE_CHECKING:
 
     from onnx_converter.spec import ConversionSpec
 
+    #: What becomes of a node of experts, by its weights.
+    Experts = Callable[[onnx.NodeProto, Mapping[str, NDArray[Any]]], onnx.GraphProto | None]
+
 #: They read rounded values around an operator, and neither operators of integers nor those of onnxruntime's own. The
 #: page of QNN's operators says that what computes on the NPU takes nothing else.
 _KNOWN: Final = {
     Provider.TENSORRT: frozenset({Scheme.NONE, Scheme.FLOAT16, Scheme.BFLOAT16, Scheme.INT8_STATIC}),
     Provider.QNN: frozenset({Scheme.INT8_STATIC}),
 }
+
+
+#: Weights with one scale, of experts where the scheme has no blocks.
+_BLOCK: Final = 32
 
 
 def refuse_without_kernels(scheme: Scheme, provider: Provider, field: str) -> None:
@@ -76,14 +83,19 @@ def quantise(
     hold as well that are read later. A pattern of `exclude` may match layers of graphs alike alone: others that have
     the scheme. Tells the layers that were left as they are since they moved too far, and how far.
     """
+    _refuse_experts(spec, wire.outline(source).graph, provider)
     if spec.scheme is Scheme.INT8_STATIC:
         return int8_static(spec, source, target, requests, provider=provider, alike=alike, shared=shared)
     model = wire.outline(source)
     is_large = _is_large(model, source)
     if spec.scheme is Scheme.INT8_DYNAMIC:
         integers = Integers()
-        spared = _excluded(spec.exclude, model.graph, alike) if spec.exclude else frozenset[str]()
-        spent, made = _replace_layers(model.graph, source.parent, spared, integers.product, integers.looked_up)
+        spared = routers_of(model.graph)
+        if spec.exclude:
+            spared |= _excluded(spec.exclude, model.graph, alike)
+        spent, made = _replace_layers(
+            model, source.parent, spared, integers.product, integers.looked_up, experts=_in_eight(spec)
+        )
     else:
         spent, made = _in_blocks(spec, model, source, requests, provider)
     _refuse_unquantised(model, "MatMulInteger", "MatMulNBits")
@@ -117,8 +129,10 @@ def int8_static(
     """
     model = wire.outline(source)
     is_large = _is_large(model, source)
-    there = _names(layers_of(model.graph))
-    chosen = _not_excluded(there, spec.exclude or (), alike)
+    there = _names([*layers_of(model.graph), *experts_of(model.graph)])
+    kept = _not_excluded(there, spec.exclude or (), alike)
+    products = frozenset(_names(layers_of(model.graph))) - routers_of(model.graph)
+    chosen = [layer for layer in kept if layer in products]
     given = sorted({node.input[0] for node in model.graph.node if node.name in chosen})
     measured = ranges.of(source, given, requests)
     is_wide, is_symmetric = spec.activations is Activations.UINT16, provider is Provider.TENSORRT
@@ -169,9 +183,9 @@ def int8_static(
     _refuse_unquantised(model, "QuantizeLinear")
     made: dict[str, bytes] = {}
     if has_tables:
-        in_floats = frozenset(there).difference(chosen)
+        in_floats = frozenset(there).difference(kept).union(sensitive)
         _, made = _replace_layers(
-            model.graph, target.parent, in_floats, lambda _node, _weight: None, Integers().looked_up
+            model, target.parent, in_floats, lambda _node, _weight: None, Integers().looked_up, experts=_in_eight(spec)
         )
     if layers != target:
         _write(model, target.parent, made, target, is_large=is_large, is_last=False, shared=shared)
@@ -195,7 +209,7 @@ def _with_weights_as_read(model: onnx.ModelProto, source: Path, layers: Iterable
         return onnx.GraphProto(node=[product], initializer=[weight])
 
     others = {node.name for node in model.graph.node} - turned
-    _, made = _replace_layers(model.graph, source.parent, others, with_weight)
+    _, made = _replace_layers(model, source.parent, others, with_weight)
     _write(model, source.parent, made, target, is_large=True, is_last=False, shared=None)
     return target
 
@@ -205,7 +219,7 @@ def _names(layers: Iterable[onnx.NodeProto]) -> list[str]:
 
 
 def _excluded(exclude: Sequence[str], graph: onnx.GraphProto, alike: Sequence[Path]) -> frozenset[str]:
-    layers = _names(layers_of(graph))
+    layers = _names([*layers_of(graph), *experts_of(graph)])
     return frozenset(layers).difference(_not_excluded(layers, exclude, alike))
 
 
@@ -256,15 +270,14 @@ def _in_blocks(
     inputs = gptq.Inputs.of(source, requests) if spec.algorithm is Algorithm.GPTQ else None
     blocks = Blocks(spec, head, inputs)
     has_tables = provider is Provider.CPU and (head is not None or not spec.keep_output_head)
-    if all(item.domain != DOMAIN for item in model.opset_import):
-        model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     try:
         return _replace_layers(
-            model.graph,
+            model,
             source.parent,
-            frozenset({head}) if spec.keep_output_head else frozenset(),
+            routers_of(model.graph) | ({head} if spec.keep_output_head else set()),
             blocks.product,
             blocks.looked_up if has_tables else None,
+            experts=blocks.experts,
         )
     except Exception as error:
         raise _given_up(error) from error
@@ -317,18 +330,45 @@ def head_of(graph: onnx.GraphProto) -> str | None:
     return node and node.name
 
 
+def _in_eight(spec: ConversionSpec) -> Experts:
+    """Experts with weights of eight bits: there is no other form for them in whole numbers."""
+    said = {"scheme": Scheme.INT8_WEIGHT_ONLY, "block_size": _BLOCK, "symmetric": True}
+    return Blocks(spec.model_copy(update=said), None, None).experts
+
+
+def _refuse_experts(spec: ConversionSpec, graph: onnx.GraphProto, provider: Provider) -> None:
+    """Experts that are all asked at once, which no quantizer has a form for, and which are most of what a model is."""
+    sizes = {tensor.name: tensor.dims for tensor in graph.initializer}
+    sizes |= {
+        node.output[0]: sizes[node.input[0]]
+        for node in graph.node
+        if node.op_type == "Transpose" and node.input[0] in sizes
+    }
+    for node in graph.node:
+        dims = list(sizes.get(node.input[1], ())) if node.op_type == "MatMul" else []
+        if len(dims) == 3 and min(dims) > 1:  # noqa: PLR2004  a matrix for each
+            raise StepFailedError(
+                SPEC_IMPOSSIBLE,
+                f"quantization.scheme {spec.scheme} has no form for the {dims[0]} experts of this model's layers on "
+                f"{provider}: use none, float16 or bfloat16",
+            )
+
+
 def _replace_layers(
-    graph: onnx.GraphProto,
+    model: onnx.ModelProto,
     folder: Path,
     spared: Container[str | None],
     quantised: Callable[[onnx.NodeProto, NDArray[Any]], onnx.GraphProto | None],
     looked_up: Callable[[onnx.NodeProto, NDArray[Any]], onnx.GraphProto | None] | None = None,
+    *,
+    experts: Experts | None = None,
 ) -> tuple[list[onnx.TensorProto], dict[str, bytes]]:
     """Every layer but those that are spared, and tables, if they are asked for, but those layers'; one weight at a time
     is read from the folder.
 
     Gives the weights that nothing reads any more, and the bytes of new ones.
     """
+    graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
     turned = turned_in(graph, constants)
     floats = {turned.get(name, name) for node in graph.node if node.name in spared for name in node.input}
@@ -342,6 +382,10 @@ def _replace_layers(
             part = quantised(product, matrix if product.input[1] == weight.name else matrix.T)
         elif looked_up is not None and _is_table_of(node, constants) and node.input[0] not in floats:
             part = looked_up(node, wire.mapped(constants[node.input[0]], folder))
+        elif experts is not None and node.op_type == EXPERTS and node.name not in spared:
+            part = experts(
+                node, {name: wire.mapped(constants[name], folder) for name in node.input if name in constants}
+            )
         if part is None:
             done.node.append(node)
             continue
@@ -358,6 +402,8 @@ def _replace_layers(
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
     graph.initializer.extend([*kept, *done.initializer])
+    if any(node.domain == DOMAIN for node in nodes) and all(item.domain != DOMAIN for item in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     return [tensor for name, tensor in constants.items() if name not in read], made
 
 

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 _SMALL: Final = 4_000_000
 _WORDS: Final = 512
 _LENGTH: Final = 256
+#: What configurations call those widths, how many experts a layer has, and what decides how many are asked.
+_WIDTHS: Final = ("intermediate_size", "moe_intermediate_size")
+_EXPERTS: Final = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_ASKED: Final = ("num_experts_per_tok", "moe_k", "n_group")
 #: Layers of each kind, and one more, so that what grows has to.
 _LAYERS: Final = 2
 #: Longest reason, since a termination message holds them all.
@@ -193,8 +197,14 @@ def shrunk(checkpoint: Checkpoint) -> Checkpoint:
     }
     if kinds:
         less["layer_types"] = (kinds * (_LAYERS + 1))[: less["num_hidden_layers"]]
-    if hasattr(config, "intermediate_size"):
-        less["intermediate_size"] = min(config.intermediate_size, _LENGTH)
+    for name in _WIDTHS:
+        if hasattr(config, name):
+            less[name] = min(getattr(config, name), _LENGTH)
+    for name in _EXPERTS:
+        if isinstance(experts := getattr(config, name, None), int):
+            # Some are chosen by groups, and of a group by its best two.
+            asked = max(getattr(config, each, None) or 1 for each in _ASKED)
+            less[name] = min(experts, 2 * asked)
     for name, value in less.items():
         setattr(config, name, value)
     with torch.random.fork_rng(devices=[]):
