@@ -99,7 +99,7 @@ class Original:
         return tensor.float() if tensor.is_floating_point() else tensor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Loaded:
     """One graph in onnxruntime."""
 
@@ -107,14 +107,28 @@ class Loaded:
     session: onnxruntime.InferenceSession
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    #: Whether the session tells what runs for its first request.
+    is_profiled: bool = False
+    #: What ran for it.
+    nodes: Sequence[placement.Node] = ()
 
     @classmethod
-    def of(cls, path: Path, session: onnxruntime.InferenceSession) -> Self:
+    def of(cls, path: Path, session: onnxruntime.InferenceSession, *, is_profiled: bool = False) -> Self:
         inputs, outputs = session.get_inputs(), session.get_outputs()
-        return cls(path, session, tuple(item.name for item in inputs), tuple(item.name for item in outputs))
+        names = [tuple(item.name for item in items) for items in (inputs, outputs)]
+        return cls(path, session, names[0], names[1], is_profiled)
 
-    def fed(self, known: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        return {name: known[name] for name in self.inputs}
+    def run(
+        self,
+        names: Sequence[str] | None,
+        known: Mapping[str, NDArray[Any]],
+        options: onnxruntime.RunOptions | None = None,
+    ) -> list[Any]:
+        answers: list[Any] = self.session.run(names, {name: known[name] for name in self.inputs}, options)
+        if self.is_profiled:
+            # In this session and not in one of its own: each takes the weights in memory once more or twice.
+            self.nodes, self.is_profiled = placement.ran(self.session), False
+        return answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +137,6 @@ class Candidate:
 
     provider: Provider
     graphs: tuple[Loaded, ...]
-    #: What the provider is told besides.
-    told: Mapping[str, str] | None = None
     #: Where each graph runs, if not all do on the provider.
     places: tuple[Provider, ...] = ()
 
@@ -136,10 +148,15 @@ class Candidate:
         intra_op: int | None = None,
         told: Mapping[str, str] | None = None,
         places: tuple[Provider, ...] = (),
+        *,
+        is_proved: bool = False,
     ) -> Self:
-        where = zip(paths, places or (provider,) * len(paths), strict=True)
-        sessions = ((path, placement.session(path, place, intra_op, told=told)) for path, place in where)
-        return cls(provider, tuple(Loaded.of(*one) for one in sessions), told, places)
+        """`is_proved` where it is to tell its coverage."""
+        graphs = []
+        for path, place in zip(paths, places or (provider,) * len(paths), strict=True):
+            session = placement.session(path, place, intra_op, told, is_profiled=is_proved)
+            graphs.append(Loaded.of(path, session, is_profiled=is_proved))
+        return cls(provider, tuple(graphs), places)
 
     def answer(self, outputs: Sequence[str], sample: Sample, options: onnxruntime.RunOptions | None = None) -> Answer:
         """What was given with the sample is not answered, and a graph that would say nothing else is not run."""
@@ -150,7 +167,7 @@ class Candidate:
             if not names:
                 continue
             try:
-                answers = graph.session.run(names, graph.fed(known), options)
+                answers = graph.run(names, known, options)
             except Exception as error:
                 words = f"on {sample.name} {graph.path.name} answers with an error: {gist(error)}"
                 if _SHAPES.search(str(error)):
@@ -161,12 +178,11 @@ class Candidate:
             known |= dict(zip(names, map(np.asarray, answers), strict=True))
         return {name: known[name] for name in outputs if name not in sample.tensors}
 
-    def coverage(self, outputs: Sequence[str], sample: Sample) -> dict[str, dict[str, int]]:
-        """Nodes of all graphs by operator and the provider they ran on."""
-        known, found = sample.tensors | self.answer(outputs, sample), dict[str, dict[str, int]]()
+    def coverage(self) -> dict[str, dict[str, int]]:
+        """Nodes of all graphs, each of which was asked, by operator and the provider they ran on."""
+        found = dict[str, dict[str, int]]()
         for graph, place in zip(self.graphs, self.places or (self.provider,) * len(self.graphs), strict=True):
-            proved = placement.prove(graph.path, place, graph.fed(known), self.told)
-            for operator, places in proved.items():
+            for operator, places in placement.counted(graph.nodes, place).items():
                 for where, nodes in places.items():
                     counts = found.setdefault(operator, {})
                     counts[where] = counts.get(where, 0) + nodes

@@ -7,9 +7,11 @@ without the provider that was asked for, and one whose heavy nodes ran elsewhere
 from __future__ import annotations
 
 import json
-import tempfile
+import shutil
+import weakref
 from collections import Counter
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any, Final
 
 import onnxruntime
@@ -21,7 +23,8 @@ from onnx_converter.spec import Provider
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from numpy.typing import NDArray
+    #: Its operator, the provider it ran on, and what the profile calls it.
+    Node = tuple[str, str, str]
 
 #: Where a model spends its time; the rest, shapes above all, may run on the CPU beside an accelerator.
 _HEAVY: Final = frozenset(
@@ -65,9 +68,9 @@ def session(
     model: Path | bytes,
     provider: Provider,
     intra_op: int | None = None,
-    profile: Path | None = None,
     told: Mapping[str, str] | None = None,
     *,
+    is_profiled: bool = False,
     options: onnxruntime.SessionOptions | None = None,
 ) -> onnxruntime.InferenceSession:
     """A session whose first provider is the one asked for, on as many threads as the container may use or on those of
@@ -87,9 +90,10 @@ def session(
     else:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
-    if profile is not None:
+    profiles = mkdtemp() if is_profiled else None
+    if profiles is not None:
         options.enable_profiling = True
-        options.profile_file_prefix = str(profile)
+        options.profile_file_prefix = f"{profiles}/profile"
     providers: list[Any] = [str(Provider.CPU)]
     if Provider.CUDA in (provider, _SECOND.get(provider)):
         providers.insert(0, (str(Provider.CUDA), _OPTIONS))
@@ -98,8 +102,11 @@ def session(
     try:
         made = onnxruntime.InferenceSession(model, options, providers=providers)
     except Exception as error:
+        shutil.rmtree(profiles or "", ignore_errors=True)
         name = model.name if isinstance(model, Path) else "a part of the graph"
         raise StepFailedError(GRAPH_REFUSED, f"onnxruntime cannot load {name}: {gist(error)}") from error
+    if profiles is not None:
+        weakref.finalize(made, shutil.rmtree, profiles, ignore_errors=True)
     if made.get_providers()[0] != provider:
         raise StepFailedError(
             PLACEMENT_FAILED,
@@ -109,28 +116,19 @@ def session(
     return made
 
 
-def prove(
-    path: Path, provider: Provider, tensors: Mapping[str, NDArray[Any]], told: Mapping[str, str] | None = None
-) -> dict[str, dict[str, int]]:
-    """Nodes by operator and the provider they ran on, from onnxruntime's own profile of one request."""
-    with tempfile.TemporaryDirectory() as folder:
-        profiled = session(path, provider, profile=Path(folder, "profile"), told=told)
-        profiled.run(None, dict(tensors))
-        events: list[dict[str, Any]] = json.loads(Path(profiled.end_profiling()).read_text())
+def ran(profiled: onnxruntime.InferenceSession) -> list[Node]:
+    """What ran so far of a session that has a profile, which ends with this."""
+    events: list[dict[str, Any]] = json.loads(Path(profiled.end_profiling()).read_text())
     nodes = {
         event["args"]["node_index"]: (event["args"]["op_name"], event["args"]["provider"], event["name"])
         for event in events
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
     }
-    if not nodes:
-        raise StepFailedError(
-            PLACEMENT_FAILED, f"the profile of {path.name} names no node: its placement cannot be proved"
-        )
-    return counted(nodes.values(), provider)
+    return list(nodes.values())
 
 
-def counted(nodes: Collection[tuple[str, str, str]], provider: Provider) -> dict[str, dict[str, int]]:
-    """The nodes counted, where none of the heavy ones is elsewhere than it may be."""
+def counted(nodes: Collection[Node], provider: Provider) -> dict[str, dict[str, int]]:
+    """By operator and the provider they ran on, where none of the heavy ones is elsewhere than it may be."""
     allowed = (provider, _SECOND.get(provider))
     if not any(where == provider for _, where, _ in nodes):
         raise StepFailedError(PLACEMENT_FAILED, f"no node of the graph ran on {provider}: leave that provider out")

@@ -195,7 +195,7 @@ def _run(validate: Validate, progress: Progress) -> dict[str, Any]:
     checked = targets.check(paths, validate.provider) if validate.provider.is_edge else None
     told = _told_before(conversion, validate)
     places = tuple(validate.spec.place_of(path.stem, validate.provider.judged_on) for path in paths)
-    candidate = Candidate.load(paths, validate.provider.judged_on, told=told, places=places)
+    candidate = Candidate.load(paths, validate.provider.judged_on, told=told, places=places, is_proved=True)
     progress.tell("CheckpointLoaded", percent=10, architecture=conversion.architecture, task=str(conversion.task))
     tolerance = parity.tolerance_of(
         validate.parity, parity.loosest(validate.spec.schemes, conversion.task), conversion.task
@@ -357,7 +357,7 @@ def judge(original: Original, candidate: Candidate, tolerance: parity.Tolerance,
         if original.checkpoint.cache:
             measurements.append(generation.measure_greedy(original, candidate))
         measured = parity.total(measurements)
-        placed = candidate.coverage(original.outputs, sample)
+        placed = candidate.coverage()
     except StepFailedError as error:
         reason, message = error.reason, error.message
         if reason is INPUT_IGNORED:

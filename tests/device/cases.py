@@ -22,7 +22,7 @@ import onnxruntime
 import torch
 
 from checkpoints import ANSWER_LENGTH, TINY_LENGTH, tiny, tiny_decoder, tiny_encoder_decoder, tiny_vision
-from onnx_converter import parity, placement, quantize, validate
+from onnx_converter import parity, quantize, validate
 from onnx_converter.contest import Candidate, Loaded, Original
 from onnx_converter.heads import parts_of
 from onnx_converter.progress import Progress
@@ -178,9 +178,11 @@ class Bench:
         graphs = []
         for part in parts_of(original.checkpoint):
             path = line.work / "graph" / self.provider / part.file
-            options = [({"use_tf32": "1"} if self.provider is Provider.CUDA else {})]
-            session = onnxruntime.InferenceSession(path, providers=[str(self.provider)], provider_options=options)
-            graphs.append(Loaded.of(path, session))
+            told = [({"use_tf32": "1"} if self.provider is Provider.CUDA else {})]
+            options = onnxruntime.SessionOptions()
+            options.enable_profiling, options.profile_file_prefix = True, str(self.root / "profile")
+            session = onnxruntime.InferenceSession(path, options, [str(self.provider)], told)
+            graphs.append(Loaded.of(path, session, is_profiled=True))
         judged = validate.judge(original, Candidate(self.provider, tuple(graphs)), tolerance, _silent())
         measured = judged.total
         numbers = measured and f"minCosine={measured.min_cosine:.7f} maxRelative={measured.max_relative:.3g}"
@@ -192,7 +194,7 @@ class Bench:
         digest = line.fetch(self.root / "sources" / "llama").details["digest"]
         details = line.convert(digest, maxSequenceLength=_LENGTH).details
         original = Original.load(line.checkpoint(digest), Task.AUTO, _LENGTH)
-        candidate = Candidate.load([line.work / "graph" / Provider.CPU / "model.onnx"], self.provider)
+        candidate = Candidate.load([line.work / "graph" / Provider.CPU / "model.onnx"], self.provider, is_proved=True)
         tolerance = parity.tolerance_of(Parity(), Scheme.NONE, original.checkpoint.task)
         judged = validate.judge(original, candidate, tolerance, _silent())
         route = details["graphs"][str(Provider.CPU)]["route"]
@@ -210,7 +212,13 @@ class Bench:
         path = self.root / "int8.onnx"
         quantize.quantise(ConversionSpec(scheme=Scheme.INT8_DYNAMIC), source, path)
         ids = {item.name: torch.ones(1, 8, dtype=torch.long).numpy() for item in onnxruntime_inputs(path)}
-        return _refused(name, lambda: placement.prove(path, self.provider, ids), wanted="PlacementFailed")
+
+        def placed() -> dict[str, dict[str, int]]:
+            candidate = Candidate.load([path], self.provider, is_proved=True)
+            candidate.graphs[0].run(None, ids)
+            return candidate.coverage()
+
+        return _refused(name, placed, wanted="PlacementFailed")
 
     def without_device(self) -> Row:
         """A node whose device is gone: the session must not be one of the CPU's."""

@@ -125,7 +125,7 @@ def judged(original: Original, scheme: Scheme, exported: Path, target: Path) -> 
     files = [part.file for part in parts_of(original.checkpoint)]
     sources = [exported / file for file in files]
     convert.write_graphs(original.checkpoint, ConversionSpec(scheme=scheme), texts.ALL, sources, target)
-    candidate = Candidate.load([target / file for file in files], Provider.CPU)
+    candidate = Candidate.load([target / file for file in files], Provider.CPU, is_proved=True)
     tolerance = parity.tolerance_of(Parity(), scheme, original.checkpoint.task)
     judgement = validate.judge(original, candidate, tolerance, Progress("validate", io.StringIO()))
     measured = judgement.total

@@ -22,18 +22,19 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from onnx_converter.route import Route
+
 EXPERTS, FEW, WIDTH, INNER, TOKENS = 6, 2, 32, 48, 5
 
 
 def numbers(seed: int, *shape: int) -> NDArray[np.float32]:
-    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+    drawn: NDArray[np.float32] = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+    return drawn
 
 
-UP, BIAS, DOWN = (
-    numbers(0, EXPERTS, 2 * INNER, WIDTH) / 4,
-    numbers(1, EXPERTS, 2 * INNER),
-    numbers(2, EXPERTS, WIDTH, INNER),
-)
+UP = numbers(0, EXPERTS, 2 * INNER, WIDTH) * np.float32(0.25)
+BIAS = numbers(1, EXPERTS, 2 * INNER)
+DOWN = numbers(2, EXPERTS, WIDTH, INNER)
 
 
 def write(path: Path, up: NDArray[np.float32] = UP, down: NDArray[np.float32] = DOWN) -> Path:
@@ -152,9 +153,7 @@ def test_experts_that_are_all_asked_are_not_quantised_in_part(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("route", [FUSED, TRACE], ids=lambda route: route.name)
-def test_layers_of_experts_are_grown_and_answer_as_those_that_were_traced_whole(
-    route: routes.Route, tmp_path: Path
-) -> None:
+def test_layers_of_experts_are_grown_and_answer_as_those_that_were_traced_whole(route: Route, tmp_path: Path) -> None:
     folder = tiny_decoder(tmp_path / "model", "mixtral", num_hidden_layers=5)
     checkpoint = load.load(folder, Task.AUTO, None)
     plan_of(checkpoint)

@@ -338,7 +338,10 @@ class Real:
     def judge(self, graph: Path, scheme: Scheme) -> validate.Judgement:
         tolerance = parity.tolerance_of(Parity(), scheme, Task.SENTENCE_EMBEDDING)
         return validate.judge(
-            self.original, Candidate.load([graph], Provider.CPU), tolerance, Progress("validate", io.StringIO())
+            self.original,
+            Candidate.load([graph], Provider.CPU, is_proved=True),
+            tolerance,
+            Progress("validate", io.StringIO()),
         )
 
     def evaluate(self, graph: Path, folder: Path) -> evaluate.Verdict:
