@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _GAP: Final = "the gap of logits where a written text first differs"
 #: Below this length a vector has no direction worth comparing.
 _NO_DIRECTION: Final = 1e-6
+#: Numbers that are compared at a time.
+_AT_ONCE: Final = 1 << 21
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,24 +254,42 @@ def _measure(
     for whose, values in (("original", truth), ("graph", answer)):
         if not np.isfinite(values).all():
             raise StepFailedError(NOT_FINITE, f"on {sample.name} the {whose} answers with NaN or infinity")
-    wanted, found = truth[judged].astype(np.float64), answer[judged].astype(np.float64)
-    if not wanted.size:
+    rows = np.flatnonzero(judged)
+    if not rows.size or not truth.size:
         return Measurement(sample.name, sample.is_text, 0, judged.size, 1.0, 0.0, 0.0, 0, 0, 0.0)
-    difference = np.abs(wanted - found).max(axis=-1)
-    labels = len(wanted) if is_labels else 0
-    cosines = _cosines(wanted, found)
+    flat = [values.reshape(judged.size, *truth.shape[judged.ndim :]) for values in (truth, answer)]
+    # Some at a time: logits of a text are tens of megabytes, and several times as many in doubles.
+    step = max(1, _AT_ONCE * judged.size // truth.size)
+    parts = [
+        _compared(*(values[rows[at : at + step]].astype(np.float64) for values in flat), is_labels=is_labels)
+        for at in range(0, rows.size, step)
+    ]
+    cosines, absolute, relative, agreeing, divergence = map(np.concatenate, zip(*parts, strict=True))
     return Measurement(
         sample=sample.name,
         is_text=sample.is_text,
-        vectors=len(wanted),
-        ignored=int(judged.size - judged.sum()),
+        vectors=rows.size,
+        ignored=judged.size - rows.size,
         min_cosine=float(cosines.min()),
-        max_absolute=float(difference.max()),
-        max_relative=float((difference / np.maximum(np.abs(wanted).max(axis=-1), np.finfo(np.float32).tiny)).max()),
-        labels=labels,
-        labels_agreeing=int((wanted.argmax(axis=-1) == found.argmax(axis=-1)).sum()) if labels else 0,
-        divergence=float(np.mean(list(map(_divergence, wanted, found)) if labels else 1 - cosines)),
+        max_absolute=float(absolute.max()),
+        max_relative=float(relative.max()),
+        labels=rows.size if is_labels else 0,
+        labels_agreeing=int(agreeing.sum()) if is_labels else 0,
+        divergence=float(np.mean(divergence)),
     )
+
+
+def _compared(
+    wanted: NDArray[np.float64], found: NDArray[np.float64], *, is_labels: bool
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Of each vector its cosine, the largest difference, the same as a share of the largest number, whether it chooses
+    the same label, and how far it diverges.
+    """
+    cosines, difference = _cosines(wanted, found), np.abs(wanted - found).max(axis=-1)
+    relative = difference / np.maximum(np.abs(wanted).max(axis=-1), np.finfo(np.float32).tiny)
+    agreeing = wanted.argmax(axis=-1) == found.argmax(axis=-1)
+    divergence = np.array(list(map(_divergence, wanted, found))) if is_labels else 1 - cosines
+    return cosines, difference, relative, agreeing, divergence
 
 
 def _divergence(wanted: NDArray[np.float64], found: NDArray[np.float64]) -> float:
