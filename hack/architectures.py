@@ -32,12 +32,14 @@ refused, as code of a checkpoint is never run. A whole `clip` is two models, one
 for each task: `image-feature-extraction` takes the encoder for images, `sentence-embedding` and `auto` the one for
 texts. Of a whole `siglip` the encoder for images is converted.
 
-Layers of **experts** (`mixtral`, `qwen2_moe`, `qwen3_moe`; OLMoE, GLM-4, DeepSeek-V3, PhiMoE, Granite, gpt-oss and their
-like are tried): with `fused-attention`, on the CPU, each is one operator, which asks only the experts that a token is
-routed to, and its weights are in whole numbers in every scheme that quantises; the router's are not. With `trace` all
-experts are asked for every token, which is right and slow, and such a graph is `none`, `float16` or `bfloat16`: other
-schemes are refused. Rounding sends tokens that are undecided to another expert, and their vectors become others, here,
-where experts have nothing in common, wholly so: that is what the rows of small, random models show.
+Layers of **experts** (`mixtral`, `qwen2_moe`, `qwen3_moe`; OLMoE, GLM-4, DeepSeek-V3, PhiMoE, Granite, gpt-oss and
+their like are tried): with `fused-attention`, on the CPU, each is one operator, which asks only the experts that a
+token is routed to, and its weights are in whole numbers in every scheme that quantises; the router's are not. With
+`trace` all experts are asked for every token, which is right and slow, and such a graph is `none`, `float16` or
+`bfloat16`: other schemes are refused. Rounding sends tokens that are undecided to another expert, and their vectors
+become others, here, where experts have nothing in common, wholly so. So where anything is rounded what is written
+decides, and `minCosine` only if you ask for it. Of a small Mixtral that had read some prose `int8-dynamic` writes 96 %
+of the same tokens and loses 0.3 % of perplexity, with vectors down to a cosine of 0.50.
 
 Routes: the ways to a graph that passed. `trace` takes whatever torch can export; `fused-attention` makes attention and
 rotation one operator each, where the model lets them be replaced, and does not cover `float16`. The one in bold is

@@ -37,8 +37,9 @@ _IN_TURN: Final = 1
 _APART: Final = 2
 
 
-def has_experts(model: PreTrainedModel) -> bool:
-    return bool(model._can_set_experts_implementation())  # noqa: SLF001  it has no other name
+def has_experts(model: nn.Module) -> bool:
+    """Whether any layer is of a class that asks a registered function, which transformers marks so."""
+    return any(hasattr(module, "is_concatenated") for module in model.modules())
 
 
 @contextmanager

@@ -131,9 +131,15 @@ def _default(scheme: Scheme, task: Task) -> Tolerance:
     return _DEFAULTS[scheme][2 if task in GENERATORS else task in CLASSIFIERS]
 
 
-def tolerance_of(parity: Parity, scheme: Scheme, task: Task) -> Tolerance:
-    """The user's bounds, and those of the scheme where the user gave none."""
+def tolerance_of(parity: Parity, scheme: Scheme, task: Task, *, has_experts: bool = False) -> Tolerance:
+    """The user's bounds, and those of the scheme where the user gave none.
+
+    Where experts are chosen, rounding sends a token that is undecided to another one, and its vector is another: the
+    worst of thousands says nothing then, and what is written decides.
+    """
     default = _default(scheme, task)
+    if has_experts and scheme is not Scheme.NONE:
+        default = replace(default, min_cosine=None)
     return Tolerance(
         default.min_cosine if parity.min_cosine is None else parity.min_cosine,
         default.max_absolute if parity.max_absolute is None else parity.max_absolute,

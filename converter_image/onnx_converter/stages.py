@@ -112,12 +112,14 @@ def _loaded(path: Path, stage: str) -> Loaded:
         outline.unlink()
 
 
-def fault(stages: Iterable[Stage], asked: Parity, task: Task, scheme: Scheme) -> str | None:
+def fault(
+    stages: Iterable[Stage], asked: Parity, task: Task, scheme: Scheme, *, has_experts: bool = False
+) -> str | None:
     """The first stage that is not like the original, in words. Bounds are the user's, and those of the scheme in half
     precision or of no quantisation, but for the one that grows with the numbers of a model.
     """
     scheme = scheme if scheme in AS_EXPORTED else Scheme.NONE
-    bounds = replace(parity.tolerance_of(asked, scheme, task), max_absolute=None)
+    bounds = replace(parity.tolerance_of(asked, scheme, task, has_experts=has_experts), max_absolute=None)
     if scheme is not Scheme.NONE:
         # Two words that are nearly as good as each other change places in 16 bits, and of so few that is a large share.
         bounds = replace(bounds, min_label_agreement=None)

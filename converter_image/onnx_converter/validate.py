@@ -44,6 +44,7 @@ from onnx_converter.conversion import Conversion
 from onnx_converter.convert import verify_checkpoint
 from onnx_converter.digest import canonical_json, sha256_of
 from onnx_converter.evaluate import Evaluated, Examples
+from onnx_converter.experts import has_experts
 from onnx_converter.heads import parts_of
 from onnx_converter.precision import DATATYPES
 from onnx_converter.reasons import (
@@ -197,12 +198,13 @@ def _run(validate: Validate, progress: Progress) -> dict[str, Any]:
     places = tuple(validate.spec.place_of(path.stem, validate.provider.judged_on) for path in paths)
     candidate = Candidate.load(paths, validate.provider.judged_on, told=told, places=places, is_proved=True)
     progress.tell("CheckpointLoaded", percent=10, architecture=conversion.architecture, task=str(conversion.task))
-    tolerance = parity.tolerance_of(
-        validate.parity, parity.loosest(validate.spec.schemes, conversion.task), conversion.task
-    )
+    asked, task, scheme = validate.parity, conversion.task, validate.spec.scheme
+    mixes = has_experts(original.checkpoint.model)
+    loosest = parity.loosest(validate.spec.schemes, task)
+    tolerance = parity.tolerance_of(asked, loosest, task, has_experts=mixes)
     judgement = judge(original, candidate, tolerance, progress)
     before = conversion.graphs[validate.provider].stages
-    if (fault := stages.fault(before, validate.parity, conversion.task, validate.spec.scheme)) is not None:
+    if (fault := stages.fault(before, asked, task, scheme, has_experts=mixes)) is not None:
         reason = PARITY_FAILED if judgement.reason is VALIDATED else judgement.reason
         judgement = replace(judgement, reason=reason, message=f"{fault}; what is served of it: {judgement.message}")
     if judgement.reason is NOT_FINITE:

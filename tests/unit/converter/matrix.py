@@ -12,6 +12,7 @@ import pytest
 import architectures
 from onnx_converter import convert, footprint, parity, quantize, report, routes, texts, validate
 from onnx_converter.contest import Answers, Candidate, Original
+from onnx_converter.experts import has_experts
 from onnx_converter.heads import parts_of
 from onnx_converter.progress import Progress
 from onnx_converter.reasons import StepFailedError
@@ -126,7 +127,8 @@ def judged(original: Original, scheme: Scheme, exported: Path, target: Path) -> 
     sources = [exported / file for file in files]
     convert.write_graphs(original.checkpoint, ConversionSpec(scheme=scheme), texts.ALL, sources, target)
     candidate = Candidate.load([target / file for file in files], Provider.CPU, is_proved=True)
-    tolerance = parity.tolerance_of(Parity(), scheme, original.checkpoint.task)
+    mixes = has_experts(original.checkpoint.model)
+    tolerance = parity.tolerance_of(Parity(), scheme, original.checkpoint.task, has_experts=mixes)
     judgement = validate.judge(original, candidate, tolerance, Progress("validate", io.StringIO()))
     measured = judgement.total
     assert measured is not None, judgement.message

@@ -184,6 +184,19 @@ def test_every_scheme_judges_something_of_every_task(scheme: Scheme, task: Task)
     assert parity.violations(disaster, tolerance)
 
 
+def test_of_experts_that_rounding_chose_the_worst_vector_is_bounded_by_whoever_asks_for_it_alone() -> None:
+    worst = measured(min_cosine=0.3, label_agreement=0.96)
+    for scheme in (Scheme.NONE, Scheme.INT8_DYNAMIC):
+        for asked in ({}, {"minCosine": "0.8"}):
+            parity_ = Parity.model_validate(asked)
+            tolerance = parity.tolerance_of(parity_, scheme, Task.TEXT_GENERATION, has_experts=True)
+            assert bool(parity.violations(worst, tolerance)) == (scheme is Scheme.NONE or bool(asked))
+    wrong = measured(min_cosine=0.3, label_agreement=0.5)
+    assert parity.violations(
+        wrong, parity.tolerance_of(Parity(), Scheme.INT8_DYNAMIC, Task.TEXT_GENERATION, has_experts=True)
+    )
+
+
 def test_a_bound_of_the_user_replaces_that_one_alone() -> None:
     default = parity.tolerance_of(Parity(), Scheme.NONE, SENTENCE)
     given = parity.tolerance_of(Parity.model_validate({"minCosine": "0.5"}), Scheme.NONE, SENTENCE)
