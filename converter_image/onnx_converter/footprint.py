@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MEBIBYTE: Final = 1 << 20
 #: Python with torch, transformers, onnxruntime, and what its exporter takes of any model.
 _LIBRARIES: Final = 592 * MEBIBYTE
-#: How many times the weights in fp32: the original, and two sessions of the graph while its placement is proved.
+#: How many times the weights in fp32: the original, a session of the graph, and the files of both while they are read.
 _TIMES: Final = {
     "none": 3.6,
     # The original is in fp32 all the same, and on the CPU a session turns its weights into that, too.
