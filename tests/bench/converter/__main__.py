@@ -129,20 +129,26 @@ COLUMNS: Final = (
 )
 HEAD: Final = f"""# Benchmarks
 What a conversion costs, and how fast its graphs are beside torch. `make bench-converter` measures it anew and writes
-this page. The checkpoints have the shapes that they are named after and random weights, which neither speed nor memory
-depend on; what quantisation costs in likeness is in [reference/architectures.md](reference/architectures.md).
-
-Measured on {{cpu}}, of whose instructions for whole numbers there are: {{kinds}}; {{threads}} threads for either side,
-{{memory}} GB of memory, read by them at {{bandwidth}} GB/s, so that no token of a model with a gigabyte of weights
-takes less than {{least}} ms; torch {{torch}}, transformers {{transformers}}, onnxruntime {{onnxruntime}}. {{busy}}
+this page: the section of the machine that it runs on, and no other. The checkpoints have the shapes that they are named
+after and random weights, which neither speed nor memory depend on; what quantisation costs in likeness is in
+[reference/architectures.md](reference/architectures.md).
 
 - **Speed**: how many times as fast as torch in fp32 with eager attention, medians of one text at a time, both asked in
   turns of some requests in one process for up to {SECONDS} s: for encoders texts of 128 tokens, for all that write one
-  token after 128 that are past.
-- **Peak**: what convert and validate take at most above their imports (0.5 GB), mapped files included. **Planned**:
-  what the Jobs request where the class names no memory, and by what they are refused; imports included.
+  token after 128 that are past. How much there is to gain is the processor's: where a few threads of torch do all that
+  it can, or wait for memory, nothing can be twice as fast in the same numbers.
+- **Peak**: what convert and validate take at most above their imports (0.5 GB), mapped files included, which the kernel
+  gives back where memory is short. **Planned**: what the Jobs request where the class names no memory, and by what they
+  are refused; imports included.
 - **Disk**: of the graph, and of the work folder at its fullest, times the weights of the checkpoint (target: at most
   {DISK}).
+"""
+#: Of one machine.
+SECTION: Final = "\n## "
+MEASURED: Final = f"""{{cpu}}
+Measured at {{commit}}. Instructions for whole numbers: {{kinds}}; {{threads}} threads for either side, {{memory}} GB of
+memory, read by them at {{bandwidth}} GB/s, so that no token of a model with a gigabyte of weights takes less than
+{{least}} ms; torch {{torch}}, transformers {{transformers}}, onnxruntime {{onnxruntime}}. {{busy}}
 
 | {" | ".join(COLUMNS)} |
 |{"---|" * len(COLUMNS)}
@@ -183,10 +189,10 @@ def main() -> None:
                     print(rows[-1], flush=True)
             if name == LARGEST:
                 wall = beside_builder(source, Path(folder))
-    page = page_of(rows, load) + wall
-    print(page)
+    section = section_of(rows, load) + wall
+    print(section)
     if not (asked.case or asked.scheme):
-        TARGET.write_text(page)
+        TARGET.write_text(page_of(section, TARGET.read_text()))
     if missed := [f"{row.case}, {row.scheme}: {what}" for row in rows for what in _missed(row)]:
         sys.exit("\n".join(["not reached:", *missed]))
 
@@ -292,8 +298,14 @@ class Watched:
             self.most = max(self.most, held)
 
 
-def page_of(rows: list[Row], load: float) -> str:
-    """docs/benchmarks.md."""
+def page_of(section: str, before: str) -> str:
+    """docs/benchmarks.md, with what is there of other machines."""
+    others = [one for one in before.split(SECTION)[1:] if one.partition("\n")[0] != section.partition("\n")[0]]
+    return SECTION.join([HEAD, *(one.rstrip() + "\n" for one in (section, *others))])
+
+
+def section_of(rows: list[Row], load: float) -> str:
+    """By the name of the processor."""
     lines = [
         f"| {row.case} | `{row.scheme}` | {float(row.cell['speedup']):.1f} | {_target(_speed_wanted(row), 'at least')} "
         f"| {row.cell['graph']['p50Milliseconds']} | {row.seconds:.0f} s "
@@ -307,7 +319,7 @@ def page_of(rows: list[Row], load: float) -> str:
         if load > 1
         else "Nothing else was done on the machine at the same time."
     )
-    return HEAD.format(busy=busy, **_machine()) + "\n".join(lines) + "\n"
+    return MEASURED.format(busy=busy, **_machine()) + "\n".join(lines) + "\n"
 
 
 def _target(wanted: float | None, word: str) -> str:
@@ -343,7 +355,10 @@ def _machine() -> dict[str, Any]:
         kind for kind in ("avx2", "avx512_vnni", "avx_vnni", "amx_int8") if kind in facts.get("flags", "").split()
     )
     bandwidth = _bandwidth()
+    git = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(git, cwd=TARGET.parent, check=True, capture_output=True, text=True).stdout.strip()
     return {
+        "commit": commit,
         "bandwidth": f"{bandwidth / GIGABYTE:.0f}",
         "least": f"{1000 * GIGABYTE / bandwidth:.0f}",
         "cpu": facts.get("model name", platform.machine()),
