@@ -132,7 +132,8 @@ def int8_static(
     there = _names([*layers_of(model.graph), *experts_of(model.graph)])
     kept = _not_excluded(there, spec.exclude or (), alike)
     products = frozenset(_names(layers_of(model.graph))) - routers_of(model.graph)
-    chosen = [layer for layer in kept if layer in products]
+    if not (chosen := [layer for layer in kept if layer in products]):
+        raise _none_left(len(there), alike)
     given = sorted({node.input[0] for node in model.graph.node if node.name in chosen})
     measured = ranges.of(source, given, requests)
     is_wide, is_symmetric = spec.activations is Activations.UINT16, provider is Provider.TENSORRT
@@ -238,13 +239,16 @@ def _not_excluded(layers: Sequence[str], exclude: Sequence[str], alike: Sequence
                 )
     left = [layer for layer in layers if not any(fnmatchcase(layer, pattern) for pattern in exclude)]
     if not left:
-        # Without names the quantizer would take every product there is.
-        raise StepFailedError(
-            SPEC_IMPOSSIBLE,
-            f"quantization.exclude leaves none of {len(layers)} layers to quantise: use scheme none"
-            f"{_there(bool(alike))}",
-        )
+        raise _none_left(len(layers), alike)
     return left
+
+
+def _none_left(count: int, alike: Sequence[Path]) -> StepFailedError:
+    """Without names the quantizer would take every product there is."""
+    return StepFailedError(
+        SPEC_IMPOSSIBLE,
+        f"quantization.exclude leaves none of {count} layers to quantise: use scheme none{_there(bool(alike))}",
+    )
 
 
 def _matches_any(pattern: str, layers: Iterable[str]) -> bool:
@@ -332,7 +336,7 @@ def head_of(graph: onnx.GraphProto) -> str | None:
 
 def _in_eight(spec: ConversionSpec) -> Experts:
     """Experts with weights of eight bits: there is no other form for them in whole numbers."""
-    said = {"scheme": Scheme.INT8_WEIGHT_ONLY, "block_size": _BLOCK, "symmetric": True}
+    said = {"scheme": Scheme.INT8_WEIGHT_ONLY, "block_size": _BLOCK}
     return Blocks(spec.model_copy(update=said), None, None).experts
 
 

@@ -91,6 +91,8 @@ def asked(path: Path, tokens: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(answer)
 
 
+#: What is said of the operator in floats.
+KNOWN = {"k", "activation_type", "activation_alpha", "activation_beta", "swiglu_fusion", "normalize_routing_weights"}
 #: How far an answer may be from that in floats, as a share of its length; another expert's is further than all of it.
 SCHEMES: dict[str, tuple[dict[str, Any], float]] = {
     "int8-dynamic": ({"scheme": "int8-dynamic"}, 0.03),
@@ -112,6 +114,10 @@ def test_weights_of_experts_are_in_whole_numbers_and_those_of_their_router_stay(
     graph = onnx.load(target).graph
     kinds = [node.op_type for node in graph.node]
     assert ("MoE" in kinds, kinds.count("QMoE")) == (False, 1)
+    (made,) = (node for node in graph.node if node.op_type == "QMoE")
+    # onnxruntime 1.23 loads no graph that says more of it.
+    assert {item.name for item in made.attribute} - KNOWN == {"expert_weight_bits", "block_size"}
+    assert len(made.input) <= 8
     assert routers_of(onnx.load(source).graph) == {"router"}
     floats = {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
     assert {"router", "bias"} <= floats
@@ -126,6 +132,12 @@ def test_experts_can_be_left_out_by_name(tmp_path: Path) -> None:
         spec = ConversionSpec.model_validate({"scheme": scheme, "exclude": ["exp*"]})
         quantize.quantise(spec, source, target, [{"tokens": numbers(5, TOKENS, WIDTH)}])
         assert "MoE" in {node.op_type for node in onnx.load(target).graph.node}
+
+
+def test_a_static_graph_of_nothing_but_experts_is_refused_as_one_of_no_layers(tmp_path: Path) -> None:
+    spec = ConversionSpec.model_validate({"scheme": "int8-static", "exclude": ["beside"]})
+    with pytest.raises(StepFailedError, match="leaves none of 3 layers to quantise"):
+        quantize.quantise(spec, write(tmp_path / "floats.onnx"), tmp_path / "whole.onnx")
 
 
 def test_experts_of_widths_that_no_block_divides_stay_in_floats(tmp_path: Path) -> None:
