@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 from transformers.integrations import moe
 
+from onnx_converter.operators import operator
 from onnx_converter.products import EXPERTS, UP
 
 if TYPE_CHECKING:
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
 _DENSE: Final = "onnx"
 _FUSED: Final = "onnxruntime"
 #: As it knows its own.
-EAGER: Final = "eager"
-DOMAIN: Final = "com.microsoft"
+_EAGER: Final = "eager"
 #: What an expert that was not asked scores; the best of the others are asked, and the exponential of this is nothing.
 _UNASKED: Final = -1e4
 #: The order of the gate and what it gates: a row of each in turn, or all of one and then all of the other.
@@ -54,7 +54,7 @@ def traced(model: PreTrainedModel, *, as_operator: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        model.set_experts_implementation(EAGER)
+        model.set_experts_implementation(_EAGER)
 
 
 def _dense(experts: Any, hidden: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
@@ -91,20 +91,16 @@ def _fused(experts: Any, hidden: Tensor, chosen: Tensor, shares: Tensor) -> Tens
     scores = torch.full_like(hidden[:, :1], _UNASKED).expand(-1, experts.num_experts)
     scores = scores.scatter(1, chosen, shares.clamp(min=torch.finfo(shares.dtype).tiny).log())
     (up, bias_up), (down, bias_down) = _weights(experts, "gate_up"), _weights(experts, "down")
-    made: Tensor = torch.onnx.ops.symbolic(
-        f"{DOMAIN}::{EXPERTS}",
+    made = operator(
+        EXPERTS,
         (hidden, scores, up, bias_up, down, bias_down),
-        {
-            "k": chosen.shape[1],
-            "activation_type": "swiglu",
-            "activation_alpha": 1.0,
-            "activation_beta": 0.0,
-            _ORDER: _APART,
-            "normalize_routing_weights": 1,
-        },
-        dtype=hidden.dtype,
-        shape=hidden.shape,
-        version=1,
+        hidden.shape,
+        k=chosen.shape[1],
+        activation_type="swiglu",
+        activation_alpha=1.0,
+        activation_beta=0.0,
+        swiglu_fusion=_APART,
+        normalize_routing_weights=1,
     )
     return made * shares.sum(-1, keepdim=True)
 

@@ -16,6 +16,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from onnx_converter import experts
+from onnx_converter.operators import operator
 from onnx_converter.route import Route
 from onnx_converter.spec import Provider, Task
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 #: As transformers knows the function for attention.
 _NAME: Final = "onnxruntime"
 _ROTATION: Final = "apply_rotary_pos_emb"
-_DOMAIN: Final = "com.microsoft"
 
 
 def misses(checkpoint: Checkpoint, goal: Goal) -> str | None:
@@ -103,7 +103,7 @@ class Operators:
         if group > 1:
             (mask,) = self._once(mask, lambda: (mask.repeat(1, 1, group, 1),))
         queries = query.reshape(batch, kept, rows, width).transpose(1, 2).reshape(batch, rows, kept * width)
-        answer = _operator(
+        answer = operator(
             "MultiHeadAttention",
             (queries, key, value, None, None, mask),
             (batch, rows, kept * width),
@@ -135,8 +135,4 @@ class Operators:
 
 def _rotated(heads: Tensor, half: int, table: Sequence[Tensor]) -> Tensor:
     part = {} if heads.shape[3] == 2 * half else {"num_heads": heads.shape[1], "rotary_embedding_dim": 2 * half}
-    return _operator("RotaryEmbedding", (heads, *table), heads.shape, **part)
-
-
-def _operator(name: str, inputs: Sequence[Tensor | None], shape: Sequence[int | torch.SymInt], **said: Any) -> Tensor:
-    return torch.onnx.ops.symbolic(f"{_DOMAIN}::{name}", inputs, said, dtype=torch.float32, shape=shape, version=1)
+    return operator("RotaryEmbedding", (heads, *table), heads.shape, **part)

@@ -90,8 +90,10 @@ def session(
     else:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
-    profiles = mkdtemp() if is_profiled else None
-    if profiles is not None:
+    if is_profiled:
+        profiles = mkdtemp()
+        # The session keeps its options, and both are gone together.
+        weakref.finalize(options, shutil.rmtree, profiles, ignore_errors=True)
         options.enable_profiling = True
         options.profile_file_prefix = f"{profiles}/profile"
     providers: list[Any] = [str(Provider.CPU)]
@@ -102,11 +104,8 @@ def session(
     try:
         made = onnxruntime.InferenceSession(model, options, providers=providers)
     except Exception as error:
-        shutil.rmtree(profiles or "", ignore_errors=True)
         name = model.name if isinstance(model, Path) else "a part of the graph"
         raise StepFailedError(GRAPH_REFUSED, f"onnxruntime cannot load {name}: {gist(error)}") from error
-    if profiles is not None:
-        weakref.finalize(made, shutil.rmtree, profiles, ignore_errors=True)
     if made.get_providers()[0] != provider:
         raise StepFailedError(
             PLACEMENT_FAILED,

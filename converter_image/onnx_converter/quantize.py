@@ -83,10 +83,10 @@ def quantise(
     hold as well that are read later. A pattern of `exclude` may match layers of graphs alike alone: others that have
     the scheme. Tells the layers that were left as they are since they moved too far, and how far.
     """
-    _refuse_experts(spec, wire.outline(source).graph, provider)
+    model = wire.outline(source)
+    _refuse_experts(spec, model.graph, provider)
     if spec.scheme is Scheme.INT8_STATIC:
         return int8_static(spec, source, target, requests, provider=provider, alike=alike, shared=shared)
-    model = wire.outline(source)
     is_large = _is_large(model, source)
     if spec.scheme is Scheme.INT8_DYNAMIC:
         integers = Integers()
@@ -129,7 +129,7 @@ def int8_static(
     """
     model = wire.outline(source)
     is_large = _is_large(model, source)
-    there = _names([*layers_of(model.graph), *experts_of(model.graph)])
+    there = _quantisable(model.graph)
     kept = _not_excluded(there, spec.exclude or (), alike)
     products = frozenset(_names(layers_of(model.graph))) - routers_of(model.graph)
     if not (chosen := [layer for layer in kept if layer in products]):
@@ -219,8 +219,12 @@ def _names(layers: Iterable[onnx.NodeProto]) -> list[str]:
     return [layer.name for layer in layers]
 
 
+def _quantisable(graph: onnx.GraphProto) -> list[str]:
+    return _names([*layers_of(graph), *experts_of(graph)])
+
+
 def _excluded(exclude: Sequence[str], graph: onnx.GraphProto, alike: Sequence[Path]) -> frozenset[str]:
-    layers = _names([*layers_of(graph), *experts_of(graph)])
+    layers = _quantisable(graph)
     return frozenset(layers).difference(_not_excluded(layers, exclude, alike))
 
 
@@ -229,7 +233,7 @@ def _not_excluded(layers: Sequence[str], exclude: Sequence[str], alike: Sequence
     are read if it comes to that.
     """
     if unmatched := [pattern for pattern in exclude if not _matches_any(pattern, layers)]:
-        there = [*layers, *(layer for path in alike for layer in _names(layers_of(wire.outline(path).graph)))]
+        there = [*layers, *(layer for path in alike for layer in _quantisable(wire.outline(path).graph))]
         for pattern in unmatched:
             if not _matches_any(pattern, there):
                 raise StepFailedError(
